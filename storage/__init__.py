@@ -1,0 +1,1 @@
+"""Files and JSON: fingerprints, artifacts, records, and the store that holds them."""

@@ -1,0 +1,155 @@
+"""Artifacts and records: what was made, and how.
+
+An artifact is an immutable folder, named by the sha256 over its sorted files. A record says which
+step made it, from which config and inputs, at what cost, where and by what code; the whole pre-image
+of its key is in it. Both carry their own digest, so an edited record is as evident as a flipped bit.
+"""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from storage.fingerprint import Config, Json, canonical, fingerprint
+
+FORMAT = 1
+"""Version of the store's layout; a store of a newer one is refused."""
+
+
+class FileEntry(Config):
+    """One file of an artifact."""
+
+    sha256: str
+    """Sha256 of the content, 64 hex digits."""
+    num_bytes: int
+    """Size in bytes."""
+
+
+class Artifact(Config):
+    """An immutable folder of files, named by their digests."""
+
+    kind: str
+    """What it is: model, tokens, documents, ..."""
+    digest: str
+    """Fingerprint over the sorted files."""
+    files: dict[str, FileEntry]
+    """Every file by its path inside the folder."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Sum of the files' sizes in bytes."""
+        return sum(entry.num_bytes for entry in self.files.values())
+
+    @property
+    def prefix(self) -> str:
+        """The folder in the store."""
+        return f"artifacts/{self.kind}/{self.digest}"
+
+
+def digest_of(files: dict[str, FileEntry]) -> str:
+    """The digest that names an artifact with these files."""
+    return fingerprint("artifact", {path: [e.sha256, e.num_bytes] for path, e in files.items()})
+
+
+def hash_file(path: Path) -> FileEntry:
+    """Size and sha256 of a local file, read once."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(sha256=digest, num_bytes=path.stat().st_size)
+
+
+def describe(kind: str, folder: Path) -> Artifact:
+    """The artifact that a local folder would be. Raises ValueError for an empty folder."""
+    files = {
+        path.relative_to(folder).as_posix(): hash_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    if not files:
+        raise ValueError(f"{folder} holds no file: a step must write its output there")
+    return Artifact(kind=kind, digest=digest_of(files), files=files)
+
+
+class Record(Config):
+    """How one artifact was made; its name in the store is ``records/<step>/<label>.<key>.json``."""
+
+    format: int = FORMAT
+    """Layout version of the store that wrote it."""
+    step: str
+    """Name of the step."""
+    version: int
+    """Version of the step's code."""
+    key: str
+    """Fingerprint of step, version, config and input digests."""
+    label: str
+    """For people; bears no identity."""
+    config: Any
+    """The step's config, in canonical JSON."""
+    inputs: dict[str, str]
+    """Digest of the artifact behind each input."""
+    output: Artifact
+    """What was made."""
+    details: dict[str, Any] = Field(default_factory=dict)
+    """Facts about the output that people and plans want without reading it."""
+    cost: dict[str, Any] = Field(default_factory=dict)
+    """Seconds, tokens, FLOPs, joules and the estimator of the joules."""
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    """Commit, command line, host, device, package versions, time."""
+
+    @property
+    def path(self) -> str:
+        """Where it lies in the store."""
+        return record_path(self.step, self.label, self.key)
+
+    def recomputed_key(self) -> str:
+        """The key that its own content gives."""
+        return step_key(self.step, self.version, self.config, self.inputs)
+
+
+def step_key(step: str, version: int, config: object, inputs: dict[str, str]) -> str:
+    """The name under which a step's result is looked up before it is built."""
+    pre_image = {"step": step, "version": version, "config": config, "inputs": inputs}
+    return fingerprint("step", pre_image)
+
+
+def slug(label: str) -> str:
+    """``label`` as it may stand in a file name: letters, digits, ``_`` and ``-``, 60 at most."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", label).strip("-")[:60] or "unnamed"
+
+
+def record_path(step: str, label: str, key: str) -> str:
+    """Where the record of a key lies."""
+    return f"records/{step}/{slug(label)}.{key}.json"
+
+
+class Sealed(Config):
+    """A JSON document with the fingerprint of its own content."""
+
+    seal: str
+    """Fingerprint of ``content``."""
+    content: Any
+    """The document."""
+
+
+def seal(content: object) -> bytes:
+    """JSON bytes, indented for people, with the fingerprint of the content beside it."""
+    sealed = Sealed(seal=fingerprint("sealed", content), content=canonical(content))
+    return sealed.model_dump_json(indent=1).encode()
+
+
+class CorruptError(ValueError):
+    """Something in the store is not what was written; the message names it."""
+
+
+def unseal(data: bytes, name: str) -> Json:
+    """The content of sealed JSON. Raises CorruptError naming ``name`` where it was changed."""
+    try:
+        sealed = Sealed.model_validate_json(data)
+    except ValidationError as error:
+        raise CorruptError(f"{name} is not readable as sealed JSON ({len(data)} bytes)") from error
+    if fingerprint("sealed", sealed.content) != sealed.seal:
+        raise CorruptError(f"{name} was changed after it was written: its seal does not match")
+    content: Json = sealed.content
+    return content

@@ -1,0 +1,263 @@
+"""Steps: pure functions whose output is looked up by the fingerprint of their inputs before they run.
+
+What can change a result is in a ``Call`` (step, config, inputs by digest) and so in its key; what
+cannot is in ``Runtime``. The line is drawn by types: a step's function is given both, and only the
+first can reach the fingerprint.
+"""
+
+import errno
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from storage.artifact import Artifact, Record, describe, step_key
+from storage.checkpoint import Checkpoints
+from storage.fingerprint import Config, Difference, Json, canonical, differences
+from storage.provenance import provenance
+from storage.store import Store
+
+LOG = logging.getLogger("mixpool.cache")
+
+C = TypeVar("C", bound=Config)
+
+Progress = Callable[[int, int, str], None]
+"""Called with (done, total, unit) while a step works."""
+
+
+class Runtime(BaseModel):
+    """What can never change a result's identity: where and how fast it is computed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    device: str = "auto"
+    """torch device; ``auto`` is the first GPU where there is one, else the CPU."""
+    threads: int | None = None
+    """CPU threads of one process; None leaves torch's default."""
+    compile: bool = False
+    """Whether torch.compile is used for training and evaluation."""
+    checkpoint_seconds: float = 60.0
+    """Seconds between two resume points of a training."""
+    batch_tokens: int = 4096
+    """Tokens in one forward pass of an evaluation."""
+    chunk: int = 64
+    """Mixtures evaluated between two writes to the losses table."""
+    scratch: str | None = None
+    """Folder for unfinished outputs; None is the system's temporary folder."""
+
+
+class Meter(Protocol):
+    """Measures what a step costs (see ``tasks.energy``)."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    def add(self, *, tokens: int = 0, flops: float = 0.0) -> None:
+        """Count work that was done."""
+
+    @property
+    def cost(self) -> Any:
+        """What was spent, as a JSON-like model; complete after the block has ended."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What a step may use besides its config and inputs; none of it may change its output."""
+
+    runtime: Runtime
+    checkpoints: Checkpoints
+    meter: Meter
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Step(Generic[C]):
+    """A named, versioned pure function from (config, input folders) to an output folder.
+
+    ``build(config, inputs, output, workspace)`` writes the artifact's files into ``output`` and
+    returns details for the record. ``version`` is raised by hand when equal inputs should give
+    another output.
+    """
+
+    name: str
+    version: int
+    kind: str
+    config: type[C]
+    build: Callable[[C, Mapping[str, Path], Path, Workspace], Mapping[str, object]]
+
+
+@dataclass(frozen=True)
+class Handle:
+    """An artifact as a chain passes it on; ``artifact`` is None where a plan has not built it."""
+
+    label: str
+    kind: str
+    artifact: Artifact | None
+    record: Record | None = None
+    hit: bool = True
+
+    @property
+    def digest(self) -> str | None:
+        """Digest of the artifact, None in a plan."""
+        return None if self.artifact is None else self.artifact.digest
+
+
+@dataclass(frozen=True)
+class Call(Generic[C]):
+    """One use of a step: with its inputs' digests it has a key, the name of its result."""
+
+    step: Step[C]
+    config: C
+    inputs: Mapping[str, Handle]
+    label: str
+    estimate: Mapping[str, float] = field(default_factory=dict, compare=False)
+    """Expected work (tokens), from which a plan estimates cost; bears no identity."""
+
+    def __post_init__(self) -> None:
+        if type(self.config) is not self.step.config:
+            raise TypeError(
+                f"step {self.step.name} takes {self.step.config.__name__}, "
+                f"not {type(self.config).__name__}"
+            )
+
+    @property
+    def digests(self) -> dict[str, str] | None:
+        """Digest of each input, or None while one is not built."""
+        found = {name: handle.digest for name, handle in self.inputs.items()}
+        known = {name: digest for name, digest in found.items() if digest is not None}
+        return known if len(known) == len(found) else None
+
+    @property
+    def key(self) -> str | None:
+        """The name of the result, or None while an input is not built."""
+        digests = self.digests
+        return None if digests is None else self._key(digests)
+
+    def _key(self, digests: dict[str, str]) -> str:
+        return step_key(self.step.name, self.step.version, self.config, digests)
+
+    @property
+    def name(self) -> str:
+        """``step label``, for people."""
+        return f"{self.step.name} {self.label}"
+
+
+def lookup(store: Store, call: Call[Any], *, fresh: bool = False) -> Handle | None:
+    """The stored result of a call, or None."""
+    key = call.key
+    record = None if key is None else store.find(call.step.name, key, fresh=fresh)
+    return None if record is None else Handle(call.label, call.step.kind, record.output, record)
+
+
+class OutOfSpaceError(OSError):
+    """No space is left where a step writes; what was committed is safe."""
+
+
+def build(
+    store: Store, call: Call[Any], runtime: Runtime, meter: Meter, progress: Progress
+) -> Handle:
+    """Run a call under a lease and commit its output; a result that appears meanwhile is used.
+
+    Raises:
+        Busy: another live run is building the same key.
+        OutOfSpaceError: the disk of the store or the scratch folder is full.
+    """
+    digests = call.digests
+    assert digests is not None, f"{call.name}: an input is not built"
+    folder = f"{call.step.name}/{call._key(digests)}"
+    with store.lease(folder):
+        if (found := lookup(store, call, fresh=True)) is not None:
+            return found
+        checkpoints = Checkpoints(store.backend, f"work/{folder}")
+        try:
+            record = _run(store, call, digests, Workspace(runtime, checkpoints, meter, progress))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise OutOfSpaceError(
+                errno.ENOSPC,
+                f"no space left while {call.name} was written (store {store.url}, scratch "
+                f"{runtime.scratch or tempfile.gettempdir()}): free some and run again; "
+                "everything committed is kept and unfinished training resumes",
+            ) from error
+        checkpoints.clear()
+    return Handle(call.label, call.step.kind, record.output, record, hit=False)
+
+
+def _run(store: Store, call: Call[Any], digests: dict[str, str], workspace: Workspace) -> Record:
+    inputs = {name: _fetched(store, handle) for name, handle in call.inputs.items()}
+    with tempfile.TemporaryDirectory(dir=workspace.runtime.scratch, prefix="mixpool-") as scratch:
+        output = Path(scratch) / "output"
+        output.mkdir()
+        with workspace.meter as meter:
+            details = call.step.build(call.config, inputs, output, workspace)
+        cost = canonical(meter.cost)
+        assert isinstance(cost, dict)
+        record = Record(
+            step=call.step.name,
+            version=call.step.version,
+            key=call._key(digests),
+            label=call.label,
+            config=canonical(call.config),
+            inputs=digests,
+            output=describe(call.step.kind, output),
+            details=dict(details),
+            cost=cost,
+            provenance=provenance(str(cost.get("device", os.uname().machine))),
+        )
+        return store.commit(record, output)
+
+
+def _fetched(store: Store, handle: Handle) -> Path:
+    assert handle.artifact is not None
+    return store.fetch(handle.artifact)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a call would run: how it differs from the record that is nearest to it."""
+
+    call: Call[Any]
+    nearest: Record | None
+    differences: list[Difference]
+
+    def __str__(self) -> str:
+        if self.nearest is None:
+            return f"{self.call.name}: no record of this step yet"
+        lines = [
+            f"{self.call.name}: differs from {self.nearest.label} ({self.nearest.key[:10]}) in"
+        ]
+        return "\n".join([*lines, *(f"    {difference}" for difference in self.differences)])
+
+
+def explain(call: Call[Any], records: list[Record]) -> Explanation:
+    """Compare a call with the records of its step; an input that is not built is ``not built``."""
+    target = _pre_image(
+        call.step.version,
+        canonical(call.config),
+        {name: handle.digest or "not built" for name, handle in call.inputs.items()},
+    )
+    found = [
+        (list(differences(_pre_image(r.version, r.config, r.inputs), target)), r) for r in records
+    ]
+    if not found:
+        return Explanation(call, None, [])
+    # Of records that are equally near, the one for the same thing tells more.
+    fewest, record = min(found, key=lambda pair: (len(pair[0]), pair[1].label != call.label))
+    return Explanation(call, record, fewest)
+
+
+def _pre_image(version: int, config: Json, inputs: dict[str, str]) -> Json:
+    return {"version": version, "config": config, "inputs": {**inputs}}

@@ -1,0 +1,166 @@
+"""Canonical JSON and tagged sha256: equal meaning gives an equal name, on every machine.
+
+A fingerprint is the sha256 of a tag and the canonical JSON of a value. A value that has no single
+canonical form (a set, a path, NaN, an object) is refused, with the remedy in the message: guessing
+a form is how a cache comes to serve the wrong model.
+
+``Config`` is the base of every configuration: frozen, unknown fields refused, defaults written into
+the fingerprint explicitly, so that changing a default later never makes two configs share a key.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from typing import NamedTuple, TypeAlias
+
+from pydantic import BaseModel, ConfigDict
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+
+NEUTRAL = "neutral"
+"""Key in a field's ``json_schema_extra``: the value at which a field *added after a release* is left
+out of the fingerprint, so that results from before it stay valid. Never changed once declared."""
+
+
+class Config(BaseModel):
+    """Base of all configurations: immutable, refuses unknown fields, bears identity in full."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class NotCanonicalError(TypeError):
+    """A value without one canonical form was about to enter a fingerprint."""
+
+
+def canonical(value: object, where: str = "value") -> Json:
+    """Reduce ``value`` to plain JSON with one form per meaning.
+
+    Args:
+        value: None, bool, int, finite float, str, Enum, pydantic model, mapping with string keys,
+            list or tuple of these.
+        where: dotted path of the value, for messages.
+
+    Raises:
+        NotCanonicalError: the value has no single canonical form; the message says what to do.
+    """
+    match value:
+        case BaseModel():
+            return canonical(_identity_fields(value), where)
+        case Enum():
+            return canonical(value.value, where)
+        case None | bool() | int():
+            return value
+        case str():
+            return _canonical_text(value, where)
+        case float():
+            return _canonical_float(value, where)
+        case Mapping():
+            return {
+                _canonical_key(key, where): canonical(item, f"{where}.{key}")
+                for key, item in value.items()
+            }
+        case list() | tuple():
+            return [canonical(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    raise NotCanonicalError(_refusal(value, where))
+
+
+def _identity_fields(model: BaseModel) -> dict[str, object]:
+    fields = {}
+    for name, info in type(model).model_fields.items():
+        value = getattr(model, name)
+        extra = info.json_schema_extra
+        if isinstance(extra, dict) and NEUTRAL in extra and value == extra[NEUTRAL]:
+            continue
+        fields[name] = value
+    return fields
+
+
+def _canonical_text(value: str, where: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise NotCanonicalError(
+            f"{where} is text with a lone surrogate at position {error.start}: "
+            "decode it from bytes as UTF-8 first"
+        ) from error
+    return value
+
+
+def _canonical_float(value: float, where: str) -> float:
+    if not math.isfinite(value):
+        raise NotCanonicalError(f"{where} is {value}: give a finite number, or None for 'not set'")
+    return value + 0.0  # -0.0 and 0.0 are equal, so they have one form
+
+
+def _canonical_key(key: object, where: str) -> str:
+    if not isinstance(key, str):
+        raise NotCanonicalError(
+            f"{where} has the key {key!r} of type {type(key).__name__}: use text"
+        )
+    return _canonical_text(key, where)
+
+
+def _refusal(value: object, where: str) -> str:
+    remedies = {
+        "set": "it has no order; give a sorted list",
+        "frozenset": "it has no order; give a sorted list",
+        "bytes": "give its sha256 as text",
+        "datetime": "give ISO 8601 text in UTC",
+    }
+    name = type(value).__name__
+    remedy = remedies.get(name)
+    if remedy is None and hasattr(value, "__fspath__"):
+        remedy = "a path says where something lies, not what it is; give the digest of the content"
+    remedy = remedy or "give numbers, text, lists, mappings, or a pydantic model of these"
+    return f"{where} is a {name} ({value!r:.80}), which has no canonical form: {remedy}"
+
+
+def canonical_bytes(value: object) -> bytes:
+    """Canonical JSON of ``value`` as bytes: sorted keys, no white space, UTF-8."""
+    return json.dumps(
+        canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def fingerprint(tag: str, value: object) -> str:
+    """Sha256 (64 hex digits) of ``value``; different ``tag``s never collide by construction."""
+    return hashlib.sha256(f"mixpool:{tag}\0".encode() + canonical_bytes(value)).hexdigest()
+
+
+class Difference(NamedTuple):
+    """One field in which two values differ; ``absent`` stands for a field that is not there."""
+
+    path: str
+    old: Json
+    new: Json
+
+    def __str__(self) -> str:
+        return f"{self.path}: {_shown(self.old)} -> {_shown(self.new)}"
+
+
+ABSENT = "(absent)"
+
+
+def _shown(value: Json) -> str:
+    text = value if value == ABSENT else json.dumps(value, ensure_ascii=False)
+    return str(text) if len(str(text)) <= 80 else f"{str(text)[:77]}..."
+
+
+def differences(old: Json, new: Json, path: str = "") -> Iterator[Difference]:
+    """Every leaf in which two canonical values differ, in the order of their paths."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            below = f"{path}.{key}" if path else key
+            yield from differences(old.get(key, ABSENT), new.get(key, ABSENT), below)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (one, other) in enumerate(zip(old, new, strict=True)):
+            yield from differences(one, other, f"{path}[{index}]")
+    elif type(old) is not type(new) or old != new:
+        yield Difference(path, old, new)
+
+
+def short(digest: str | None, length: int = 10) -> str:
+    """The first digits of a digest, for people; ``not built`` where there is none yet."""
+    return "not built" if digest is None else digest[:length]

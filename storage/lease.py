@@ -1,0 +1,172 @@
+"""An advisory lease, so that two runs do not do the same work at the same time.
+
+A lease is a chain of files ``lease.0``, ``lease.1``, ... of which the highest counts. Taking over an
+expired one means creating the next number, which only one of many can: the store's create-only write
+is all that is needed, on every backend. The holder renews by rewriting its file; expiry is measured
+by the clock that stamps the files. A holder on this host whose process is gone has expired at once.
+
+Leases only save work. What keeps results right is that records are create-only.
+"""
+
+import json
+import logging
+import os
+import random
+import threading
+import time
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from storage.backend import Backend
+
+LOG = logging.getLogger("mixpool.lease")
+
+TIME_TO_LIVE = 60.0
+"""Seconds after which a lease that was not renewed may be taken over."""
+
+
+class Busy(Exception):  # noqa: N818 - a state of the world, not a fault
+    """Somebody else holds the lease; ``holder`` says who, in words."""
+
+    def __init__(self, name: str, holder: str) -> None:
+        super().__init__(f"{name} is being worked on by {holder}")
+        self.holder = holder
+
+
+class Lease:
+    """Holds ``<folder>/lease.<n>`` while the ``with`` block runs, renewed by a thread.
+
+    Raises:
+        Busy: on entry, where a live holder has it.
+    """
+
+    def __init__(self, backend: Backend, folder: str, time_to_live: float = TIME_TO_LIVE) -> None:
+        self._backend = backend
+        self._folder = folder
+        self._time_to_live = time_to_live
+        self._owner = _this_process()
+        self._path = ""
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        for _ in range(100):
+            numbers = lease_numbers(self._backend, self._folder)
+            if holder := self._live_holder(numbers):
+                raise Busy(self._folder, holder)
+            mine = max(numbers, default=-1) + 1
+            self._path = f"{self._folder}/lease.{mine}"
+            if self._backend.create(self._path, self._content()) and self._is_alone(mine):
+                self._drop(numbers)
+                self._start()
+                return self
+        raise Busy(self._folder, "many others at once")
+
+    def _is_alone(self, mine: int) -> bool:
+        """Look again: a listing may have been older than somebody's whole turn."""
+        others = [n for n in lease_numbers(self._backend, self._folder) if n != mine]
+        if self._live_holder(others) is None:
+            return True
+        self._backend.delete(self._path)
+        time.sleep(random.random() / 10)
+        return False
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self._is_mine():
+            self._backend.delete(self._path)
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._renew, name="mixpool-lease", daemon=True)
+        self._thread.start()
+
+    def _renew(self) -> None:
+        while not self._stop.wait(self._time_to_live / 3):
+            try:
+                if not self._is_mine():
+                    LOG.warning("%s was taken over by another run; going on", self._path)
+                    return
+                self._backend.put(self._path, self._content())
+            except OSError as error:
+                LOG.warning("could not renew %s (%s); trying again", self._path, error)
+
+    def _content(self) -> bytes:
+        return json.dumps(self._owner).encode()
+
+    def _is_mine(self) -> bool:
+        try:
+            owner = json.loads(self._backend.read(self._path))
+        except (FileNotFoundError, ValueError):
+            return False
+        return bool(owner.get("token") == self._owner["token"])
+
+    def _live_holder(self, numbers: list[int]) -> str | None:
+        paths = (f"{self._folder}/lease.{number}" for number in sorted(numbers, reverse=True))
+        holders = (live_holder(self._backend, path, self._time_to_live) for path in paths)
+        return next((holder for holder in holders if holder), None)
+
+    def _drop(self, numbers: list[int]) -> None:
+        for number in numbers:
+            self._backend.delete(f"{self._folder}/lease.{number}")
+
+
+def lease_numbers(backend: Backend, folder: str) -> list[int]:
+    """The numbers of the lease files in ``folder``."""
+    names = (Path(path).name for path in backend.list(folder))
+    return [int(name[6:]) for name in names if name.startswith("lease.") and name[6:].isdigit()]
+
+
+def live_holder(backend: Backend, path: str, time_to_live: float = TIME_TO_LIVE) -> str | None:
+    """Who holds the lease at ``path``, in words; None where it has expired or is gone."""
+    try:
+        owner = json.loads(backend.read(path))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        owner = {}
+    if owner.get("boot") == _boot() and not _is_running(owner):
+        return None
+    info = backend.list(path.rpartition("/")[0]).get(path)
+    if info is None or backend.now() - info.modified > time_to_live:
+        return None
+    return f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
+
+
+def _this_process() -> dict[str, str | int | float]:
+    process = psutil.Process()
+    return {
+        "host": os.uname().nodename,
+        "boot": _boot(),
+        "pid": process.pid,
+        "started": process.create_time(),
+        "token": uuid.uuid4().hex,
+    }
+
+
+def _boot() -> str:
+    # Process ids mean nothing on another host, in another container, or after a restart.
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    since = boot.read_text().strip() if boot.exists() else f"{psutil.boot_time():.0f}"
+    namespace = Path("/proc/self/ns/pid")
+    inside = str(namespace.readlink()) if namespace.exists() else ""
+    return f"{os.uname().nodename} {since} {inside}"
+
+
+def _is_running(owner: dict[str, float]) -> bool:
+    try:
+        process = psutil.Process(int(owner["pid"]))
+        same = abs(process.create_time() - owner["started"]) < 5.0
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

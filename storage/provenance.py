@@ -1,0 +1,74 @@
+"""Where a result came from: commit, command line, host, device, versions. Never part of a key.
+
+Command lines may carry secrets in the values of options or in URLs; both are cut out before they are
+written, and environment variables are never read.
+"""
+
+import functools
+import importlib.metadata
+import platform
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+PACKAGES = ("mixpool", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
+
+SECRET = re.compile(r"(?i)((?:secret|token|password|passwd|credential|access|api.?key)[^=\s]*=)\S+")
+USER = re.compile(r"://[^/@\s]+@")
+
+
+def provenance(device: str) -> dict[str, object]:
+    """Facts about this process, as plain JSON; ``device`` names what computed."""
+    return {**_constant(), "device": device, "created": now()}
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def cleaned(text: str) -> str:
+    """``text`` with the values of secret-like options and the users in URLs cut out."""
+    return USER.sub("://***@", SECRET.sub(r"\1***", text))
+
+
+@functools.cache
+def _constant() -> dict[str, object]:
+    return {
+        "commit": commit(),
+        "command": [cleaned(word) for word in sys.argv],
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def commit() -> str | None:
+    """The commit of the code that runs, ``+dirty`` where files differ; None outside a checkout."""
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return None
+    try:
+        head = _git(here, "rev-parse", "HEAD")
+        dirty = _git(here, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("+dirty" if dirty else "")
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10
+    )
+    return done.stdout.strip()
