@@ -7,12 +7,12 @@ of its key is in it. Both carry their own digest, so an edited record is as evid
 
 import hashlib
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
-from storage.fingerprint import Config, Json, canonical, fingerprint
+from storage.fingerprint import Config, Json, NotCanonicalError, canonical, fingerprint
 
 FORMAT = 1
 """Version of the store's layout; a store of a newer one is refused."""
@@ -30,12 +30,21 @@ class FileEntry(Config):
 class Artifact(Config):
     """An immutable folder of files, named by their digests."""
 
-    kind: str
+    kind: str = Field(pattern=r"^[\w-]+$")
     """What it is: model, tokens, documents, ..."""
     digest: str
     """Fingerprint over the sorted files."""
     files: dict[str, FileEntry]
     """Every file by its path inside the folder."""
+
+    @field_validator("files")
+    @classmethod
+    def _stay_inside(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        # A record of a shared store must not make a reader write outside its cache.
+        for name in files:
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise ValueError(f"the file name {name!r} leads out of the artifact's folder")
+        return files
 
     @property
     def num_bytes(self) -> int:
@@ -149,7 +158,11 @@ def unseal(data: bytes, name: str) -> Json:
         sealed = Sealed.model_validate_json(data)
     except ValidationError as error:
         raise CorruptError(f"{name} is not readable as sealed JSON ({len(data)} bytes)") from error
-    if fingerprint("sealed", sealed.content) != sealed.seal:
+    try:
+        intact = fingerprint("sealed", sealed.content) == sealed.seal
+    except NotCanonicalError:  # a changed digit can turn a number into infinity
+        intact = False
+    if not intact:
         raise CorruptError(f"{name} was changed after it was written: its seal does not match")
     content: Json = sealed.content
     return content

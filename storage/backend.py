@@ -7,7 +7,9 @@ is check-then-write. Object stores do it with a conditional request, which ``Sto
 """
 
 import contextlib
+import itertools
 import os
+import re
 import shutil
 import threading
 import time
@@ -19,6 +21,9 @@ from typing import Any, NamedTuple
 import fsspec
 
 TEMPORARY = ".tmp-"
+
+# The second form: a secret key may hold a slash; digits before a slash are a port.
+CREDENTIALS = re.compile(r"://[^/]*@|://[^/:]*:(?!\d+/)[^@]*@")
 
 
 class FileInfo(NamedTuple):
@@ -148,13 +153,8 @@ class LocalBackend(Backend):
 
     @contextlib.contextmanager
     def _temporary(self, target: Path) -> Iterator[Path]:
-        # A concurrent deletion may remove the still empty folder between the two calls: once more.
-        for _ in range(3):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
-            with contextlib.suppress(FileNotFoundError):
-                temporary.touch()
-                break
+        temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+        _touch(temporary)
         try:
             yield temporary
         finally:
@@ -173,7 +173,7 @@ class LocalBackend(Backend):
 
     def list(self, prefix: str) -> dict[str, FileInfo]:
         found = {}
-        for folder, _, names in os.walk(self.full(prefix)):
+        for folder, _, names in os.walk(self.full(prefix), onerror=_raise_unless_gone):
             for name in names:
                 path = Path(folder) / name
                 with contextlib.suppress(FileNotFoundError):
@@ -186,8 +186,24 @@ class LocalBackend(Backend):
     def local(self, path: str) -> Path | None:
         return Path(self.full(path))
 
-    def now(self) -> float:
-        return time.time()
+
+def _touch(path: Path) -> None:
+    for attempt in itertools.count(1):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        except (FileNotFoundError, FileExistsError):
+            # A concurrent deletion removed a still empty folder of the path: once more.
+            if attempt == 100:
+                raise
+        else:
+            return
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    # A folder that cannot be listed must not look like an empty one: results would be made again.
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def _sync(path: Path) -> None:
@@ -199,9 +215,16 @@ def _sync(path: Path) -> None:
 
 
 class MemoryBackend(Backend):
-    """fsspec's process-wide memory file system: for tests and notebooks."""
+    """fsspec's process-wide memory file system: for tests and notebooks.
+
+    All that open one file share one position, files are seen while they are written, and a listing
+    fails when a file vanishes meanwhile: hence whole contents only, and a lock.
+    """
 
     _lock = threading.Lock()
+
+    def fetch(self, path: str, target: Path) -> None:
+        target.write_bytes(self.read(path))
 
     def create(self, path: str, data: bytes) -> bool:
         with self._lock:
@@ -213,6 +236,21 @@ class MemoryBackend(Backend):
     def create_from(self, path: str, source: Path) -> bool:
         return self.create(path, source.read_bytes())
 
+    def put(self, path: str, data: bytes) -> None:
+        with self._lock:
+            super().put(path, data)
+
+    def put_from(self, path: str, source: Path) -> None:
+        self.put(path, source.read_bytes())
+
+    def delete(self, path: str) -> None:
+        with self._lock:
+            super().delete(path)
+
+    def list(self, prefix: str) -> dict[str, FileInfo]:
+        with self._lock:
+            return super().list(prefix)
+
     def now(self) -> float:
         return time.time()
 
@@ -223,7 +261,7 @@ def open_backend(url: str) -> Backend:
     Raises:
         ValueError: fsspec knows no such protocol, or the URL carries a user name or password.
     """
-    if "@" in url.split("://", 1)[-1].split("/", 1)[0] and "://" in url:
+    if CREDENTIALS.search(url):
         raise ValueError(
             "the store's URL carries credentials: leave them to the environment, a profile or a role"
         )

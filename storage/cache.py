@@ -174,26 +174,33 @@ def build(
         Busy: another live run is building the same key.
         OutOfSpaceError: the disk of the store or the scratch folder is full.
     """
+    try:
+        return _build(store, call, runtime, meter, progress)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise OutOfSpaceError(
+            errno.ENOSPC,
+            f"no space left while {call.name} was written (store {store.url}, scratch "
+            f"{runtime.scratch or tempfile.gettempdir()}): free some and run again; "
+            "everything committed is kept and unfinished training resumes",
+        ) from error
+
+
+def _build(
+    store: Store, call: Call[Any], runtime: Runtime, meter: Meter, progress: Progress
+) -> Handle:
     digests = call.digests
     assert digests is not None, f"{call.name}: an input is not built"
     folder = f"{call.step.name}/{call._key(digests)}"
     with store.lease(folder):
-        if (found := lookup(store, call, fresh=True)) is not None:
-            return found
         checkpoints = Checkpoints(store.backend, f"work/{folder}")
-        try:
+        if (found := lookup(store, call, fresh=True)) is None:
             record = _run(store, call, digests, Workspace(runtime, checkpoints, meter, progress))
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise OutOfSpaceError(
-                errno.ENOSPC,
-                f"no space left while {call.name} was written (store {store.url}, scratch "
-                f"{runtime.scratch or tempfile.gettempdir()}): free some and run again; "
-                "everything committed is kept and unfinished training resumes",
-            ) from error
+            found = Handle(call.label, call.step.kind, record.output, record, hit=False)
+        # Also after a hit: a crash between commit and clear leaves resume points behind.
         checkpoints.clear()
-    return Handle(call.label, call.step.kind, record.output, record, hit=False)
+    return found
 
 
 def _run(store: Store, call: Call[Any], digests: dict[str, str], workspace: Workspace) -> Record:
@@ -236,9 +243,10 @@ class Explanation:
     def __str__(self) -> str:
         if self.nearest is None:
             return f"{self.call.name}: no record of this step yet"
-        lines = [
-            f"{self.call.name}: differs from {self.nearest.label} ({self.nearest.key[:10]}) in"
-        ]
+        nearest = f"{self.nearest.label} ({self.nearest.key[:10]})"
+        if not self.differences:
+            return f"{self.call.name}: is stored, as {nearest}"
+        lines = [f"{self.call.name}: differs from {nearest} in"]
         return "\n".join([*lines, *(f"    {difference}" for difference in self.differences)])
 
 
@@ -261,3 +269,32 @@ def explain(call: Call[Any], records: list[Record]) -> Explanation:
 
 def _pre_image(version: int, config: Json, inputs: dict[str, str]) -> Json:
     return {"version": version, "config": config, "inputs": {**inputs}}
+
+
+def deposit(
+    store: Store, step: str, kind: str, label: str, folder: Path, details: Mapping[str, object]
+) -> Handle:
+    """Store a folder that came from outside or from a scan: its content is its whole identity."""
+    artifact = describe(kind, folder)
+    config: Json = {"digest": artifact.digest}
+    key = deposit_key(step, artifact)
+    record = store.find(step, key) or store.commit(
+        Record(
+            step=step,
+            version=1,
+            key=key,
+            label=label,
+            config=config,
+            inputs={},
+            output=artifact,
+            details=dict(details),
+            provenance=provenance("none"),
+        ),
+        folder,
+    )
+    return Handle(label, kind, record.output, record)
+
+
+def deposit_key(step: str, artifact: Artifact) -> str:
+    """The key under which ``deposit`` records an artifact."""
+    return step_key(step, 1, {"digest": artifact.digest}, {})

@@ -67,14 +67,19 @@ def canonical(value: object, where: str = "value") -> Json:
 
 
 def _identity_fields(model: BaseModel) -> dict[str, object]:
-    fields = {}
+    fields = dict(model.model_extra or {})
     for name, info in type(model).model_fields.items():
         value = getattr(model, name)
         extra = info.json_schema_extra
-        if isinstance(extra, dict) and NEUTRAL in extra and value == extra[NEUTRAL]:
+        if isinstance(extra, dict) and NEUTRAL in extra and _is_same(value, extra[NEUTRAL]):
             continue
         fields[name] = value
     return fields
+
+
+def _is_same(one: object, other: object) -> bool:
+    # Python holds 0, 0.0 and False to be equal, and a list never equal to a tuple.
+    return canonical_bytes(one) == canonical_bytes(other)
 
 
 def _canonical_text(value: str, where: str) -> str:
@@ -91,7 +96,7 @@ def _canonical_text(value: str, where: str) -> str:
 def _canonical_float(value: float, where: str) -> float:
     if not math.isfinite(value):
         raise NotCanonicalError(f"{where} is {value}: give a finite number, or None for 'not set'")
-    return value + 0.0  # -0.0 and 0.0 are equal, so they have one form
+    return float(value) + 0.0  # -0.0 and 0.0 are equal, so they have one form
 
 
 def _canonical_key(key: object, where: str) -> str:
@@ -153,7 +158,10 @@ def differences(old: Json, new: Json, path: str = "") -> Iterator[Difference]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
             below = f"{path}.{key}" if path else key
-            yield from differences(old.get(key, ABSENT), new.get(key, ABSENT), below)
+            if key in old and key in new:
+                yield from differences(old[key], new[key], below)
+            else:
+                yield Difference(below, old.get(key, ABSENT), new.get(key, ABSENT))
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for index, (one, other) in enumerate(zip(old, new, strict=True)):
             yield from differences(one, other, f"{path}[{index}]")

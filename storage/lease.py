@@ -17,7 +17,7 @@ import time
 import uuid
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
@@ -60,7 +60,9 @@ class Lease:
                 raise Busy(self._folder, holder)
             mine = max(numbers, default=-1) + 1
             self._path = f"{self._folder}/lease.{mine}"
-            if self._backend.create(self._path, self._content()) and self._is_alone(mine):
+            # A create whose answer was lost is repeated by the client and then finds its own file.
+            created = self._backend.create(self._path, self._content()) or self._is_mine()
+            if created and self._is_alone(mine):
                 self._drop(numbers)
                 self._start()
                 return self
@@ -84,10 +86,15 @@ class Lease:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        if self._is_mine():
-            self._backend.delete(self._path)
+        try:
+            if self._is_mine():
+                self._backend.delete(self._path)
+        except Exception as failure:
+            # The work is done, and the lease ends by itself: no reason to fail.
+            LOG.warning("could not release %s (%s)", self._path, failure)
 
     def _start(self) -> None:
+        self._stop.clear()
         self._thread = threading.Thread(target=self._renew, name="mixpool-lease", daemon=True)
         self._thread.start()
 
@@ -98,7 +105,7 @@ class Lease:
                     LOG.warning("%s was taken over by another run; going on", self._path)
                     return
                 self._backend.put(self._path, self._content())
-            except OSError as error:
+            except Exception as error:  # clients of object stores have errors of their own
                 LOG.warning("could not renew %s (%s); trying again", self._path, error)
 
     def _content(self) -> bytes:
@@ -106,10 +113,9 @@ class Lease:
 
     def _is_mine(self) -> bool:
         try:
-            owner = json.loads(self._backend.read(self._path))
-        except (FileNotFoundError, ValueError):
+            return _owner_of(self._backend, self._path).get("token") == self._owner["token"]
+        except FileNotFoundError:
             return False
-        return bool(owner.get("token") == self._owner["token"])
 
     def _live_holder(self, numbers: list[int]) -> str | None:
         paths = (f"{self._folder}/lease.{number}" for number in sorted(numbers, reverse=True))
@@ -130,17 +136,24 @@ def lease_numbers(backend: Backend, folder: str) -> list[int]:
 def live_holder(backend: Backend, path: str, time_to_live: float = TIME_TO_LIVE) -> str | None:
     """Who holds the lease at ``path``, in words; None where it has expired or is gone."""
     try:
-        owner = json.loads(backend.read(path))
+        owner = _owner_of(backend, path)
     except FileNotFoundError:
         return None
-    except ValueError:
-        owner = {}
     if owner.get("boot") == _boot() and not _is_running(owner):
         return None
     info = backend.list(path.rpartition("/")[0]).get(path)
     if info is None or backend.now() - info.modified > time_to_live:
         return None
     return f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
+
+
+def _owner_of(backend: Backend, path: str) -> dict[str, Any]:
+    """Who wrote the lease; nobody where it is damaged, and then only time ends it."""
+    try:
+        owner = json.loads(backend.read(path))
+    except ValueError:
+        return {}
+    return owner if isinstance(owner, dict) else {}
 
 
 def _this_process() -> dict[str, str | int | float]:
@@ -163,7 +176,7 @@ def _boot() -> str:
     return f"{os.uname().nodename} {since} {inside}"
 
 
-def _is_running(owner: dict[str, float]) -> bool:
+def _is_running(owner: dict[str, Any]) -> bool:
     try:
         process = psutil.Process(int(owner["pid"]))
         same = abs(process.create_time() - owner["started"]) < 5.0

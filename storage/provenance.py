@@ -15,8 +15,15 @@ from pathlib import Path
 
 PACKAGES = ("mixpool", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
 
-SECRET = re.compile(r"(?i)((?:secret|token|password|passwd|credential|access|api.?key)[^=\s]*=)\S+")
-USER = re.compile(r"://[^/@\s]+@")
+# A name that ends in "token" is a secret; "tokens" and "tokenizer" are what this program is about.
+NAME = (
+    r"(?:secret|password|passwd|passphrase|credential|authorization|signature|\bsig\b"
+    r"|(?:api|access|private|account)[-_.]?key)[\w.-]*|token\b"
+)
+SECRET = re.compile(rf"""(?i)((?:{NAME})["']?\s*[=:]\s*(?:bearer\s+)?)\S+""")
+SECRET_OPTION = re.compile(rf"(?i)-[\w.-]*?(?:{NAME})$")
+# As in the store's URL: a secret key may hold a slash; digits before a slash are a port.
+USER = re.compile(r"://(?:[^/\s]*@|[^/:\s]*:(?!\d+/)[^@\s]*@)")
 
 
 def provenance(device: str) -> dict[str, object]:
@@ -34,11 +41,26 @@ def cleaned(text: str) -> str:
     return USER.sub("://***@", SECRET.sub(r"\1***", text))
 
 
+def command_line(words: list[str]) -> list[str]:
+    """A command line with its secrets cut out: ``--token=x`` as well as ``--token x``."""
+    before = ["", *words]
+    return [
+        "***" if SECRET_OPTION.match(option) else _cleaned_word(word)
+        for option, word in zip(before, words, strict=False)
+    ]
+
+
+def _cleaned_word(word: str) -> str:
+    # Quotes are gone, so a value may hold white space and ends where the word ends.
+    found = SECRET.search(word)
+    return cleaned(word) if found is None else cleaned(word[: found.start()]) + found[1] + "***"
+
+
 @functools.cache
 def _constant() -> dict[str, object]:
     return {
         "commit": commit(),
-        "command": [cleaned(word) for word in sys.argv],
+        "command": command_line(sys.argv),
         "host": platform.node(),
         "platform": platform.platform(),
         "python": platform.python_version(),

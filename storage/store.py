@@ -8,8 +8,6 @@ locks; of two writers of one key the first wins, and the second is given what is
 import json
 import logging
 import os
-import shutil
-import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
@@ -18,13 +16,13 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
+from storage import verify
 from storage.artifact import (
     FORMAT,
     Artifact,
     CorruptError,
     Record,
-    describe,
-    hash_file,
+    digest_of,
     seal,
     unseal,
 )
@@ -125,16 +123,25 @@ class Store:
                 self.set_aside(path)
         return None
 
+    def has(self, step: str, key: str) -> bool:
+        """Whether some record has this key, by name alone: one listing for any number of keys."""
+        with self._lock:
+            if step not in self._names:
+                self._names[step] = self._list_names(step)
+            return key in self._names[step]
+
     def _list_names(self, step: str) -> dict[str, list[str]]:
         names: dict[str, list[str]] = {}
         for path in self.backend.list(f"records/{step}"):
-            names.setdefault(path.split(".")[-2], []).append(path)
+            if path.endswith(".json"):
+                names.setdefault(path.split(".")[-2], []).append(path)
         return names
 
     def read_record(self, path: str) -> Record:
         """The record at ``path``. Raises CorruptError, StoreFormatError, FileNotFoundError."""
         content = unseal(self.backend.read(path), path)
-        if isinstance(content, dict) and int(str(content.get("format", 0))) > FORMAT:
+        found = content.get("format") if isinstance(content, dict) else None
+        if isinstance(found, int) and found > FORMAT:
             raise StoreFormatError(f"{path} was written by a newer mixpool: upgrade mixpool")
         try:
             record = Record.model_validate(content)
@@ -142,20 +149,36 @@ class Store:
             raise CorruptError(f"{path} is not a record: {error.errors()[0]['msg']}") from error
         if record.recomputed_key() != record.key or record.key not in path:
             raise CorruptError(f"{path} does not belong to its key")
+        if digest_of(record.output.files) != record.output.digest:
+            raise CorruptError(f"{path} names an output that is not the digest of its files")
         return record
 
     def records(self, step: str = "") -> Iterator[Record]:
         """Every readable record, of one step or of all; damaged ones are reported and skipped."""
+        return (record for _, record in self._records(step))
+
+    def _records(self, step: str = "") -> Iterator[tuple[str, Record]]:
         for path in self.backend.list(f"records/{step}".rstrip("/")):
             try:
-                yield self.read_record(path)
+                if path.endswith(".json"):
+                    yield path, self.read_record(path)
             except CorruptError as error:
                 LOG.warning("%s", error)
+            except FileNotFoundError:  # set aside by another client since it was listed
+                continue
 
     def commit(self, record: Record, folder: Path) -> Record:
-        """Store ``folder`` as the record's output, then the record; returns the one that stands."""
+        """Store ``folder`` as the record's output, then the record; returns the one that stands.
+
+        Raises:
+            NotCanonicalError: the record holds a value without a canonical form; nothing is stored.
+        """
+        sealed = seal(record)
         self._upload(record.output, folder)
-        if not self.backend.create(record.path, seal(record)):
+        # The record of a key may have another label, and so another name, which create cannot see.
+        if (standing := self.find(record.step, record.key, fresh=True)) is not None:
+            return standing
+        if not self.backend.create(record.path, sealed):
             LOG.info("%s was committed by another run; using that", record.path)
         standing = self.find(record.step, record.key, fresh=True)
         if standing is None:
@@ -164,7 +187,7 @@ class Store:
 
     def retract(self, artifact: Artifact) -> list[str]:
         """Set aside every record that names ``artifact``, then delete its files."""
-        paths = [r.path for r in self.records() if r.output.digest == artifact.digest]
+        paths = [path for path, r in self._records() if r.output.prefix == artifact.prefix]
         for path in paths:
             self.set_aside(path)
         self.delete_artifact(artifact.prefix)
@@ -189,28 +212,13 @@ class Store:
             if self.backend.create_from(path, folder / name):
                 continue
             # The name is the digest of the content, so what is there is the same, unless it rotted.
-            if self._fault(path, entry.sha256):
+            if verify.fault(self.backend, path, entry):
                 LOG.warning("%s is damaged; replacing it", path)
                 self.backend.put_from(path, folder / name)
 
-    def _fault(self, path: str, sha256: str) -> str | None:
-        local = self.backend.local(path)
-        try:
-            if local is not None:
-                return None if hash_file(local).sha256 == sha256 else f"{path} has other content"
-            with tempfile.TemporaryDirectory() as scratch:
-                target = Path(scratch) / "file"
-                self.backend.fetch(path, target)
-                return None if hash_file(target).sha256 == sha256 else f"{path} has other content"
-        except FileNotFoundError:
-            return f"{path} is missing"
-        except OSError as error:
-            return f"{path} cannot be read: {error}"
-
     def faults(self, artifact: Artifact) -> list[str]:
         """What is wrong with the artifact's files in the store, in words; re-hashes all of them."""
-        found = (self._fault(f"{artifact.prefix}/{n}", e.sha256) for n, e in artifact.files.items())
-        return [fault for fault in found if fault]
+        return verify.faults(self.backend, artifact)
 
     def fetch(self, artifact: Artifact) -> Path:
         """A local folder with the artifact's files, verified (once in each process).
@@ -218,48 +226,25 @@ class Store:
         Raises:
             CorruptArtifactError: a file is missing or differs; the artifact's records are set
                 aside first, so that the next run makes it anew.
+            OSError: the disk or the network fails; nothing is set aside.
         """
         local = self.backend.local(artifact.prefix)
-        folder = local or self._cached(artifact)
-        if artifact.digest in self._verified:
+        folder = local or self.cache / artifact.kind / artifact.digest
+        if artifact.prefix in self._verified and folder.exists():
             return folder
-        faults = self.faults(artifact) if local else _faults_in(artifact, folder)
-        if faults and local is None:
-            shutil.rmtree(folder)
-            folder = self._cached(artifact)
-            faults = _faults_in(artifact, folder)
+        faults = self.faults(artifact) if local else verify.fill(self.backend, artifact, folder)
         if faults:
             self.retract(artifact)
             raise CorruptArtifactError(artifact, faults)
-        self._verified.add(artifact.digest)
+        self._verified.add(artifact.prefix)
         return folder
-
-    def _cached(self, artifact: Artifact) -> Path:
-        target = self.cache / artifact.kind / artifact.digest
-        if target.exists():
-            return target
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetching-") as scratch:
-            folder = Path(scratch) / "artifact"
-            for name in artifact.files:
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    self.backend.fetch(f"{artifact.prefix}/{name}", folder / name)
-                except FileNotFoundError:
-                    LOG.warning("%s/%s is missing", artifact.prefix, name)
-            try:
-                folder.rename(target)
-            except OSError:
-                if not target.exists():
-                    raise
-        return target
 
     def delete_artifact(self, prefix: str) -> int:
         """Delete every file below ``prefix``; the number of bytes freed."""
         files = self.backend.list(prefix)
         for path in files:
             self.backend.delete(path)
-        self._verified.discard(prefix.rpartition("/")[2])
+        self._verified.discard(prefix)
         return sum(info.num_bytes for info in files.values())
 
     # Chains, work and leases -------------------------------------------------------------------
@@ -273,7 +258,8 @@ class Store:
 
     def chain(self, folder: str) -> list[str]:
         """The numbered files of ``folder`` in order."""
-        return sorted(p for p in self.backend.list(folder) if PurePosixPath(p).stem.isdigit())
+        found = (p for p in self.backend.list(folder) if PurePosixPath(p).stem.isdigit())
+        return sorted(found, key=number_of)
 
     def lease(self, name: str) -> Lease:
         """An advisory lease in ``work/<name>``."""
@@ -286,18 +272,6 @@ class Store:
 def number_of(path: str) -> int:
     """The number that a file of a chain claimed."""
     return int(PurePosixPath(path).stem)
-
-
-def _faults_in(artifact: Artifact, folder: Path) -> list[str]:
-    try:
-        found = describe(artifact.kind, folder).files
-    except ValueError:
-        found = {}
-    return [
-        f"{artifact.prefix}/{name} {'has other content' if name in found else 'is missing'}"
-        for name, entry in artifact.files.items()
-        if found.get(name) != entry
-    ]
 
 
 def _default_cache() -> Path:

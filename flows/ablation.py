@@ -1,0 +1,168 @@
+"""The chain: corpus to losses of every mixture, readable top to bottom.
+
+A plain function that is given a runner. Nothing here computes: it says which step is needed with
+which inputs, and the runner looks it up, builds it, or counts it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from flows.recipe import Recipe, TrainBase
+from flows.runners import Runner, SweepWork
+from storage.artifact import Artifact
+from storage.cache import Call, Handle
+from storage.fingerprint import Config
+from tasks import manifest
+from tasks.losses import Row
+from tasks.manifest import Manifest, PartitionEntry, SetEntry
+from tasks.mixture import Mixture
+from tasks.model import IMPORT_MODEL, INITIALISE, GivenModel, ImportConfig, InitialiseConfig
+from tasks.outside import given_model, given_tokenizer
+from tasks.scan import scan
+from tasks.spaces import enumerate_mixtures
+from tasks.tokenize import TOKENIZE, TokenizeConfig
+from tasks.tokenizer import TRAIN_TOKENIZER, GivenTokenizer
+from tasks.train import TRAIN, training_tokens
+from tasks.window import WINDOW
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a chain has made, or would make."""
+
+    manifest: Manifest
+    tokenizer: Handle
+    base: Handle
+    partitions: list[PartitionEntry]
+    tokens: dict[str, Handle]
+    """Tokens of each partition."""
+    pool: dict[str, Handle]
+    """Model of each partition."""
+    sets: list[SetEntry]
+    windows: dict[str, Handle]
+    """Windows of each evaluation set."""
+    mixtures: list[Mixture]
+    """Over names of partitions."""
+    rows: list[Row] | None
+    """Losses of every mixture on every set; None in a plan."""
+
+    @property
+    def domains(self) -> dict[str, str]:
+        """Domain of each partition."""
+        return {entry.name: entry.domain for entry in self.partitions}
+
+
+def ablate(run: Runner, recipe: Recipe) -> Outcome:
+    """Bring everything that the recipe asks for up to date and return it.
+
+    Raises:
+        ValueError: the data or the recipe cannot be used; what was committed stays.
+    """
+    corpus = scan_corpus(run, recipe)
+    tokenizer = Handle("tokenizer", "tokenizer", corpus.tokenizer)
+    base = base_model(run, recipe, corpus, tokenizer)
+    partitions = corpus.partitions(with_open=recipe.corpus.short_partitions)
+    tokens = dict(
+        zip(
+            (entry.name for entry in partitions),
+            run.map([tokenize(manifest.handle(entry), tokenizer) for entry in partitions]),
+            strict=True,
+        )
+    )
+    trainings = [train(recipe, base, {"tokens": tokens[e.name]}, e.name) for e in partitions]
+    pool = dict(zip(tokens, run.map(trainings), strict=True))
+    sets = [e for e in corpus.evaluation_sets() if _is_wanted(e, recipe)]
+    windows = dict(
+        zip(
+            (entry.name for entry in sets),
+            run.map([window(recipe, entry, tokenizer) for entry in sets]),
+            strict=True,
+        )
+    )
+    domains = {entry.name: entry.domain for entry in partitions}
+    mixtures = enumerate_mixtures(recipe.mixtures, domains)
+    work = SweepWork(mixtures, pool, windows, recipe.evaluation.evaluate)
+    rows = run.sweep(work)
+    return Outcome(corpus, tokenizer, base, partitions, tokens, pool, sets, windows, mixtures, rows)
+
+
+def _is_wanted(entry: SetEntry, recipe: Recipe) -> bool:
+    names = {config.name for config in recipe.evaluation.sets}
+    return recipe.evaluation.heldout if entry.domain is not None else entry.name in names
+
+
+def scan_corpus(run: Runner, recipe: Recipe) -> Manifest:
+    """Assign new documents; the tokenizer is given, or made by the corpus's first scan."""
+    config: Config = recipe.tokenizer
+    given: Artifact | None = None
+    if isinstance(recipe.tokenizer, GivenTokenizer):
+        given = given_tokenizer(run.store, recipe.tokenizer)
+        config = Given(digest=given.digest)
+
+    def make(documents: Artifact | None) -> Artifact:
+        if given is not None:
+            return given
+        if documents is None:
+            raise ValueError(
+                "tokenizer.kind is 'train' and there are no documents for it: set "
+                "corpus.split.base_fraction, or give a tokenizer"
+            )
+        inputs = {"documents": Handle("base", "documents", documents)}
+        (made,) = run.map([Call(TRAIN_TOKENIZER, recipe.tokenizer, inputs, recipe.corpus.name)])
+        assert made.artifact is not None
+        return made.artifact
+
+    source = recipe.base.source if isinstance(recipe.base, TrainBase) else None
+    return scan(
+        run.store,
+        recipe.corpus,
+        recipe.evaluation.sets,
+        config,
+        make,
+        base_source=source,
+        progress=run.reporter.task("scan"),
+        scratch=run.runtime.scratch,
+    )
+
+
+class Given(Config):
+    """What identifies a given tokenizer in the rules of a chain."""
+
+    digest: str
+    """Digest of the tokenizer."""
+
+
+def base_model(run: Runner, recipe: Recipe, corpus: Manifest, tokenizer: Handle) -> Handle:
+    """The model that all partitions start from."""
+    if isinstance(recipe.base, GivenModel):
+        source = given_model(run.store, recipe.base)
+        inputs = {"source": source, "tokenizer": tokenizer}
+        return run.map([Call(IMPORT_MODEL, ImportConfig(), inputs, "base")])[0]
+    initial = InitialiseConfig(architecture=recipe.base.architecture)
+    (model,) = run.map([Call(INITIALISE, initial, {"tokenizer": tokenizer}, "initial")])
+    documents = Handle("base", "documents", corpus.base_documents)
+    (tokens,) = run.map([tokenize(documents, tokenizer)])
+    inputs = {"model": model, "tokens": tokens}
+    estimate = {"tokens": float(training_tokens(recipe.base.train))}
+    return run.map([Call(TRAIN, recipe.base.train, inputs, "base", estimate)])[0]
+
+
+def tokenize(documents: Handle, tokenizer: Handle) -> Call[TokenizeConfig]:
+    """Tokens of documents."""
+    inputs = {"documents": documents, "tokenizer": tokenizer}
+    return Call(TOKENIZE, TokenizeConfig(), inputs, documents.label)
+
+
+def train(
+    recipe: Recipe, base: Handle, tokens: dict[str, Handle], label: str, times: int = 1
+) -> Call[Any]:
+    """A model trained from the base model on one or several token files, ``times`` as long."""
+    config = recipe.train.model_copy(update={"steps": recipe.train.steps * times})
+    estimate = {"tokens": float(training_tokens(config))}
+    return Call(TRAIN, config, {"model": base, **tokens}, label, estimate)
+
+
+def window(recipe: Recipe, entry: SetEntry, tokenizer: Handle) -> Call[Any]:
+    """Windows of an evaluation set."""
+    inputs = {"documents": manifest.handle(entry), "tokenizer": tokenizer}
+    return Call(WINDOW, recipe.evaluation.windows, inputs, entry.name)

@@ -1,0 +1,264 @@
+"""The recipe: everything that can change a result, in one frozen tree.
+
+It is read from YAML, drawn as a form by Prefect, varied with ``--set a.b=c``, and refused with the
+path of the field and the allowed values where it is wrong. Where results are kept and what computes
+them is not part of it.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from storage.fingerprint import Config
+from tasks.corpus import Source
+from tasks.intake import CorpusConfig, EvaluationSetConfig
+from tasks.losses import EvaluateConfig
+from tasks.model import GivenModel, LlamaArchitecture
+from tasks.spaces import MixturesConfig
+from tasks.tokenizer import TokenizerConfig, TrainTokenizer
+from tasks.train import TrainConfig
+from tasks.window import WindowConfig
+
+
+class TrainBase(Config):
+    """A base model that is trained here, from random weights."""
+
+    kind: Literal["train"] = "train"
+    """This choice's name."""
+    architecture: LlamaArchitecture
+    """Shape of the model."""
+    train: TrainConfig
+    """How it is trained."""
+    source: Source | None = None
+    """Documents of its own; None takes the share ``corpus.split.base_fraction`` of the corpus."""
+
+
+BaseConfig = Annotated[TrainBase | GivenModel, Field(discriminator="kind")]
+
+
+class EvaluationConfig(Config):
+    """On what and how mixtures are evaluated."""
+
+    heldout: bool = True
+    """Whether each domain's held-out documents are an evaluation set."""
+    sets: list[EvaluationSetConfig] = []
+    """Evaluation sets with a source of their own."""
+    windows: WindowConfig = WindowConfig()
+    """How documents are cut into windows."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """How weights are averaged and in which precision models run."""
+
+
+class ValidationConfig(Config):
+    """Which mixtures are really trained, to see whether the ranking can be trusted."""
+
+    references: int = Field(default=12, ge=2)
+    """Number of mixtures that are really trained."""
+    sizes: list[int] = Field(default=[2, 3, 4], min_length=1)
+    """Numbers of partitions from which the sample is drawn, in equal shares."""
+    seed: int = 0
+    """Seed of the sample."""
+
+
+class Recipe(Config):
+    """Everything that can change a result."""
+
+    name: str = Field(min_length=1)
+    """Name of the recipe: run folders carry it; it bears no identity."""
+    corpus: CorpusConfig
+    """The data that partitions are made of."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """On what and how mixtures are evaluated."""
+    tokenizer: TokenizerConfig = TrainTokenizer()
+    """The tokenizer, trained or given."""
+    base: BaseConfig
+    """The model that all partition models start from, trained or given."""
+    train: TrainConfig
+    """How each partition's model is trained."""
+    mixtures: MixturesConfig = MixturesConfig()
+    """Which mixtures are judged."""
+    validation: ValidationConfig = ValidationConfig()
+    """Which mixtures ``mixpool validate`` really trains."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        for message in self._contradictions():
+            raise ValueError(message)
+        return self
+
+    def _contradictions(self) -> Iterable[str]:
+        names = [config.name for config in self.evaluation.sets]
+        if len({*names}) < len(names):
+            yield f"evaluation.sets have a name twice: {sorted(names)}"
+        if not self.evaluation.sets and not (
+            self.evaluation.heldout and self.corpus.split.heldout_fraction
+        ):
+            yield (
+                "there is nothing to evaluate on: give evaluation.sets, or a "
+                "corpus.split.heldout_fraction above 0 with evaluation.heldout"
+            )
+        if isinstance(self.base, TrainBase):
+            yield from self._base_contradictions(self.base)
+        elif self.corpus.split.base_fraction and not isinstance(self.tokenizer, TrainTokenizer):
+            yield (
+                "corpus.split.base_fraction puts documents aside that nothing uses: base and "
+                "tokenizer are given; set it to 0"
+            )
+
+    def _base_contradictions(self, base: TrainBase) -> Iterable[str]:
+        if base.source is None and not self.corpus.split.base_fraction:
+            yield (
+                "base.kind is 'train' and it has no documents: set corpus.split.base_fraction, or "
+                "give base.source"
+            )
+        if self.train.optimizer_state == "carried" and not base.train.keep_optimizer:
+            yield "train.optimizer_state is 'carried': set base.train.keep_optimizer to true"
+        longest = base.architecture.context_length
+        lengths = {
+            "train.context_length": self.train.context_length,
+            "base.train.context_length": base.train.context_length,
+            "evaluation.windows.context_length": self.evaluation.windows.context_length,
+        }
+        for field, length in lengths.items():
+            if length > longest:
+                yield f"{field} {length} is more than base.architecture.context_length {longest}"
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used; the message names the field, the value and what is allowed."""
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe from YAML and apply ``a.b=c`` overrides.
+
+    Raises:
+        RecipeError: no such file, no valid YAML, or fields that are unknown or wrong.
+    """
+    import fsspec
+
+    try:
+        with fsspec.open(str(path), "rt", encoding="utf-8") as file:
+            tree = yaml.load(file, Loader=Loader)
+    except FileNotFoundError as error:
+        raise RecipeError(f"there is no recipe at {path}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is no YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path} holds no mapping of fields; see flows/recipes/demo.yaml")
+    for override in overrides:
+        apply_override(tree, override)
+    return parse_recipe(tree, str(path))
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.1 of PyYAML, in which 5e-4 is a number, as people who write recipes expect."""
+
+
+Loader.yaml_implicit_resolvers = {
+    key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def parse_recipe(tree: Mapping[str, Any], source: str = "recipe") -> Recipe:
+    """A recipe from plain data. Raises RecipeError."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        lines = [_fault(dict(fault)) for fault in error.errors(include_url=False)]
+        raise RecipeError("\n".join([f"{source} cannot be used:", *lines])) from None
+
+
+def _fault(fault: dict[str, Any]) -> str:
+    where = _path(fault["loc"]) or "recipe"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        message = f"is no field here; fields are {', '.join(_fields(fault['loc'][:-1]))}"
+    # An address may hold a password, so its value is not repeated.
+    elif not isinstance(fault["input"], dict | list) and "url" not in where:
+        message += f" (it is {fault['input']!r:.80})"
+    return f"  {where}: {message}"
+
+
+def _path(location: tuple[str | int, ...]) -> str:
+    path = ""
+    for position, part in enumerate(location):
+        # Behind a field with several kinds pydantic puts the kind that was chosen.
+        is_kind = position == 1 and location[0] in {"base", "tokenizer"}
+        if is_kind or (position == 3 and location[:2] == ("mixtures", "spaces")):
+            continue
+        path += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return path.lstrip(".")
+
+
+def _fields(location: Iterable[str | int]) -> list[str]:
+    """Names of the fields at a place of the recipe, through lists and choices."""
+    found: list[Any] = [Recipe]
+    for part in location:
+        below: list[Any] = []
+        for model in found:
+            if model.__name__ == part or _kind(model) == part or isinstance(part, int):
+                below.append(model)
+            elif part in model.model_fields:
+                below += list(_models(model.model_fields[part].annotation))
+        found = below
+    return sorted({name for model in found for name in model.model_fields})
+
+
+def _kind(model: Any) -> object:
+    return model.model_fields["kind"].default if "kind" in model.model_fields else None
+
+
+def _models(annotation: Any) -> Iterable[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _models(argument)
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set ``a.b=c`` in a tree of mappings; ``c`` is read as YAML, ``a.0.b`` reaches into lists.
+
+    Raises:
+        RecipeError: no ``=``, or the path leads through something that has no fields.
+    """
+    path, equals, value = override.partition("=")
+    if not equals or not path:
+        raise RecipeError(f"--set {override!r}: write it as field.path=value")
+    *parents, last = path.split(".")
+    place: Any = tree
+    for parent in parents:
+        if isinstance(place, list):
+            place = place[_index(place, parent, override)]
+        elif isinstance(place, dict):
+            if place.get(parent) is None:
+                place[parent] = {}
+            place = place[parent]
+        else:
+            raise RecipeError(f"--set {override!r}: {parent!r} lies in a plain value")
+    parsed = yaml.load(value, Loader=Loader)
+    if isinstance(place, list):
+        place[_index(place, last, override)] = parsed
+    elif isinstance(place, dict):
+        place[last] = parsed
+    else:
+        raise RecipeError(f"--set {override!r}: {last!r} lies in a plain value")
+
+
+def _index(items: list[Any], text: str, override: str) -> int:
+    if not text.isdigit() or int(text) >= len(items):
+        raise RecipeError(f"--set {override!r}: {text!r} is no position in a list of {len(items)}")
+    return int(text)
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The recipe as YAML, every field written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

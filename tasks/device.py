@@ -1,0 +1,36 @@
+"""Which device computes, and how it is called."""
+
+import functools
+import platform
+
+from storage.cache import Runtime
+
+
+def choose_device(runtime: Runtime) -> str:
+    """The torch device of a runtime; ``auto`` is the first GPU where there is one.
+
+    Raises:
+        ValueError: a GPU is asked for by name and there is none.
+    """
+    import torch
+
+    if runtime.threads is not None:
+        torch.set_num_threads(runtime.threads)
+    if runtime.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if runtime.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"device {runtime.device!r} is asked for, and torch {torch.__version__} sees no GPU: "
+            "use device 'cpu' or 'auto', or install a CUDA build of torch"
+        )
+    return runtime.device
+
+
+@functools.cache
+def device_name(device: str) -> str:
+    """What people call the device: the GPU's or the processor's name."""
+    if not device.startswith("cuda"):
+        return platform.processor() or platform.machine()
+    import torch
+
+    return torch.cuda.get_device_name(device)

@@ -1,0 +1,211 @@
+"""The files of a corpus, listed afresh, each under a path that stays when the corpus moves.
+
+A path counts from a root that the address itself fixes: the folder, or the last folder before a
+glob's first wildcard. So it is the same in another bucket, and does not depend on which other files
+happen to be there. Which files count is decided by their names alone: hidden files, markers such as
+``_SUCCESS`` and unknown suffixes are passed over where a folder or a wildcard swept them up, and
+refused where somebody named them.
+"""
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+from fsspec.core import url_to_fs
+
+from storage.fingerprint import fingerprint
+from tasks.readers import layout
+
+_WILDCARD = re.compile(r"[*?\[]")
+_UNFINISHED = frozenset({"_temporary", "_delta_log", "__MACOSX"})
+_STAMPS = "ETag etag md5Hash checksum LastModified last_modified updated mtime modified created"
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+class EmptyCorpusError(ValueError):
+    """An address of a source matches no file that can be read."""
+
+
+class SourceFile(NamedTuple):
+    """One file of a corpus.
+
+    ``path`` is unique and the same wherever the corpus lies; ``size`` is in bytes (0 where unknown);
+    ``stamp`` changes when the file does, as far as its size and the file system's ETag or time tell:
+    it may spare a reading and never identifies anything.
+    """
+
+    path: str
+    url: str
+    size: int
+    stamp: str
+
+
+def url_files(urls: Sequence[str]) -> list[SourceFile]:
+    """Every readable file that ``urls`` match (globs, folders, files), sorted by path.
+
+    Raises:
+        EmptyCorpusError: a URL matches no readable file.
+        ValueError: a URL names a file, or a suffix, whose format is not known.
+    """
+    places = [_place(url) for url in urls]
+    roots = list(dict.fromkeys(root for root, _ in places))
+    prefixes = dict(zip(roots, _prefixes(roots), strict=True))
+    files: dict[str, SourceFile] = {}
+    for root, found in places:
+        for file in found:
+            path = f"{prefixes[root]}/{file.path}".removeprefix("/")
+            files.setdefault(file.url, file._replace(path=path))
+    return sorted(files.values())
+
+
+def _prefixes(roots: Sequence[str]) -> list[str]:
+    """For several roots, the fewest last components that tell them apart; nothing for one root."""
+    tails = [""] * len(roots)
+    depth = 0
+    while len({*tails}) < len(roots):
+        depth += 1
+        tails = ["/".join(root.split("/")[-depth:]).strip("/") for root in roots]
+    return tails
+
+
+def _place(url: str) -> tuple[str, list[SourceFile]]:
+    filesystem, path = url_to_fs(url)
+    filesystem.invalidate_cache()
+    try:
+        kind = filesystem.info(path)["type"]
+    except (FileNotFoundError, NotADirectoryError):
+        kind = "glob"
+    start, root = _start(filesystem, url, path), _root(path, kind)
+    found = _found(filesystem, path, kind)
+    names = list(_readable(found, root, kind, path))
+    if not names:
+        raise EmptyCorpusError(_nothing_at(url, list(found)))
+    return start + root, [
+        SourceFile(name[len(root) :].lstrip("/"), start + name, *_size_and_stamp(found[name]))
+        for name in names
+    ]
+
+
+def _start(filesystem: Any, url: str, path: str) -> str:
+    """What stands before a file system's own path in a URL: protocol, and host where it has one."""
+    whole = url.rstrip("/")
+    if "://" in whole and whole.endswith(path):
+        return whole.removesuffix(path)
+    return str(filesystem.unstrip_protocol(path)).removesuffix(path)
+
+
+def _root(path: str, kind: str) -> str:
+    if kind == "directory":
+        return path
+    folders = path.split("/")[:-1]
+    if kind == "glob":
+        folders = list(takewhile(lambda folder: not _WILDCARD.search(folder), folders))
+    return "/".join(folders)
+
+
+def _found(filesystem: Any, path: str, kind: str) -> dict[str, Mapping[str, Any]]:
+    if kind == "file":
+        return {path: filesystem.info(path)}
+    search = filesystem.find if kind == "directory" else filesystem.glob
+    found = search(path, detail=True)
+    return {name: info for name, info in found.items() if info["type"] == "file"}
+
+
+def _readable(found: Mapping[str, Any], root: str, kind: str, path: str) -> Iterator[str]:
+    last = path.rpartition("/")[2].rpartition(".")[2]
+    named = kind == "file" or (kind == "glob" and not _WILDCARD.search(last))
+    for name in found:
+        if kind != "file" and _is_hidden(name[len(root) :]):
+            continue
+        if layout(name) is not None:
+            yield name
+        elif named:
+            raise ValueError(f"{name} is in no format that can be read: {_remedy(name)}")
+
+
+def _is_hidden(relative: str) -> bool:
+    return any(part.startswith(".") or part in _UNFINISHED for part in relative.split("/"))
+
+
+def _remedy(name: str) -> str:
+    if name.lower().endswith(".json"):
+        return "write JSON lines, one object per line, and call it .jsonl"
+    return "give .jsonl, .parquet, .arrow or text files; .gz, .zst, .bz2 or .lz4 may follow"
+
+
+def _nothing_at(url: str, found: Sequence[str]) -> str:
+    if found:
+        return f"{url} matches no readable file, only such as {min(found)}: {_remedy(min(found))}"
+    return f"{url} matches no file: correct it, or take it out of the source"
+
+
+def _size_and_stamp(info: Mapping[str, Any]) -> tuple[int, str]:
+    # Where a file system tells nothing, the stamp is new each time, so that the file is read again.
+    tokens = [info[name] for name in _STAMPS.split() if info.get(name) is not None]
+    token = tokens[0] if tokens else f"listed {time.time_ns()}"
+    size = info["size"] or 0
+    return size, f"{size} {token}".replace('"', "")
+
+
+def dataset_files(address: str, name: str | None, split: str) -> list[SourceFile]:
+    """The files of a data set of the library ``datasets``.
+
+    The Arrow files of a saved data set are listed one by one. A folder of data files, and a data
+    set on the hub, is one entry whose ``url`` is ``address``.
+
+    Raises:
+        EmptyCorpusError: there is no such folder, and the address is no hub name either.
+        ValueError: a saved data set has no such split.
+    """
+    filesystem, root = url_to_fs(address)
+    filesystem.invalidate_cache()
+    folder = root
+    if filesystem.exists(f"{root}/dataset_dict.json"):
+        _require_split(address, split, json.loads(filesystem.cat(f"{root}/dataset_dict.json")))
+        folder = f"{root}/{split}"
+    if filesystem.exists(f"{folder}/state.json"):
+        return _saved_files(filesystem, address, root, folder)
+    path = "/".join(filter(None, [root.rpartition("/")[2], name, split]))
+    if "://" not in address and filesystem.isdir(root):
+        return [SourceFile(path, address, *_folder_stamp(root))]
+    if not _HUB_NAME.fullmatch(address):
+        raise EmptyCorpusError(
+            f"{address} is no folder that save_to_disk wrote, no local folder of data files and no "
+            "hub name: correct it, or give files in urls"
+        )
+    return [SourceFile(path, address, 0, _hub_stamp(address))]
+
+
+def _require_split(address: str, split: str, description: Mapping[str, Any]) -> None:
+    if split not in description["splits"]:
+        have = ", ".join(description["splits"])
+        raise ValueError(f"{address} has no split {split!r}: give one of {have}")
+
+
+def _saved_files(filesystem: Any, address: str, root: str, folder: str) -> list[SourceFile]:
+    # The folder may still hold files of an earlier, longer save; state.json names the valid ones.
+    state = json.loads(filesystem.cat(f"{folder}/state.json"))
+    start, parent = _start(filesystem, address, root), root.rpartition("/")[0]
+    names = [f"{folder}/{file['filename']}" for file in state["_data_files"]]
+    return [
+        SourceFile(
+            name[len(parent) :].lstrip("/"), start + name, *_size_and_stamp(filesystem.info(name))
+        )
+        for name in sorted(names)
+    ]
+
+
+def _folder_stamp(root: str) -> tuple[int, str]:
+    filesystem, path = url_to_fs(root)
+    found = filesystem.find(path, detail=True)
+    facts = {name[len(path) :]: _size_and_stamp(info) for name, info in sorted(found.items())}
+    return sum(size for size, _ in facts.values()), fingerprint("data set folder", facts)
+
+
+def _hub_stamp(name: str) -> str:
+    from huggingface_hub import HfApi
+
+    return str(HfApi().dataset_info(name).sha)

@@ -1,0 +1,188 @@
+"""Tables of the report as text, and how numbers are written for people.
+
+A frame becomes rows of finished strings here, so that the page template places text and decides
+nothing. A value that is not there is a dash, never ``nan``; counts are short (``16.8 M``), losses
+keep the digits in which mixtures differ.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_MISSING = "–"
+
+Show: TypeAlias = Callable[[Any], str]
+Columns: TypeAlias = Mapping[str, tuple[str, Show]]
+"""By column of a frame: the head of the column and how a value is shown."""
+
+
+class Table(NamedTuple):
+    """A table as text: heads, rows of cells, which columns are numbers, which rows are marked."""
+
+    heads: list[str]
+    rows: list[list[str]]
+    numeric: list[bool]
+    marked: list[bool]
+
+
+def table_of(frame: "pd.DataFrame", columns: Columns, mark: Iterable[bool] = ()) -> Table:
+    """The ``columns`` of ``frame`` in their order; rows where ``mark`` holds are set apart."""
+    shown = [[show(value) for value in frame[name]] for name, (_, show) in columns.items()]
+    return Table(
+        heads=[head for head, _ in columns.values()],
+        rows=[list(cells) for cells in zip(*shown, strict=True)],
+        numeric=[show is not text for _, show in columns.values()],
+        marked=list(mark) or [False] * len(frame),
+    )
+
+
+def ranking_table(ranking: "pd.DataFrame") -> Table:
+    """Rows of a ``tasks.ranking.rank`` table; those tied with the best are marked."""
+    ranking = ranking.assign(
+        interval=list(map(interval, ranking["low"], ranking["high"])),
+        told=["yes" if tied else "" for tied in ranking["tied"]],
+    )
+    return table_of(ranking, RANKING, ranking["tied"])
+
+
+def table_as_it_is(frame: "pd.DataFrame") -> Table:
+    """Any frame: numbers with four significant digits, the rest as text."""
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+    def show(name: str) -> Show:
+        numeric = is_numeric_dtype(frame[name]) and not is_bool_dtype(frame[name])
+        return significant if numeric else text
+
+    return table_of(frame, {name: (str(name), show(name)) for name in frame.columns})
+
+
+def plain(value: object) -> str:
+    """Text as it is, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _absent(value: Any) -> bool:
+    import pandas as pd
+
+    return pd.api.types.is_scalar(value) and bool(pd.isna(value))
+
+
+def text(value: object) -> str:
+    """Any value as it is; a dash where there is none."""
+    return _MISSING if _absent(value) else str(value)
+
+
+def number(digits: int) -> Show:
+    """Shows a number with ``digits`` decimals, thousands apart, and a true minus sign."""
+
+    def show(value: float | None) -> str:
+        if _absent(value):
+            return _MISSING
+        return f"{value:,.{digits}f}".replace("-", "−").replace("inf", "∞")
+
+    return show
+
+
+def significant(value: float | None) -> str:
+    """Four significant digits; whole numbers in full."""
+    if value is None or _absent(value):
+        return _MISSING
+    return f"{value:,.0f}" if value == round(value, 0) else f"{value:,.4g}".replace("-", "−")
+
+
+def count(value: Any, prefixes: str = " kMBT", unit: str = "") -> str:
+    """Three significant digits and a prefix (``16.8 M``); below 10,000 in full."""
+    if value is None or _absent(value):
+        return _MISSING
+    if abs(value) < 10_000:
+        digits = f"{value:.4g}" if value % 1 and abs(value) < 1000 else f"{value:,.0f}"
+        return f"{digits} {unit}".rstrip()
+    step = 0
+    while abs(value) >= 999.5 and step < len(prefixes) - 1:
+        value, step = value / 1000, step + 1
+    digits = f"{value:#.3g}".rstrip(".") if abs(value) < 999.5 else f"{value:,.0f}"
+    return f"{digits} {prefixes[step]}{unit}"
+
+
+def duration(seconds: float | None) -> str:
+    """``0.42 s``, ``12 min 5 s``, ``5 h 12 min``, ``3 d 4 h``."""
+    if seconds is None or _absent(seconds):
+        return _MISSING
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    for size, unit, small, below in ((86400, "d", 3600, "h"), (3600, "h", 60, "min")):
+        if seconds >= size:
+            whole, rest = divmod(round(seconds / small), size // small)
+            return f"{whole} {unit} {rest} {below}"
+    return "{} min {} s".format(*divmod(round(seconds), 60))
+
+
+def flops(value: float | None) -> str:
+    """Floating-point operations with an SI prefix, such as ``1.20 EFLOP``."""
+    return count(value, " kMGTPEZY", "FLOP")
+
+
+def joules(value: float | None) -> str:
+    """Energy with an SI prefix, such as ``36.0 kJ``."""
+    return count(value, " kMGTPEZY", "J")
+
+
+def interval(low: float, high: float) -> str:
+    """Both ends with four decimals; a dash where there is no interval."""
+    return _MISSING if _absent(low) else f"{number(4)(low)} to {number(4)(high)}"
+
+
+RANKING: Columns = {
+    "rank": ("rank", count),
+    "mixture": ("mixture", text),
+    "k": ("k", count),
+    "loss": ("nats per token", number(4)),
+    "perplexity": ("perplexity", number(3)),
+    "bits_per_byte": ("bits per byte", number(4)),
+    "word_perplexity": ("word perplexity", number(1)),
+    "difference": ("behind the best", number(4)),
+    "interval": ("95 % interval", str),
+    "told": ("tied", text),
+}
+CHANGES: Columns = {
+    "change": ("change", text),
+    "partition": ("partition", text),
+    "difference": ("change of loss", number(4)),
+    "perplexity": ("perplexity", number(3)),
+    "mixture": ("leads to", text),
+}
+EFFECTS: Columns = {
+    "partition": ("partition", text),
+    "mean": ("mean change of loss", number(4)),
+    "spread": ("10th to 90th percentile", str),
+    "count": ("pairs", count),
+}
+PARTITIONS: Columns = {
+    "partition": ("partition", text),
+    "domain": ("domain", text),
+    "num_documents": ("documents", count),
+    "num_tokens": ("tokens", count),
+    "repeats": ("times seen", number(2)),
+    "seconds": ("training", duration),
+    "status": ("model", text),
+    "fingerprint": ("fingerprint", text),
+}
+SETS: Columns = {
+    "evaluation_set": ("evaluation set", text),
+    "domain": ("domain", text),
+    "num_documents": ("documents", count),
+    "num_tokens": ("tokens", count),
+    "num_bytes": ("bytes", count),
+    "removed": ("removed documents", count),
+}
+COST: Columns = {
+    "item": ("item", text),
+    "seconds": ("time", duration),
+    "tokens": ("tokens", count),
+    "flops": ("operations", flops),
+    "joules": ("energy", joules),
+    "estimator": ("energy estimated by", text),
+}

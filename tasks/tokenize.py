@@ -1,0 +1,77 @@
+"""Step: documents to one file of token ids that training maps into memory.
+
+``tokens.bin`` holds the documents one behind the other, each closed by end-of-text, as uint16 or
+uint32; ``tokens.json`` says which, how many, and by which tokenizer. Training cuts it into blocks of
+context + 1 tokens that overlap by one, so that every token but the first is predicted once.
+"""
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from storage.cache import Step, Workspace
+from storage.fingerprint import Config
+from tasks import documents
+from tasks.tokenizer import Encoder
+
+if TYPE_CHECKING:
+    import numpy as np
+
+T = TypeVar("T")
+
+BATCH = 256
+
+
+class TokenizeConfig(Config):
+    """How documents become a token file; there is nothing to choose yet."""
+
+
+def build(
+    config: TokenizeConfig, inputs: Mapping[str, Path], output: Path, workspace: Workspace
+) -> Mapping[str, object]:
+    """Encode ``inputs["documents"]`` with ``inputs["tokenizer"]``; streaming."""
+    del config
+    encoder = Encoder(inputs["tokenizer"])
+    num_tokens = num_documents = num_bytes = 0
+    with (output / "tokens.bin").open("wb") as file:
+        for texts in batched(_texts(inputs["documents"]), BATCH):
+            for ids in encoder.encode(texts):
+                file.write(ids.tobytes())
+                num_tokens += len(ids)
+            num_documents += len(texts)
+            num_bytes += sum(len(text.encode()) for text in texts)
+            workspace.progress(num_tokens, 0, "tokens")
+    facts = {
+        "dtype": encoder.dtype,
+        "num_tokens": num_tokens,
+        "num_documents": num_documents,
+        "num_bytes": num_bytes,
+        "vocab_size": encoder.vocab_size,
+    }
+    (output / "tokens.json").write_text(json.dumps(facts, sort_keys=True))
+    workspace.meter.add(tokens=num_tokens)
+    return facts
+
+
+def _texts(folder: Path) -> Iterator[str]:
+    return (row["text"] for row in documents.read(folder, ["text"]))
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of up to ``size`` items (``itertools.batched`` comes with Python 3.12)."""
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def load_tokens(folder: Path) -> "np.ndarray":
+    """The token ids of an artifact, shape (num_tokens,), mapped into memory, read-only."""
+    import numpy as np
+
+    facts = json.loads((folder / "tokens.json").read_text())
+    return np.memmap(folder / "tokens.bin", dtype=facts["dtype"], mode="r")
+
+
+TOKENIZE = Step("tokenize", 1, "tokens", TokenizeConfig, build)
