@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from storage.artifact import Artifact
+from storage.artifact import Artifact, Record
 from storage.cache import Call, Handle, Progress, Runtime, build, lookup
 from storage.fingerprint import fingerprint
 from storage.lease import Busy
@@ -59,8 +59,8 @@ class Entry:
     built: bool
     cost: Mapping[str, Any]
     """Its recorded cost: spent now if it was built, saved by the store if not."""
-    record: str | None = None
-    """Path of its record."""
+    record: Record | None = None
+    """Its record; None in a plan."""
 
 
 @dataclass
@@ -122,8 +122,7 @@ def note(ledger: Ledger, call: Call[Any], handle: Handle) -> Handle:
     """Enter a result into the ledger."""
     record = handle.record
     cost = record.cost if record is not None else {}
-    path = record.path if record is not None else None
-    ledger.entries.append(Entry(call.step.name, call.label, not handle.hit, cost, path))
+    ledger.entries.append(Entry(call.step.name, call.label, not handle.hit, cost, record))
     return handle
 
 

@@ -6,7 +6,7 @@ reaches is garbage; ``gc`` deletes records before content, so that an interrupte
 files that no record names.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
@@ -42,17 +42,28 @@ def producers(store: Store) -> dict[str, Record]:
     return {record.output.digest: record for record in store.records()}
 
 
-def tree(digest: str, made: dict[str, Record], name: str = "", depth: int = 0) -> Iterator[str]:
-    """Lines that show how an artifact was made, its inputs below it, with fingerprints."""
+def tree(
+    digest: str,
+    made: Mapping[str, Record],
+    names: Mapping[str, str],
+    name: str = "",
+    depth: int = 0,
+) -> Iterator[str]:
+    """Lines that show how an artifact was made, its inputs below it, with fingerprints.
+
+    Args:
+        made: the record that made each artifact, by digest.
+        names: what to call an artifact that is not in ``made``, by digest.
+    """
     start = "    " * depth + (f"{name}: " if name else "")
     record = made.get(digest)
     if record is None:
-        yield f"{start}{short(digest)} (no record)"
+        yield f"{start}{names.get(digest, '(no record)')} {short(digest)}"
         return
     made_by = f"{record.step} {record.label}"
     yield f"{start}{made_by}  {record.output.kind} {short(digest)}  key {short(record.key)}"
     for below in sorted(record.inputs):
-        yield from tree(record.inputs[below], made, below, depth + 1)
+        yield from tree(record.inputs[below], made, names, below, depth + 1)
 
 
 def run_folders(store: Store) -> dict[str, dict[str, Any] | None]:

@@ -26,7 +26,7 @@ from storage.artifact import (
     seal,
     unseal,
 )
-from storage.backend import open_backend
+from storage.backend import Backend, open_backend
 from storage.lease import Lease
 
 LOG = logging.getLogger("mixpool.store")
@@ -54,11 +54,19 @@ class Store:
         url: where; ``file://``, a plain path, ``memory://`` or any fsspec URL.
         cache: local folder for verified copies of remote artifacts.
         create: make a new store where there is none; otherwise that is an error.
+        backend: the files themselves, where they are not simply those at ``url``.
     """
 
-    def __init__(self, url: str, cache: Path | None = None, *, create: bool = True) -> None:
+    def __init__(
+        self,
+        url: str,
+        cache: Path | None = None,
+        *,
+        create: bool = True,
+        backend: Backend | None = None,
+    ) -> None:
         self.url = url
-        self.backend = open_backend(url)
+        self.backend = backend or open_backend(url)
         self.cache = cache or _default_cache()
         self._names: dict[str, dict[str, list[str]]] = {}
         self._verified: set[str] = set()

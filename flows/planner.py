@@ -1,0 +1,198 @@
+"""What a run would do: the same chain, looked up and counted, and nothing built in the store.
+
+New files must be read to know what they hold, so the scan runs for real, into a scratch folder laid
+over the store. Where an input is not built yet, what stands on it is counted as built too: equal
+bytes may turn up and be found, so the counts are upper bounds.
+"""
+
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flows.ablation import Outcome, ablate
+from flows.recipe import Recipe
+from flows.runners import InlineRunner, Ledger, Quiet, Reporter, SweepPlan, SweepWork, note
+from flows.validation import train_references
+from storage.artifact import Record
+from storage.cache import Call, Explanation, Handle, Runtime, explain, lookup
+from storage.overlay import overlay
+from storage.store import Store
+from tasks.losses import LossesTable
+from tasks.tokenizer import TRAIN_TOKENIZER
+
+
+class Planned(NamedTuple):
+    """One use of a step."""
+
+    call: Call[Any]
+    is_cached: bool
+
+
+@dataclass
+class PlannerRunner:
+    """Looks everything up and builds nothing (but the tokenizer that a first scan needs)."""
+
+    store: Store
+    runtime: Runtime = field(default_factory=Runtime)
+    reporter: Reporter = field(default_factory=Quiet)
+    ledger: Ledger = field(default_factory=Ledger)
+    planned: list[Planned] = field(default_factory=list)
+    pairs_known: int = 0
+    pairs_missing: int = 0
+    mixtures: int = 0
+
+    def map(self, calls: Sequence[Call[Any]]) -> list[Handle]:
+        """Stored results, or handles without an artifact."""
+        return [self._look(call) for call in calls]
+
+    def _look(self, call: Call[Any]) -> Handle:
+        found = lookup(self.store, call)
+        self.planned.append(Planned(call, found is not None))
+        if found is not None:
+            return note(self.ledger, call, found)
+        if call.step is TRAIN_TOKENIZER:
+            return InlineRunner(self.store, self.runtime).map([call])[0]
+        return Handle(call.label, call.step.kind, None)
+
+    def sweep(self, work: SweepWork) -> None:
+        """Count the losses that are missing."""
+        self.mixtures += len(work.mixtures)
+        pairs = len(work.mixtures) * len(work.sets)
+        handles = [*work.pool.values(), *work.sets.values()]
+        if all(handle.artifact is not None for handle in handles):
+            known = SweepPlan.of(self.store, work).num_known
+        else:
+            known = _known_pairs(self.store, work)
+        self.pairs_known += known
+        self.pairs_missing += pairs - known
+
+
+def _known_pairs(store: Store, work: SweepWork) -> int:
+    """Pairs in the table of mixtures and sets that are built already."""
+    from tasks.losses import identity
+
+    table = LossesTable(store, work.config)
+    models = {name: handle.digest for name, handle in work.pool.items() if handle.digest}
+    sets = [handle.digest for handle in work.sets.values() if handle.digest]
+    return sum(
+        (identity(mixture.renamed(models)), digest) in table
+        for mixture in work.mixtures
+        if all(member in models for member in mixture.members)
+        for digest in sets
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do."""
+
+    planned: list[Planned]
+    pairs_known: int
+    pairs_missing: int
+    mixtures: int
+    partitions: int
+    train_records: list[Record]
+    seconds_per_pair: float | None
+    explanations: list[Explanation]
+    """Why each step that would be built is not in the store."""
+
+    def to_build(self, step: str | None = None) -> list[Call[Any]]:
+        """Calls that would run, of one step or of all."""
+        return [
+            p.call for p in self.planned if not p.is_cached and step in {None, p.call.step.name}
+        ]
+
+    def cached(self, step: str) -> list[Call[Any]]:
+        """Calls of a step that the store has."""
+        return [p.call for p in self.planned if p.is_cached and p.call.step.name == step]
+
+    @property
+    def training_tokens(self) -> int:
+        """Tokens that would be trained on."""
+        return int(sum(call.estimate.get("tokens", 0) for call in self.to_build("train")))
+
+    @property
+    def seconds(self) -> float | None:
+        """Estimate from the costs of earlier records; None where there is none to go by."""
+        per_token = [
+            record.cost["seconds"] / record.cost["tokens"]
+            for record in self.train_records
+            if record.cost.get("tokens")
+        ]
+        known = bool(per_token) or not self.training_tokens
+        if not known or (self.pairs_missing and self.seconds_per_pair is None):
+            return None
+        trained = self.training_tokens * statistics.median(per_token) if per_token else 0.0
+        return trained + self.pairs_missing * (self.seconds_per_pair or 0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain JSON."""
+        steps = list(dict.fromkeys(p.call.step.name for p in self.planned))
+        return {
+            "steps": {
+                step: {
+                    "cached": [call.label for call in self.cached(step)],
+                    "build": [call.label for call in self.to_build(step)],
+                }
+                for step in steps
+            },
+            "partitions": self.partitions,
+            "mixtures": self.mixtures,
+            "losses_from_store": self.pairs_known,
+            "losses_to_evaluate": self.pairs_missing,
+            "training_tokens": self.training_tokens,
+            "seconds": self.seconds,
+            "upper_bound": any(call.key is None for call in self.to_build()),
+        }
+
+
+@contextmanager
+def scratch_store(url: str) -> Iterator[Store]:
+    """A store whose changes are thrown away; ``url`` need not hold one yet."""
+    with tempfile.TemporaryDirectory(prefix="mixpool-plan-") as name:
+        yield Store(url, backend=overlay(url, Path(name)))
+
+
+def plan(
+    url: str,
+    recipe: Recipe,
+    runtime: Runtime,
+    reporter: Reporter,
+    *,
+    with_references: bool = False,
+) -> Plan:
+    """Count what a run of ``recipe`` on the store at ``url`` would do."""
+    with scratch_store(url) as store:
+        runner = PlannerRunner(store, runtime, reporter)
+        outcome: Outcome = ablate(runner, recipe)
+        if with_references:
+            train_references(runner, recipe, outcome)
+        records = {step: list(store.records(step)) for step in _steps(runner)}
+        return Plan(
+            planned=runner.planned,
+            pairs_known=runner.pairs_known,
+            pairs_missing=runner.pairs_missing,
+            mixtures=runner.mixtures,
+            partitions=len(outcome.partitions),
+            train_records=[r for r in records.get("train", []) if r.cost.get("tokens")],
+            seconds_per_pair=_seconds_per_pair(store, recipe),
+            explanations=[
+                explain(p.call, records[p.call.step.name])
+                for p in runner.planned
+                if not p.is_cached
+            ],
+        )
+
+
+def _steps(runner: PlannerRunner) -> list[str]:
+    return sorted({planned.call.step.name for planned in runner.planned})
+
+
+def _seconds_per_pair(store: Store, recipe: Recipe) -> float | None:
+    table = LossesTable(store, recipe.evaluation.evaluate)
+    seconds = sum(cost["seconds"] for cost in table.costs())
+    return seconds / len(table) if len(table) else None

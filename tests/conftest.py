@@ -1,0 +1,91 @@
+"""What tests of whole chains share: a corpus and a recipe that run through in seconds."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from flows.recipe import Recipe, apply_override, parse_recipe
+
+TINY_DOMAINS = ("birds", "cooking", "law", "letters", "rivers", "sums")
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "corpus": {
+        "name": "tiny",
+        "split": {
+            "tokens_per_partition": 1200,
+            "partitions_per_domain": 1,
+            "heldout_fraction": 0.2,
+            "heldout_documents": 4,
+            "base_fraction": 0.3,
+        },
+    },
+    "evaluation": {"windows": {"format": "disjoint", "context_length": 32}},
+    "tokenizer": {"kind": "train", "vocab_size": 300},
+    "base": {
+        "kind": "train",
+        "architecture": {
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 2,
+            "intermediate_size": 64,
+            "context_length": 32,
+        },
+        "train": {"steps": 8, "batch_size": 4, "context_length": 32, "learning_rate": 3e-3},
+    },
+    "train": {"steps": 5, "batch_size": 4, "context_length": 32, "learning_rate": 1e-3},
+    "mixtures": {"spaces": [{"kind": "subsets", "sizes": [1, 2]}]},
+    "validation": {"references": 2, "sizes": [2]},
+}
+"""Six partitions, 21 mixtures, six held-out sets; a Llama of width 32."""
+
+
+class TinyCorpus(Protocol):
+    """Writes the corpus below a folder and returns where it lies."""
+
+    def __call__(self, folder: Path, documents: int = 40, seed: int = 0) -> Path: ...
+
+
+class TinyRecipe(Protocol):
+    """A recipe for the corpus below a folder, which is written if it is not there."""
+
+    def __call__(self, folder: Path, *overrides: str) -> Recipe: ...
+
+
+def write_corpus(folder: Path, documents: int = 40, seed: int = 0) -> Path:
+    """Write ``corpus/<domain>.jsonl``, some 10 kB each: every domain has words of its own."""
+    corpus = folder / "corpus"
+    corpus.mkdir(parents=True, exist_ok=True)
+    for domain in TINY_DOMAINS:
+        chance = random.Random(f"{domain} {seed}")
+        words = ["".join(chance.choices(domain, k=chance.randint(2, 6))) for _ in range(40)]
+        texts = (" ".join(chance.choices(words, k=50)) for _ in range(documents))
+        lines = (json.dumps({"text": text}) for text in texts)
+        (corpus / f"{domain}.jsonl").write_text("\n".join(lines) + "\n")
+    return corpus
+
+
+@pytest.fixture
+def tiny_corpus() -> TinyCorpus:
+    """``tiny_corpus(folder)`` writes six domains of some 10 kB each."""
+    return write_corpus
+
+
+@pytest.fixture
+def tiny_recipe() -> TinyRecipe:
+    """``tiny_recipe(folder, "train.steps=3", ...)``; a chain of it takes seconds."""
+
+    def make(folder: Path, *overrides: str) -> Recipe:
+        corpus = folder / "corpus"
+        if not corpus.exists():
+            write_corpus(folder)
+        tree: dict[str, Any] = json.loads(json.dumps(TINY))
+        tree["corpus"]["source"] = {"urls": [f"{corpus}/*.jsonl"]}
+        for override in overrides:
+            apply_override(tree, override)
+        return parse_recipe(tree, "the tiny recipe")
+
+    return make
