@@ -30,7 +30,7 @@ def choose_references(
         ValueError: there are fewer such mixtures than ``count``.
     """
     found: dict[int, list[Mixture]] = {size: [] for size in dict.fromkeys(sizes)}
-    for mixture in mixtures:
+    for mixture in dict.fromkeys(mixtures):
         if mixture.is_uniform and mixture.size in found:
             found[mixture.size].append(mixture)
     for same_size in found.values():
@@ -88,7 +88,7 @@ def pair_up(
 def _means(frame: "pd.DataFrame") -> "pd.DataFrame":
     per_token = frame.assign(loss=frame["nll"] / frame["num_tokens"])
     table = per_token.pivot(index="mixture", columns="evaluation_set", values="loss")
-    return table.assign(**{MACRO_MEAN: table.mean(axis=1)})
+    return table.assign(**{MACRO_MEAN: table.mean(axis=1, skipna=False)})
 
 
 def agreement(pairs: "pd.DataFrame") -> "pd.DataFrame":

@@ -5,6 +5,7 @@ Columns: ``digest`` (sha256 of the text), ``domain``, ``origin`` (file and row i
 which documents were assigned, so that a partition made again has the same bytes.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 FILE = "documents.parquet"
 ROW_GROUP_BYTES = 8 << 20
+SPOOL_BYTES = 64 << 10
 
 
 class StoredDocument(NamedTuple):
@@ -35,43 +37,62 @@ def _schema() -> "pa.Schema":
 
 
 class DocumentWriter:
-    """Streams documents into ``folder/documents.parquet``; memory holds one row group."""
+    """Collects documents; ``close`` makes ``folder/documents.parquet`` of them.
+
+    Until then they lie in a file beside ``folder`` that is opened only to append to it, so that
+    thousands of domains fill at once with 64 KiB of memory each and no open file.
+    """
 
     def __init__(self, folder: Path) -> None:
-        import pyarrow.parquet as pq
-
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.num_documents = self.num_tokens = self.num_bytes = 0
-        self._rows: list[StoredDocument] = []
+        self._spool = folder.with_name(f"{folder.name}.jsonl")
+        self._lines: list[bytes] = []
         self._pending = 0
-        self._writer = pq.ParquetWriter(folder / FILE, _schema(), compression="zstd")
 
     def add(self, document: StoredDocument) -> None:
         """Append one document."""
-        size = len(document.text.encode())
-        self._rows.append(document)
         self.num_documents += 1
         self.num_tokens += document.num_tokens
-        self.num_bytes += size
-        self._pending += size
-        if self._pending >= ROW_GROUP_BYTES:
-            self._flush()
+        self.num_bytes += len(document.text.encode())
+        line = json.dumps(document, ensure_ascii=False).encode() + b"\n"
+        self._lines.append(line)
+        self._pending += len(line)
+        if self._pending >= SPOOL_BYTES:
+            self._spill()
 
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        columns = list(zip(*self._rows, strict=True)) or [()] * len(StoredDocument._fields)
-        arrays = {n: list(c) for n, c in zip(StoredDocument._fields, columns, strict=True)}
-        self._writer.write_table(pa.table(arrays, schema=_schema()))
-        self._rows.clear()
+    def _spill(self) -> None:
+        with self._spool.open("ab") as file:
+            file.writelines(self._lines)
+        self._lines.clear()
         self._pending = 0
 
     def close(self) -> None:
-        """Write what is pending and the file's footer."""
-        if self._rows or not self.num_documents:
-            self._flush()
-        self._writer.close()
+        """Write the Parquet file; memory holds one row group."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._spill()
+        with pq.ParquetWriter(self.folder / FILE, _schema(), compression="zstd") as writer:
+            for rows in self._row_groups():
+                columns = map(list, zip(*rows, strict=True))
+                arrays = dict(zip(StoredDocument._fields, columns, strict=True))
+                writer.write_table(pa.table(arrays, schema=_schema()))
+        self._spool.unlink()
+
+    def _row_groups(self) -> Iterator[list[StoredDocument]]:
+        rows: list[StoredDocument] = []
+        size = 0
+        with self._spool.open("rb") as lines:
+            for line in lines:
+                rows.append(StoredDocument(*json.loads(line)))
+                size += len(rows[-1].text.encode())
+                if size >= ROW_GROUP_BYTES:
+                    yield rows
+                    rows, size = [], 0
+        if rows:
+            yield rows
 
     def __enter__(self) -> Self:
         return self
@@ -82,7 +103,8 @@ class DocumentWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        if kind is None:
+            self.close()
 
 
 def read(folder: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """What one scan reads, counts and stores, and the two configurations that tell it what to read."""
 
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from storage.artifact import Artifact
 from storage.cache import Progress, deposit
 from storage.fingerprint import Config
 from storage.store import Store
+from tasks import documents
 from tasks.corpus import (
     Document,
     Problems,
@@ -22,7 +24,7 @@ from tasks.corpus import (
 )
 from tasks.documents import DocumentWriter, StoredDocument
 from tasks.manifest import Manifest, SplitConfig
-from tasks.seen import Seen
+from tasks.seen import Known, Role, Seen
 
 
 class CorpusConfig(Config):
@@ -35,8 +37,9 @@ class CorpusConfig(Config):
     split: SplitConfig = SplitConfig()
     """How documents are assigned to partitions, held-out sets and the base model."""
     withdraw: list[str] = []
-    """Documents to take out, by sha256 of the text or by origin (``path:row``); only the partition
-    that holds one is made anew, and a withdrawn document never comes back."""
+    """Documents to take out, by sha256 of the text or by origin (``path:row`` where it was first
+    seen); only the partition that holds one is made anew, and a withdrawn document never comes
+    back."""
     short_partitions: bool = False
     """Whether the open remainder of a domain is trained too, as a short partition that becomes
     another one when it grows."""
@@ -65,28 +68,48 @@ class Intake:
     scratch: Path
     seen: Seen
     state: Manifest
-    """The manifest so far; its ``files`` grow as files are read to their end."""
+    """The manifest so far."""
+    pending: set[str]
+    """What is to be withdrawn and was not found yet, by digest or origin."""
     counts: Counter[str] = field(default_factory=Counter)
     problems: Problems = field(default_factory=Problems)
-    withdrawn: dict[str, str] = field(default_factory=dict)
 
-    def deposit(self, step: str, label: str, folder: Path, details: dict[str, object]) -> Artifact:
-        """Store documents; ``details`` tell people where they came from."""
-        origin = {"chain": self.state.chain, "manifest": self.state.number}
-        facts = {**details, **origin}
-        stored = deposit(self.store, step, "documents", label, folder, facts).artifact
-        assert stored is not None
-        return stored
+    def update(self, **fields: object) -> None:
+        """Replace fields of the manifest."""
+        self.state = self.state.model_copy(update=fields)
 
     def folder(self) -> Path:
         """A new scratch folder."""
         return Path(tempfile.mkdtemp(dir=self.scratch))
 
+    def deposit(self, step: str, label: str, folder: Path, details: dict[str, object]) -> Artifact:
+        """Move a scratch folder into the store; ``details`` tell people where it came from."""
+        origin = {"chain": self.state.chain, "manifest": self.state.number}
+        facts = {**details, **origin}
+        stored = deposit(self.store, step, "documents", label, folder, facts).artifact
+        assert stored is not None
+        shutil.rmtree(folder)
+        return stored
+
+    def copied(self, artifact: Artifact | None) -> DocumentWriter:
+        """A writer that begins with the documents of ``artifact``."""
+        writer = DocumentWriter(self.folder())
+        if artifact is not None:
+            for document in documents.read_all(self.store.fetch(artifact)):
+                writer.add(document)
+        return writer
+
     def read(
-        self, files: list[SourceFile], source: Source, problems: Problems | None = None
+        self,
+        files: list[SourceFile],
+        source: Source,
+        problems: Problems,
+        done: dict[str, str] | None = None,
     ) -> Iterator[Document]:
-        """Documents of all files; a damaged file is reported and tried again by the next scan."""
-        problems = self.problems if problems is None else problems
+        """Documents of the corpus; a damaged file is reported and tried again by the next scan.
+
+        Stamps of files that were read to their end go to ``done``.
+        """
         for number, file in enumerate(files):
             self.progress(number, len(files), "files")
             try:
@@ -94,20 +117,31 @@ class Intake:
             except UnreadableFileError as error:
                 problems.file(file.path, f"{error}; it is tried again next time")
                 continue
-            if source is self.corpus.source:
-                self.state.files[file.path] = file.stamp
+            if done is not None:
+                done[file.path] = file.stamp
         self.progress(len(files), len(files), "files")
 
-    def store_heldout(self, domain: str, kept: list[StoredDocument]) -> dict[str, object]:
-        """Fields of ``DomainState`` for these held-out documents."""
-        if not kept:
-            return {"heldout": None, "num_heldout": 0, "frozen": False}
-        with DocumentWriter(self.folder()) as writer:
-            for stored in kept:
-                writer.add(stored)
-        details: dict[str, object] = {"domain": domain, "num_documents": len(kept)}
-        artifact = self.deposit("heldout", domain, writer.folder, details)
-        return {"heldout": artifact, "num_heldout": len(kept)}
+    def read_pinned(self, files: list[SourceFile], source: Source, what: str) -> Iterator[Document]:
+        """Documents of something that is fixed for good, so that half a file is an error."""
+        for file in files:
+            try:
+                yield from read_documents(file, source, self.problems)
+            except UnreadableFileError as error:
+                raise ValueError(f"{what} cannot be made of a part of its files: {error}") from error
+
+    def is_refused(self, document: Document, *names: str) -> bool:
+        """Whether a new document is to be withdrawn under one of its ``names``; it is noted then."""
+        if self.pending.isdisjoint(names):
+            return False
+        self.pending.difference_update(names)
+        self.withdraw(Known(document.digest, Role.TRAIN, "", document.origin))
+        self.counts["withdrawn"] += 1
+        return True
+
+    def withdraw(self, known: Known) -> None:
+        """Note that a document is withdrawn for good."""
+        self.seen.write(known._replace(role=Role.WITHDRAWN, place=""))
+        self.update(withdrawn={**self.state.withdrawn, known.digest: known.origin})
 
 
 def stored(document: Document, num_tokens: int) -> StoredDocument:

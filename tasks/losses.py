@@ -6,6 +6,7 @@ digests of its models and their parts, a set by the digest of its windows, so a 
 and a table can be read by anybody with ``pandas.read_parquet``.
 """
 
+import contextlib
 import io
 import json
 import logging
@@ -75,15 +76,17 @@ class LossesTable:
         """Take in parts that other runs have added."""
         for path in self._store.chain(self._folder):
             if path not in self._read:
-                self._read.add(path)
-                self._take(path)
+                with contextlib.suppress(FileNotFoundError):  # another run set it aside meanwhile
+                    self._take(path)
 
     def _take(self, path: str) -> None:
         data = self._store.backend.read(path)
         if not is_intact(data):
             LOG.warning("%s was changed after it was written; its rows are evaluated anew", path)
+            # Its number may be claimed again, so it does not count as read.
             self._store.set_aside(path)
             return
+        self._read.add(path)
         for row in decode(data):
             self._rows.setdefault((row.mixture, row.windows), row)
 

@@ -1,25 +1,29 @@
-"""Models: Hugging Face folders with safetensors, and what must agree before two are averaged.
+"""Models: Hugging Face folders with safetensors, started from random weights or taken over.
 
-Beside the usual files a model folder has ``mixpool.json``: the facts by which a merge is allowed or
-refused (architecture, tokenizer, base model, number of steps). Pickled weights are never read.
+Tensors are stored under the names that they have in memory, so that what is averaged from files can
+be put into a model. Pickled weights are never read, code in a model's folder is never run, and a
+file that lacks weights of its model is refused, because transformers would make them up at random.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from storage.artifact import describe
 from storage.cache import Step, Workspace
 from storage.fingerprint import Config, fingerprint
+from tasks.merging import FACTS, Facts
+from tasks.merging import average_weights as average_weights
+from tasks.merging import check_mergeable as check_mergeable
+from tasks.merging import facts_of as facts_of
+from tasks.merging import load_weights as load_weights
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
-FACTS = "mixpool.json"
 UNIMPORTANT = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache")
 """Fields of config.json that say nothing about the shape or the function of a model."""
 
@@ -45,7 +49,7 @@ class LlamaArchitecture(Config):
     """Whether input and output embeddings are one tensor."""
     initializer_range: float = Field(default=0.02, gt=0)
     """Standard deviation of the random weights."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Seed of the random weights."""
 
 
@@ -54,7 +58,7 @@ class GivenModel(Config):
 
     kind: Literal["given"] = "given"
     """This choice's name."""
-    path: str
+    path: str = Field(min_length=1)
     """Local folder or hub name of the model."""
 
 
@@ -66,23 +70,6 @@ class InitialiseConfig(Config):
 
     architecture: LlamaArchitecture
     """Shape and seed of the model."""
-
-
-class Facts(Config):
-    """What a merge compares."""
-
-    architecture: str
-    """Fingerprint of config.json without what does not matter."""
-    tokenizer: str
-    """Digest of the tokenizer."""
-    base: str | None
-    """Digest of the model that training started from; None for a model from outside."""
-    steps: int
-    """Optimizer steps since the base model."""
-
-
-class MergeError(ValueError):
-    """Models that may not be averaged; the message names the difference."""
 
 
 def build_initial(
@@ -147,7 +134,8 @@ def build_import(
     """A model of ``inputs["source"]`` in float32, for ``inputs["tokenizer"]``.
 
     Raises:
-        ValueError: weights are pickled only, or the vocabulary is smaller than the tokenizer's.
+        ValueError: weights are pickled only or not all there, or the vocabulary is smaller than the
+            tokenizer's.
     """
     del config
     from tasks.tokenizer import Encoder
@@ -184,7 +172,8 @@ def architecture_of(settings: Mapping[str, object]) -> str:
 def save_model(model: "PreTrainedModel", folder: Path, facts: Facts) -> None:
     """Write a model as a Hugging Face folder with its facts."""
     _silence()
-    model.save_pretrained(folder)
+    # Transformers would split fused tensors (experts) into the ones of the published checkpoint.
+    model.save_pretrained(folder, save_original_format=False)
     (folder / FACTS).write_text(facts.model_dump_json(indent=1))
 
 
@@ -194,164 +183,50 @@ def _silence() -> None:
     logging.disable_progress_bar()
 
 
-def facts_of(folder: Path) -> Facts:
-    """The facts beside a stored model."""
-    return Facts.model_validate_json((folder / FACTS).read_bytes())
-
-
 def check_safetensors(folder: Path) -> None:
     """Refuse a folder without safetensors. Raises ValueError naming what is there."""
-    if any(folder.glob("*.safetensors")):
+    if any(folder.glob("model*.safetensors")):
         return
     others = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     raise ValueError(
-        f"model folder {folder} has no *.safetensors (it has {', '.join(others) or 'no files'}): "
+        f"model folder {folder} has no model*.safetensors (it has {', '.join(others) or 'no files'}): "
         "pickled weights can run code and are not read; convert them with save_pretrained"
     )
 
 
 def load_model(folder: Path, device: str = "cpu") -> "PreTrainedModel":
-    """The model of a folder in float32, in evaluation mode. Raises ValueError for pickled weights."""
+    """The model of a folder in float32, in evaluation mode.
+
+    Raises:
+        ValueError: weights are pickled only, or not all there, or the class is not in transformers.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     check_safetensors(folder)
     _silence()
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
+    model, found = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
     )
+    if found["missing_keys"]:
+        raise ValueError(
+            f"model folder {folder} lacks {len(found['missing_keys'])} weights of a "
+            f"{type(model).__name__} ({min(found['missing_keys'])}, ...): give a complete causal "
+            "language model"
+        )
     return model.to(device).eval()
 
 
-def load_weights(folder: Path) -> dict[str, "torch.Tensor"]:
-    """All tensors of a model folder by name; tied ones stand once."""
-    from safetensors.torch import load_file
-
-    weights: dict[str, torch.Tensor] = {}
-    for path in sorted(folder.glob("model*.safetensors")):
-        weights |= load_file(path)
-    return weights
-
-
-class Difference(NamedTuple):
-    """A fact in which two models differ."""
-
-    what: str
-    one: object
-    other: object
-
-
-def check_mergeable(members: Mapping[str, Facts]) -> None:
-    """Refuse members that do not agree.
-
-    Args:
-        members: facts by the name that people know the model by.
-
-    Raises:
-        MergeError: naming the first pair that differs and all facts in which it does.
-    """
-    names = list(members)
-    for name in names[1:]:
-        found = differences(members[names[0]], members[name])
-        if found:
-            what = "; ".join(f"{d.what}: {d.one} and {d.other}" for d in found)
-            raise MergeError(
-                f"models {names[0]!r} and {name!r} cannot be averaged, they differ in {what}. "
-                "Train both from one base model, with one tokenizer and equal steps"
-            )
-
-
-def differences(one: Facts, other: Facts) -> list[Difference]:
-    """The facts in which two models differ, shortened for people."""
-    labels = {"architecture": "architecture", "tokenizer": "tokenizer", "base": "base model"}
-    labels["steps"] = "number of steps"
-
-    def shown(value: object) -> object:
-        return value[:10] if isinstance(value, str) else value
-
-    pairs = ((label, getattr(one, f), getattr(other, f)) for f, label in labels.items())
-    return [Difference(label, shown(a), shown(b)) for label, a, b in pairs if a != b]
-
-
-def weighted_sum(
-    tensors: Iterable["torch.Tensor"], parts: Iterable[int], dtype: "torch.dtype"
-) -> "torch.Tensor":
-    """Sum of ``parts[i] * tensors[i]`` over sum of ``parts``, added in the given order in ``dtype``.
-
-    One arithmetic for every merge, so that a mixture has one bit pattern (in float64 the sum's order
-    does not show after rounding to float32; see the tests).
-    """
-    import torch
-
-    parts = list(parts)
-    total: torch.Tensor | None = None
-    for tensor, part in zip(tensors, parts, strict=True):
-        if total is None:
-            total = tensor.to(dtype) * part
-        else:
-            total.add_(tensor.to(dtype), alpha=part)
-    assert total is not None, "a mixture has members"
-    return total.div_(sum(parts)).to(torch.float32)
-
-
-def average_weights(
-    members: Mapping[str, Mapping[str, "torch.Tensor"]],
-    parts: Mapping[str, int],
-    dtype: "torch.dtype | None" = None,
-) -> dict[str, "torch.Tensor"]:
-    """Weighted average of models, tensor by tensor, members in the order of their names.
-
-    Args:
-        members: tensors by name (tied ones once) for each member.
-        parts: positive integers by member.
-        dtype: float64 (default) or float32: in which the sum is kept.
-
-    Returns:
-        float32 tensors; integer tensors are copied.
-
-    Raises:
-        MergeError: members have other tensors, other shapes, or unequal integer tensors.
-    """
-    import torch
-
-    names = sorted(parts)
-    first = members[names[0]]
-    for name in names[1:]:
-        check_same_tensors(names[0], first, name, members[name])
-    merged = {}
-    for key, tensor in first.items():
-        if tensor.is_floating_point():
-            column = [members[name][key] for name in names]
-            counts = [parts[name] for name in names]
-            merged[key] = weighted_sum(column, counts, dtype or torch.float64)
-        else:
-            merged[key] = tensor.clone()
-    return merged
-
-
-def check_same_tensors(
-    one: str,
-    first: Mapping[str, "torch.Tensor"],
-    other: str,
-    second: Mapping[str, "torch.Tensor"],
-) -> None:
-    """Refuse models whose tensors do not correspond. Raises MergeError naming the tensor."""
-    odd = sorted({*first} ^ {*second})
-    if odd:
-        raise MergeError(
-            f"models {one!r} and {other!r}: only one of them has the tensor {odd[0]!r}"
-        )
-    for key, tensor in first.items():
-        if tensor.shape != second[key].shape:
-            raise MergeError(
-                f"models {one!r} and {other!r} differ in the shape of {key!r}: "
-                f"{tuple(tensor.shape)} and {tuple(second[key].shape)}"
-            )
-        if not tensor.is_floating_point() and not bool((tensor == second[key]).all()):
-            raise MergeError(
-                f"models {one!r} and {other!r} differ in the integer tensor {key!r}, "
-                "which cannot be averaged"
-            )
+def check_context(model: "PreTrainedModel", length: int, field: str) -> None:
+    """Refuse sequences that are longer than the model's. Raises ValueError naming ``field``."""
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and length > longest:
+        raise ValueError(f"{field} {length} is more than the model's {longest}: lower it")
 
 
 INITIALISE = Step("initialise", 1, "model", InitialiseConfig, build_initial)

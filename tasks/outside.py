@@ -4,9 +4,8 @@ What enters a key is the digest of the files, so the same model under another pa
 and a folder that changed is another one.
 """
 
-import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from storage.artifact import Artifact
@@ -15,7 +14,7 @@ from storage.store import Store
 from tasks.model import GivenModel, check_safetensors
 from tasks.tokenizer import GivenTokenizer, import_given
 
-MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
+MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model*.index.json")
 TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -30,7 +29,7 @@ def given_tokenizer(store: Store, config: GivenTokenizer) -> Artifact:
     with tempfile.TemporaryDirectory() as name:
         source, output = Path(name) / "source", Path(name) / "output"
         output.mkdir()
-        _copy(_folder(config.path, "tokenizer.path"), TOKENIZER_FILES, source)
+        _link(_folder(config.path, "tokenizer.path", TOKENIZER_FILES), TOKENIZER_FILES, source)
         facts = import_given(config, source, output)
         found = deposit(store, "tokenizer", "tokenizer", Path(config.path).name, output, facts)
     assert found.artifact is not None
@@ -39,23 +38,22 @@ def given_tokenizer(store: Store, config: GivenTokenizer) -> Artifact:
 
 def given_model(store: Store, config: GivenModel) -> Handle:
     """The model's files in the store. Raises ValueError where they are not safetensors."""
-    folder = _folder(config.path, "base.path")
+    folder = _folder(config.path, "base.path", MODEL_FILES)
     check_safetensors(folder)
     with tempfile.TemporaryDirectory() as name:
-        _copy(folder, MODEL_FILES, Path(name) / "source")
+        _link(folder, MODEL_FILES, Path(name) / "source")
         label = Path(config.path).name
         return deposit(store, "source", "source", label, Path(name) / "source", {})
 
 
-def _folder(path: str, field: str) -> Path:
+def _folder(path: str, field: str, wanted: Sequence[str]) -> Path:
     if Path(path).is_dir():
         return Path(path)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = [*MODEL_FILES, *TOKENIZER_FILES]
     try:
-        return Path(snapshot_download(path, allow_patterns=wanted))
+        return Path(snapshot_download(path, allow_patterns=list(wanted)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
             f"{field} {path!r} is no folder here and cannot be had from the hub "
@@ -63,8 +61,7 @@ def _folder(path: str, field: str) -> Path:
         ) from error
 
 
-def _copy(folder: Path, patterns: Iterable[str], target: Path) -> None:
+def _link(folder: Path, patterns: Sequence[str], target: Path) -> None:
     target.mkdir()
-    for pattern in patterns:
-        for path in folder.glob(pattern):
-            shutil.copyfile(path, target / path.name)
+    for path in {path for pattern in patterns for path in folder.glob(pattern)}:
+        (target / path.name).symlink_to(path.resolve())

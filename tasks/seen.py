@@ -4,16 +4,21 @@ A corpus may have more documents than fit in memory, so the set is a temporary S
 from the index artifacts of earlier scans. Rows written by the present scan become the next one.
 """
 
+import itertools
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from tasks.tokenize import batched
+
 FILE = "index.parquet"
+BATCH = 8192
+CACHE_KIB = 32 << 10
 
 
 class Role:
-    """What a document is for; the first role it gets is the one it keeps."""
+    """What a document is for; it changes only by a withdrawal or on the way out of no place."""
 
     TRAIN = "train"
     BASE = "base"
@@ -29,7 +34,8 @@ class Known(NamedTuple):
     digest: str
     role: str
     place: str
-    """Name of the partition (or ``<domain>/open``), of the evaluation set, or of the domain."""
+    """Name of the partition (or ``<domain>/open``), of the evaluation set, or of the domain whose
+    held-out set it is in; empty for a document that is in no artifact."""
     origin: str
     """File and row where it was first seen."""
 
@@ -41,76 +47,72 @@ class Seen:
         self._database = sqlite3.connect(folder / "seen.sqlite", isolation_level=None)
         self._database.execute("PRAGMA journal_mode=OFF")
         self._database.execute("PRAGMA synchronous=OFF")
+        self._database.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
         self._database.execute(
             "CREATE TABLE seen (digest BLOB PRIMARY KEY, role TEXT, place TEXT, origin TEXT, "
             "number INTEGER, new INTEGER) WITHOUT ROWID"
         )
         self._database.execute("BEGIN")
-        self._count = 0
+        self._numbers = itertools.count()
 
     def load(self, folder: Path) -> None:
         """Take over the rows of an index artifact; later ones replace earlier ones."""
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(folder / FILE) as file:
-            for batch in file.iter_batches():
-                for row in batch.to_pylist():
-                    self._write(Known(**row), new=False)
-
-    def role(self, digest: str) -> str | None:
-        """What the document is for, or None where it is new."""
-        found = self._database.execute(
-            "SELECT role FROM seen WHERE digest = ?", (bytes.fromhex(digest),)
-        ).fetchone()
-        return None if found is None else str(found[0])
-
-    def find(self, name: str) -> Known | None:
-        """The document with this digest or origin, or None."""
-        column, value = ("digest", bytes.fromhex(name)) if is_digest(name) else ("origin", name)
-        found = self._database.execute(
-            f"SELECT digest, role, place, origin FROM seen WHERE {column} = ?", (value,)
-        ).fetchone()
-        return None if found is None else Known(found[0].hex(), *found[1:])
+            for batch in file.iter_batches(BATCH):
+                columns = [batch.column(name).to_pylist() for name in Known._fields]
+                self._write(map(Known, *columns), new=False)
 
     def write(self, known: Known) -> None:
         """Add or replace a row of the present scan."""
-        self._write(known, new=True)
+        self._write([known], new=True)
 
-    def _write(self, known: Known, *, new: bool) -> None:
-        self._count += 1
-        self._database.execute(
+    def _write(self, rows: Iterable[Known], *, new: bool) -> None:
+        self._database.executemany(
             "INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?, ?, ?)",
-            (bytes.fromhex(known.digest), *known[1:], self._count, new),
+            ((bytes.fromhex(d), *rest, next(self._numbers), new) for d, *rest in rows),
         )
+
+    def get(self, digest: str) -> Known | None:
+        """The document with this digest, or None where it is new."""
+        return next(self._select("digest = ?", bytes.fromhex(digest)), None)
+
+    def role(self, digest: str) -> str | None:
+        """What the document is for, or None where it is new."""
+        known = self.get(digest)
+        return None if known is None else known.role
+
+    def find(self, name: str) -> list[Known]:
+        """The document with this digest, or all that were first seen at this origin."""
+        if is_digest(name):
+            return list(self._select("digest = ?", bytes.fromhex(name)))
+        self._database.execute("CREATE INDEX IF NOT EXISTS by_origin ON seen (origin)")
+        return list(self._select("origin = ? ORDER BY number", name))
 
     def place(self, role: str, place: str) -> Iterator[Known]:
         """The documents that went to one place, in the order in which they were assigned."""
-        yield from self._select("role = ? AND place = ?", role, place)
+        self._database.execute("CREATE INDEX IF NOT EXISTS by_place ON seen (place, number)")
+        return self._select("role = ? AND place = ? ORDER BY number", role, place)
 
     def new(self) -> Iterator[Known]:
         """Rows of the present scan in the order in which they were written."""
-        yield from self._select("new = 1")
+        return self._select("new = 1 ORDER BY number")
 
-    def _select(self, condition: str, *values: str) -> Iterator[Known]:
-        rows = self._database.execute(
-            f"SELECT digest, role, place, origin FROM seen WHERE {condition} ORDER BY number",
-            values,
-        )
-        for digest, *rest in rows:
-            yield Known(digest.hex(), *rest)
+    def _select(self, condition: str, *values: object) -> Iterator[Known]:
+        query = f"SELECT digest, role, place, origin FROM seen WHERE {condition}"
+        rows = self._database.execute(query, values)
+        return (Known(digest.hex(), *rest) for digest, *rest in rows)
 
     def save_new(self, folder: Path) -> int:
         """Write the present scan's rows as ``index.parquet``; their number."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        from tasks.tokenize import batched
-
-        folder.mkdir()
         schema = pa.schema({name: pa.string() for name in Known._fields})
         written = 0
         with pq.ParquetWriter(folder / FILE, schema, compression="zstd") as writer:
-            for rows in batched(self.new(), 65536):
+            for rows in batched(self.new(), BATCH):
                 written += len(rows)
                 columns = dict(zip(Known._fields, map(list, zip(*rows, strict=True)), strict=True))
                 writer.write_table(pa.table(columns, schema=schema))
@@ -129,11 +131,3 @@ def is_digest(name: str) -> bool:
 def open_place(domain: str) -> str:
     """The place of a domain's documents that wait for their partition to fill."""
     return f"{domain}/open"
-
-
-def domain_of(known: Known) -> str:
-    """The domain of a document that is or was in training or held out."""
-    if known.place.endswith("/open"):
-        return known.place.removesuffix("/open")
-    is_partition = known.role in {Role.TRAIN, Role.WITHDRAWN}
-    return known.place.rpartition("-")[0] if is_partition else known.place

@@ -7,18 +7,14 @@ holds the token budget and never changes again.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
 
-from storage.artifact import Artifact
 from tasks import documents
 from tasks.corpus import Document
 from tasks.documents import DocumentWriter, StoredDocument
+from tasks.intake import Intake, stored
 from tasks.manifest import DomainState, PartitionEntry, SplitConfig
-from tasks.seen import Known, Role, Seen
-
-Deposit = Callable[[str, str, Path, dict[str, object]], Artifact]
-"""Stores a folder of documents: (step, label, folder, details) to the artifact."""
+from tasks.seen import Known, Role, open_place
 
 
 def role_of(digest: str, split: SplitConfig, *, with_base: bool) -> str:
@@ -37,117 +33,88 @@ def role_of(digest: str, split: SplitConfig, *, with_base: bool) -> str:
 class DomainSplitter:
     """Assigns one domain's documents, starting from the state that the last scan left."""
 
-    def __init__(
-        self,
-        domain: str,
-        state: DomainState,
-        split: SplitConfig,
-        seen: Seen,
-        scratch: Path,
-        deposit: Deposit,
-        fetch: Callable[[PartitionEntry], Path],
-    ) -> None:
+    def __init__(self, job: Intake, domain: str, state: DomainState) -> None:
         self.domain = domain
-        self.left_out = 0
+        self._job = job
         self._state = state
-        self._split = split
-        self._seen = seen
-        self._scratch = scratch
-        self._deposit = deposit
         self._partitions = list(state.partitions)
         self._added = 0
-        self._writer = self._next_writer()
-        if state.remainder is not None:
-            for stored in documents.read_all(fetch(state.remainder)):
-                self._append(stored)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the domain has as many partitions as the rules allow."""
-        limit = self._split.partitions_per_domain
-        return limit is not None and len(self._partitions) >= limit
-
-    def _next_writer(self) -> DocumentWriter:
-        return DocumentWriter(self._scratch / str(len(self._partitions)))
+        remainder = state.remainder
+        self._writer = job.copied(None if remainder is None else remainder.documents)
 
     def add(self, document: Document, num_tokens: int) -> None:
-        """Assign one new document; it is counted in ``left_out`` where the domain is full."""
-        if self.is_full:
-            self.left_out += 1
-            known = (document.digest, Role.LEFT_OUT, self.domain, document.origin)
-            self._seen.write(Known(*known))
+        """Assign one new document; where the domain has all its partitions, it is left out."""
+        split, job = self._job.corpus.split, self._job
+        limit = split.partitions_per_domain
+        if limit is not None and len(self._partitions) >= limit:
+            job.counts["left out"] += 1
+            job.seen.write(Known(document.digest, Role.LEFT_OUT, "", document.origin))
             return
+        job.counts["train"] += 1
         self._added += 1
-        self._append(
-            StoredDocument(document.digest, self.domain, document.origin, num_tokens, document.text)
-        )
-
-    def _append(self, stored: StoredDocument) -> None:
-        self._writer.add(stored)
-        if self._writer.num_tokens >= self._split.tokens_per_partition:
+        self._writer.add(stored(document, num_tokens))
+        if self._writer.num_tokens >= split.tokens_per_partition:
             self._seal()
 
-    def _seal(self) -> None:
-        name = f"{self.domain}-{len(self._partitions)}"
-        entry = self._store(name, sealed=True)
-        for row in documents.read(self._writer.folder, ["digest", "origin"]):
-            self._seen.write(Known(row["digest"], Role.TRAIN, name, row["origin"]))
-        self._partitions.append(entry)
-        self._writer = self._next_writer()
+    @property
+    def _next_name(self) -> str:
+        # A withdrawal may have emptied a partition in between: count on from the last name.
+        last = self._partitions[-1].name if self._partitions else "-1"
+        number = int(last.rpartition("-")[2]) + 1 if self._partitions else 0
+        return f"{self.domain}-{number}"
 
-    def _store(self, name: str, *, sealed: bool) -> PartitionEntry:
-        writer = self._writer
-        writer.close()
-        return store_partition(writer, name, self.domain, self._deposit, sealed=sealed)
+    def _seal(self) -> None:
+        name = self._next_name
+        self._writer.close()
+        for row in documents.read(self._writer.folder, ["digest", "origin"]):
+            self._job.seen.write(Known(row["digest"], Role.TRAIN, name, row["origin"]))
+        entry = store_partition(self._job, self._writer, name, self.domain, sealed=True)
+        self._partitions.append(entry)
+        self._writer = self._job.copied(None)
 
     def finish(self) -> DomainState:
         """The state after this scan; the open remainder is stored if it changed."""
-        grown = self._added > 0 or len(self._partitions) > len(self._state.partitions)
-        if not grown:
-            self._writer.close()
+        if not self._added:
             return self._state
         remainder = None
         if self._writer.num_documents:
-            remainder = self._store(f"{self.domain}-{len(self._partitions)}-open", sealed=False)
-        else:
             self._writer.close()
+            name = f"{self._next_name}-open"
+            remainder = store_partition(self._job, self._writer, name, self.domain, sealed=False)
         return self._state.model_copy(
             update={"partitions": self._partitions, "remainder": remainder}
         )
 
 
 def store_partition(
-    writer: DocumentWriter, name: str, domain: str, deposit: Deposit, *, sealed: bool
+    job: Intake, writer: DocumentWriter, name: str, domain: str, *, sealed: bool
 ) -> PartitionEntry:
     """Deposit a closed writer's documents as a partition."""
-    details: dict[str, object] = {
-        "domain": domain,
+    sizes = {
         "num_documents": writer.num_documents,
         "num_tokens": writer.num_tokens,
         "num_bytes": writer.num_bytes,
     }
-    stored = deposit("partition" if sealed else "remainder", name, writer.folder, details)
+    step = "partition" if sealed else "remainder"
+    made = job.deposit(step, name, writer.folder, {"domain": domain, **sizes})
     # A remainder that grows is another partition, so its name carries its content.
-    shown = name if sealed else f"{name}-{stored.digest[:6]}"
-    return PartitionEntry(
-        name=shown,
-        domain=domain,
-        documents=stored,
-        num_documents=writer.num_documents,
-        num_tokens=writer.num_tokens,
-        num_bytes=writer.num_bytes,
-        sealed=sealed,
-    )
+    shown = name if sealed else f"{name}-{made.digest[:6]}"
+    return PartitionEntry(name=shown, domain=domain, documents=made, sealed=sealed, **sizes)
+
+
+def place_of(entry: PartitionEntry) -> str:
+    """The place of a partition's documents in the index."""
+    return entry.name if entry.sealed else open_place(entry.domain)
 
 
 def rewrite(
-    entry: PartitionEntry, source: Iterator[StoredDocument], folder: Path, deposit: Deposit
+    job: Intake, entry: PartitionEntry, content: Iterable[StoredDocument]
 ) -> PartitionEntry | None:
-    """The same partition with other documents; None where none are left."""
-    with DocumentWriter(folder) as writer:
-        for stored in source:
-            writer.add(stored)
+    """The same partition with other documents; None where there are none."""
+    with DocumentWriter(job.folder()) as writer:
+        for document in content:
+            writer.add(document)
     if not writer.num_documents:
         return None
     name = entry.name if entry.sealed else entry.name.rpartition("-")[0]
-    return store_partition(writer, name, entry.domain, deposit, sealed=entry.sealed)
+    return store_partition(job, writer, name, entry.domain, sealed=entry.sealed)

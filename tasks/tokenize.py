@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from storage.cache import Step, Workspace
 from storage.fingerprint import Config
 from tasks import documents
+from tasks.model import digest_of
 from tasks.tokenizer import Encoder
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def build(
         "num_documents": num_documents,
         "num_bytes": num_bytes,
         "vocab_size": encoder.vocab_size,
+        "tokenizer": digest_of(inputs["tokenizer"]),
     }
     (output / "tokens.json").write_text(json.dumps(facts, sort_keys=True))
     workspace.meter.add(tokens=num_tokens)
@@ -71,6 +73,8 @@ def load_tokens(folder: Path) -> "np.ndarray":
     import numpy as np
 
     facts = json.loads((folder / "tokens.json").read_text())
+    if not facts["num_tokens"]:  # no system maps an empty file
+        return np.empty(0, facts["dtype"])
     return np.memmap(folder / "tokens.bin", dtype=facts["dtype"], mode="r")
 
 

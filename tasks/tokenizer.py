@@ -39,7 +39,7 @@ class GivenTokenizer(Config):
 
     kind: Literal["given"] = "given"
     """This choice's name."""
-    path: str
+    path: str = Field(min_length=1)
     """Local folder or hub name of the tokenizer."""
     end_of_text: str | None = None
     """The token that ends a document; by default the tokenizer's own end-of-sequence token."""
@@ -57,6 +57,9 @@ class Encoder:
         self.tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
+        # Post-processors add special tokens and shorten offsets; what a text says is never special.
+        self.tokenizer.post_processor = None
+        self.tokenizer.encode_special_tokens = True
         facts = json.loads((folder / "mixpool.json").read_text())
         self.end_of_text: int = facts["end_of_text"]
         self.vocab_size: int = facts["vocab_size"]
@@ -74,19 +77,33 @@ class Encoder:
         return [np.array([*e.ids, self.end_of_text], dtype=self.dtype) for e in encoded]
 
     def encode_starts(self, texts: list[str], limit: int | None) -> list[tuple[str, "np.ndarray"]]:
-        """Like ``encode``, cut after ``limit`` tokens, each with the text that these stand for."""
+        """Like ``encode``, cut after ``limit`` tokens, each with the text that these stand for.
+
+        Where the cut would fall inside a character, the tokens of that character are left out.
+        """
         import numpy as np
 
         if limit is None:
             return list(zip(texts, self.encode(texts), strict=True))
         starts = []
-        for text, e in zip(
-            texts, self.tokenizer.encode_batch(texts, add_special_tokens=False), strict=True
-        ):
-            covered = text if len(e.ids) <= limit else text[: e.offsets[limit - 1][1]]
-            ids = np.array([*e.ids[:limit], self.end_of_text], dtype=self.dtype)
-            starts.append((covered, ids))
+        encoded = self.tokenizer.encode_batch(texts, add_special_tokens=False)
+        for text, e in zip(texts, encoded, strict=True):
+            count = whole_characters(e.offsets, limit)
+            covered = text if count == len(e.ids) else text[: e.offsets[count - 1][1] if count else 0]
+            starts.append((covered, np.array([*e.ids[:count], self.end_of_text], dtype=self.dtype)))
         return starts
+
+
+def whole_characters(offsets: list[tuple[int, int]], limit: int) -> int:
+    """How many of the first ``limit`` tokens can be kept so that no character is cut.
+
+    Args:
+        offsets: begin and end of each token in characters; tokens of one character share it.
+    """
+    count = min(limit, len(offsets))
+    while 0 < count < len(offsets) and offsets[count][0] < offsets[count - 1][1]:
+        count -= 1
+    return count
 
 
 def build_trained(
@@ -123,7 +140,9 @@ def import_given(config: GivenTokenizer, source: Path, output: Path) -> Mapping[
     from transformers import AutoTokenizer
 
     try:
-        loaded = AutoTokenizer.from_pretrained(source)
+        loaded = AutoTokenizer.from_pretrained(
+            source, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise ValueError(
             f"tokenizer.path {config.path!r} cannot be loaded ({str(error).splitlines()[0]}): give a "

@@ -37,7 +37,8 @@ class WindowConfig(Config):
     context_length: int = Field(default=2048, ge=2)
     """Tokens that the model sees at most."""
     max_document_tokens: int | None = Field(default=None, ge=1)
-    """Only the first tokens of each document are scored, so many at most; None scores all."""
+    """Only the first tokens of each document are scored, so many at most and no part of a character;
+    None scores all."""
     groups: int = Field(default=256, ge=200)
     """Sums are kept per document up to so many documents, above that in so many groups."""
 
@@ -81,18 +82,16 @@ def build(
     """Cut ``inputs["documents"]`` with ``inputs["tokenizer"]``.
 
     Raises:
-        ValueError: the set has no document.
+        ValueError: the set has no document, or none with text.
     """
     import numpy as np
     from safetensors.numpy import save_file
 
     encoder = Encoder(inputs["tokenizer"])
     rows = sorted(documents.read(inputs["documents"], ["digest", "text"]), key=_by_digest)
-    if not rows:
-        raise ValueError("the evaluation set has no document")
     groups = _groups([row["digest"] for row in rows], config.groups)
     windows: list[tuple[np.ndarray, int, int]] = []
-    counts = np.zeros((max(groups) + 1, 3), dtype=np.int64)
+    counts = np.zeros((max(groups, default=0) + 1, 3), dtype=np.int64)
     position = 0
     for batch in batched(rows, BATCH):
         texts = [row["text"] for row in batch]
@@ -102,6 +101,8 @@ def build(
             counts[group] += (len(ids) - 1, len(text.encode()), len(WORDS.split(text)))
             position += 1
         workspace.progress(position, len(rows), "documents")
+    if not windows:
+        raise ValueError(f"the evaluation set has no text ({len(rows)} documents): give one that has")
     save_file(
         {**_arrays(windows, config.context_length), "counts": counts},
         output / "windows.safetensors",

@@ -68,13 +68,13 @@ def write_corpus(folder: Path, documents: int = 40, seed: int = 0) -> Path:
     return corpus
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_corpus() -> TinyCorpus:
     """``tiny_corpus(folder)`` writes six domains of some 10 kB each."""
     return write_corpus
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_recipe() -> TinyRecipe:
     """``tiny_recipe(folder, "train.steps=3", ...)``; a chain of it takes seconds."""
 

@@ -1,0 +1,185 @@
+"""Averaging models: what must agree first, and the one arithmetic of every merge.
+
+Beside the usual files a model folder has ``mixpool.json``: the facts by which a merge is allowed or
+refused (architecture, tokenizer, base model, number of steps). The sum is kept in float64, and each
+product of a float32 weight and a part is exact there, so a mixture has one bit pattern: whether it
+is averaged tensor by tensor or as one flat vector, and in which order, unless weights that belong
+together differ by a factor of 10 million and more, when only one order is the same for everybody:
+that of the members' names.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from storage.fingerprint import Config
+
+if TYPE_CHECKING:
+    import torch
+
+FACTS = "mixpool.json"
+
+CPU_PIECE, GPU_PIECE = 1 << 18, 1 << 24
+"""Weights summed at once: 2 MB of float64 stay in a processor's cache, which makes the average of
+four models of 30M weights five times as fast as whole vectors do (150 ms instead of 700)."""
+
+
+class Facts(Config):
+    """What a merge compares."""
+
+    architecture: str
+    """Fingerprint of config.json without what does not matter."""
+    tokenizer: str
+    """Digest of the tokenizer."""
+    base: str | None
+    """Digest of the model that training started from; None for a model from outside."""
+    steps: int
+    """Optimizer steps since the base model."""
+
+
+class MergeError(ValueError):
+    """Models that may not be averaged; the message names the difference."""
+
+
+def facts_of(folder: Path) -> Facts:
+    """The facts beside a stored model."""
+    return Facts.model_validate_json((folder / FACTS).read_bytes())
+
+
+def load_weights(folder: Path) -> dict[str, "torch.Tensor"]:
+    """All tensors of a model folder by name; tied ones stand once."""
+    from safetensors.torch import load_file
+
+    weights: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        weights |= load_file(path)
+    return weights
+
+
+class Difference(NamedTuple):
+    """A fact in which two models differ."""
+
+    what: str
+    """The fact, in words."""
+    one: object
+    """Its value for the one model, shortened for people."""
+    other: object
+    """Its value for the other."""
+
+
+def check_mergeable(members: Mapping[str, Facts]) -> None:
+    """Refuse members that do not agree.
+
+    Args:
+        members: facts by the name that people know the model by.
+
+    Raises:
+        MergeError: naming the first pair that differs and all facts in which it does.
+    """
+    names = list(members)
+    for name in names[1:]:
+        found = differences(members[names[0]], members[name])
+        if found:
+            what = "; ".join(f"{d.what}: {d.one} and {d.other}" for d in found)
+            raise MergeError(
+                f"models {names[0]!r} and {name!r} cannot be averaged, they differ in {what}. "
+                "Train both from one base model, with one tokenizer and equal steps"
+            )
+
+
+def differences(one: Facts, other: Facts) -> list[Difference]:
+    """The facts in which two models differ, shortened for people."""
+    labels = {
+        "architecture": "architecture",
+        "tokenizer": "tokenizer",
+        "base": "base model",
+        "steps": "number of steps",
+    }
+
+    def shown(value: object) -> object:
+        return value[:10] if isinstance(value, str) else value
+
+    pairs = ((label, getattr(one, f), getattr(other, f)) for f, label in labels.items())
+    return [Difference(label, shown(a), shown(b)) for label, a, b in pairs if a != b]
+
+
+def weighted_sum(
+    tensors: Sequence["torch.Tensor"], parts: Sequence[int], dtype: "torch.dtype"
+) -> "torch.Tensor":
+    """Sum of ``parts[i] * tensors[i]`` over sum of ``parts``, added in the given order in ``dtype``.
+
+    Returns:
+        float32, of the shape of the tensors, which is one for all.
+    """
+    import torch
+
+    divisor = math.gcd(*parts)
+    counts = [part // divisor for part in parts]
+    size = CPU_PIECE if tensors[0].device.type == "cpu" else GPU_PIECE
+    merged = torch.empty_like(tensors[0], dtype=torch.float32, memory_format=torch.contiguous_format)
+    columns = (tensor.reshape(-1).split(size) for tensor in tensors)
+    for target, *pieces in zip(merged.view(-1).split(size), *columns, strict=True):
+        total = pieces[0].to(dtype) * counts[0]
+        for piece, count in zip(pieces[1:], counts[1:], strict=True):
+            total += piece.to(dtype) * count
+        target.copy_(total.div_(sum(counts)))
+    return merged
+
+
+def average_weights(
+    members: Mapping[str, Mapping[str, "torch.Tensor"]],
+    parts: Mapping[str, int],
+    dtype: "torch.dtype | None" = None,
+) -> dict[str, "torch.Tensor"]:
+    """Weighted average of models, tensor by tensor, members in the order of their names.
+
+    Args:
+        members: tensors by name (tied ones once) for each member.
+        parts: positive integers by member.
+        dtype: float64 (default) or float32: in which the sum is kept.
+
+    Returns:
+        float32 tensors; integer and boolean tensors are copied.
+
+    Raises:
+        MergeError: members have other tensors, shapes or types, or unequal integer tensors.
+    """
+    import torch
+
+    names = sorted(parts)
+    first = members[names[0]]
+    for name in names[1:]:
+        check_same_tensors(names[0], first, name, members[name])
+    merged = {}
+    for key, tensor in first.items():
+        if tensor.is_floating_point():
+            column = [members[name][key] for name in names]
+            counts = [parts[name] for name in names]
+            merged[key] = weighted_sum(column, counts, dtype or torch.float64)
+        else:
+            merged[key] = tensor.clone()
+    return merged
+
+
+def check_same_tensors(
+    one: str,
+    first: Mapping[str, "torch.Tensor"],
+    other: str,
+    second: Mapping[str, "torch.Tensor"],
+) -> None:
+    """Refuse models whose tensors do not correspond. Raises MergeError naming the tensor."""
+    models = f"models {one!r} and {other!r}"
+    odd = sorted({*first} ^ {*second})
+    if odd:
+        raise MergeError(f"{models}: only one of them has the tensor {odd[0]!r}")
+    for key, tensor in first.items():
+        found = second[key]
+        for what in ("shape", "dtype"):
+            mine, theirs = getattr(tensor, what), getattr(found, what)
+            if mine != theirs:
+                raise MergeError(f"{models} differ in the {what} of {key!r}: {mine} and {theirs}")
+        if not tensor.is_floating_point() and not tensor.equal(found):
+            raise MergeError(
+                f"{models} differ in the integer tensor {key!r}, which cannot be averaged"
+            )

@@ -1,0 +1,170 @@
+"""Flow runs against a temporary Prefect server, and what its API then says: ``FOLDER/observed.json``.
+
+Run by ``test_prefect.py`` as a process of its own, because Prefect changes the process it is imported
+into. ``FOLDER`` holds ``recipe.yaml``.
+"""
+
+import json
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from flows.prefect_flows import ablate_flow, run_with_prefect
+from flows.recipe import load_recipe
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.prefect_runner import PrefectRunner
+from storage.cache import Call, Runtime, Step, Workspace
+from storage.fingerprint import Config
+from storage.store import Store
+
+
+class NoteConfig(Config):
+    """A text that bears identity."""
+
+    text: str
+    """What is written."""
+
+
+Act = Callable[[Workspace], None]
+
+
+def note(text: str, act: Act = lambda workspace: None) -> Call[NoteConfig]:
+    """Writes a file after ``act``."""
+
+    def write(
+        config: NoteConfig, inputs: Mapping[str, Path], output: Path, workspace: Workspace
+    ) -> Mapping[str, object]:
+        logging.getLogger("mixpool.note").info("writing %s", text)
+        act(workspace)
+        (output / "note.txt").write_text(config.text)
+        return {}
+
+    return Call(Step("note", 1, "note", NoteConfig, write), NoteConfig(text=text), {}, text)
+
+
+TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1)
+
+
+@flow(task_runner=TASK_RUNNER)
+def held_flow(url: str) -> list[bool]:
+    """Two notes; another holds the first until the second is written."""
+    store, wanted, done = Store(url), note("wanted"), threading.Event()
+    held = threading.Event()
+
+    def hold() -> None:
+        with store.lease(f"note/{wanted.key}"):
+            held.set()
+            done.wait(60)
+
+    threading.Thread(target=hold, daemon=True).start()
+    held.wait(60)
+    handles = PrefectRunner(store).map([wanted, note("free", lambda workspace: done.set())])
+    return [handle.hit for handle in handles]
+
+
+@flow(task_runner=TASK_RUNNER)
+def stumbling_flow(url: str) -> list[bool]:
+    """A note that can be written at the second attempt only."""
+    attempts = iter([OSError("connection lost")])
+
+    def stumble(workspace: Workspace) -> None:
+        for error in attempts:
+            raise error
+
+    return [handle.hit for handle in PrefectRunner(Store(url)).map([note("stumbling", stumble)])]
+
+
+@flow(task_runner=TASK_RUNNER)
+def failing_flow(url: str) -> None:
+    """A note that cannot be written, and one that would take very long."""
+
+    def fail(workspace: Workspace) -> None:
+        raise ValueError("no such word")
+
+    def linger(workspace: Workspace) -> None:
+        for second in range(600):
+            workspace.progress(second, 600, "seconds")
+            time.sleep(0.2)
+
+    PrefectRunner(Store(url)).map([note("failing", fail), note("lingering", linger)])
+
+
+def outcome(run: Callable[[], Any]) -> dict[str, Any]:
+    """What a flow returned, or how it failed."""
+    try:
+        return {"result": run()}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def task_runs(client: SyncPrefectClient, flow_run: UUID) -> list[dict[str, Any]]:
+    """Name, state and number of attempts of a flow run's task runs."""
+    chosen = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run]))
+    found = client.read_task_runs(flow_run_filter=chosen)
+    states = [(run, run.state) for run in found]
+    return [
+        {"name": run.name, "state": state.name if state else None, "attempts": run.run_count}
+        for run, state in sorted(states, key=lambda pair: pair[0].id)
+    ]
+
+
+def settled(client: SyncPrefectClient) -> dict[str, dict[str, Any]]:
+    """Every flow run by name; the server records task runs a little later than they happen."""
+    final = {"Completed", "Cached", "Elsewhere", "Failed", "Cancelled"}
+    seen: dict[str, dict[str, Any]] = {}
+    for _ in range(30):
+        before, seen = seen, {}
+        for run in client.read_flow_runs():
+            entry = {"state": run.state_name, "tasks": task_runs(client, run.id)}
+            seen[str(run.id)] = entry
+        states = {task["state"] for run in seen.values() for task in run["tasks"]}
+        if seen == before and states <= final:
+            break
+        time.sleep(1)
+    return seen
+
+
+def observe() -> dict[str, Any]:
+    """What the API knows after all flow runs."""
+    with get_client(sync_client=True) as client:
+        return {
+            "flow_runs": settled(client),
+            "flow_names": {str(run.id): run.name for run in client.read_flow_runs()},
+            "artifacts": [
+                {"key": a.key, "type": a.type, "data": a.data, "flow_run": str(a.flow_run_id)}
+                for a in client.read_artifacts()
+            ],
+            "logs": [
+                {"logger": log.name, "message": log.message, "in_task": log.task_run_id is not None}
+                for log in client.read_logs()
+            ],
+        }
+
+
+def main(folder: Path) -> None:
+    """Run every flow once and write down what happened."""
+    recipe, store = load_recipe(folder / "recipe.yaml"), str(folder / "store")
+    form = {"recipe": recipe.model_dump(mode="json"), "runtime": {"device": "cpu"}}
+    named: dict[str, Any] = {"flow_run_name": "{url}"}
+    outcomes = {
+        "first": outcome(lambda: run_with_prefect(recipe, store, Runtime(device="cpu", chunk=8))),
+        "second": outcome(lambda: ablate_flow(store=store, **form)),
+        "held": outcome(lambda: held_flow.with_options(**named)("memory://held")),
+        "stumbling": outcome(lambda: stumbling_flow.with_options(**named)("memory://stumbling")),
+        "failing": outcome(lambda: failing_flow.with_options(**named)("memory://failing")),
+    }
+    observed = {"outcomes": outcomes, **observe()}
+    (folder / "observed.json").write_text(json.dumps(observed, indent=1))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,151 @@
+"""The chain as a Prefect flow, on a temporary server: same results, and a UI that tells the truth."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.ablation import ablate
+from flows.recipe import Recipe, to_yaml
+from flows.runners import InlineRunner
+from storage.cache import Runtime
+from storage.store import Store
+
+ROOT = Path(__file__).parents[2]
+
+
+class Session:
+    """One process that ran every flow, and what it saw."""
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self.folder, self.recipe = folder, recipe
+        (folder / "recipe.yaml").write_text(to_yaml(recipe))
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
+        environment = {**kept, "PREFECT_HOME": str(folder / "prefect"), "PYTHONPATH": str(ROOT)}
+        script = Path(__file__).with_name("prefect_session.py")
+        done = subprocess.run(
+            [sys.executable, str(script), str(folder)],
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        observed = json.loads((folder / "observed.json").read_text())
+        self.outcomes: dict[str, Any] = observed["outcomes"]
+        self.artifacts: list[dict[str, Any]] = observed["artifacts"]
+        self.logs: list[dict[str, Any]] = observed["logs"]
+        self._runs, self._names = observed["flow_runs"], observed["flow_names"]
+
+    def ids(self, name: str) -> list[str]:
+        """Ids of the flow runs of a name, in order of time."""
+        return sorted(key for key, found in self._names.items() if found == name)
+
+    def tasks(self, flow_run: str) -> list[tuple[str, str]]:
+        """Name and state of each task run, in order of time."""
+        return [(task["name"], task["state"]) for task in self._runs[flow_run]["tasks"]]
+
+    def attempts(self, flow_run: str) -> list[int]:
+        """How often each task run was tried."""
+        return [task["attempts"] for task in self._runs[flow_run]["tasks"]]
+
+
+@pytest.fixture(scope="module")
+def session(
+    tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Callable[..., Recipe]
+) -> Session:
+    """Every flow run of this module; a server takes 10 to 30 s to start."""
+    folder = tmp_path_factory.mktemp("prefect")
+    return Session(folder, tiny_recipe(folder))
+
+
+def ids_of_ablations(session: Session) -> list[str]:
+    """The first run, which had an empty store, and the second."""
+    found = {run["flow_run"] for run in session.artifacts if run["key"] == "tiny-summary"}
+    ids = [key for key in session.ids("tiny") if key in found]
+    first = next(key for key in ids if ("train base", "Completed") in session.tasks(key))
+    return [first, *(key for key in ids if key != first)]
+
+
+def test_gives_the_losses_that_a_run_without_prefect_gives(
+    session: Session, tmp_path: Path
+) -> None:
+    runtime = Runtime(device="cpu")
+    inline = ablate(InlineRunner(Store(str(tmp_path / "inline")), runtime), session.recipe)
+    reader = InlineRunner(Store(str(session.folder / "store")), runtime)
+    # Rows hold sums of losses and, in a mixture's identity, the digests of the models.
+    assert ablate(reader, session.recipe).rows == inline.rows
+    assert not [entry for entry in reader.ledger.entries if entry.built]
+    assert session.outcomes["first"]["result"]["losses_evaluated"] == len(inline.rows or [])
+
+
+def test_every_partition_and_every_chunk_is_a_task_run(session: Session) -> None:
+    names = [name for name, _ in session.tasks(ids_of_ablations(session)[0])]
+    assert [n for n in names if n.startswith("train ")] == [
+        "train base", "train birds-0", "train cooking-0", "train law-0", "train letters-0",
+        "train rivers-0", "train sums-0",
+    ]  # fmt: skip
+    assert names[-3:] == [f"sweep chunk {number} of 3" for number in (1, 2, 3)]
+
+
+def test_second_run_is_shown_as_cached(session: Session) -> None:
+    _, second = ids_of_ablations(session)
+    assert {state for _, state in session.tasks(second)} == {"Cached"}
+    assert ("train sums-0", "Cached") in session.tasks(second)
+    result = session.outcomes["second"]["result"]
+    assert (result["trained"], result["losses_evaluated"]) == ([], 0)
+
+
+def test_leaves_ranking_summary_and_report_in_prefect(session: Session) -> None:
+    result = session.outcomes["first"]["result"]
+    left = {a["key"]: a for a in session.artifacts if a["flow_run"] == ids_of_ablations(session)[0]}
+    ranking = json.loads(left["tiny-ranking"]["data"])
+    assert left["tiny-ranking"]["type"] == "table"
+    assert len(ranking) == 21
+    assert ranking[0] == result["best"]["macro mean"]
+    assert "trained now: 7 (base, birds-0," in left["tiny-summary"]["data"]
+    report = session.folder / "store" / result["run"] / "report.html"
+    assert report.exists()
+    assert report.as_uri() in left["tiny-report"]["data"]
+
+
+def test_bars_of_long_work_reach_their_end(session: Session) -> None:
+    bars = [a["data"] for a in session.artifacts if a["type"] == "progress"]
+    # The scan, seven trainings, the sweep; and the piece that a failing flow run stopped.
+    assert bars.count(100.0) >= 9
+    assert [bar for bar in bars if bar != 100.0] == [0.0]
+
+
+def test_logs_of_steps_reach_the_task_run(session: Session) -> None:
+    found = [log for log in session.logs if log["message"] == "writing free"]
+    assert found == [{"logger": "mixpool.note", "message": "writing free", "in_task": True}]
+
+
+def test_work_that_another_run_holds_is_left_for_last(session: Session) -> None:
+    (run,) = session.ids("memory://held")
+    assert session.tasks(run) == [
+        ("note wanted", "Elsewhere"),
+        ("note free", "Completed"),
+        ("note wanted", "Completed"),
+    ]
+    assert session.outcomes["held"] == {"result": [False, False]}
+
+
+def test_fault_that_may_pass_is_tried_again(session: Session) -> None:
+    (run,) = session.ids("memory://stumbling")
+    assert session.tasks(run) == [("note stumbling", "Completed")]
+    assert session.attempts(run) == [2]
+    assert session.outcomes["stumbling"] == {"result": [False]}
+
+
+def test_fault_that_stays_ends_the_run_at_once(session: Session) -> None:
+    (run,) = session.ids("memory://failing")
+    assert session.tasks(run) == [("note failing", "Failed"), ("note lingering", "Cancelled")]
+    assert session.attempts(run)[0] == 1
+    assert session.outcomes["failing"] == {"error": "ValueError: no such word"}
