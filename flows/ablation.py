@@ -60,8 +60,10 @@ def ablate(run: Runner, recipe: Recipe) -> Outcome:
     """
     corpus = scan_corpus(run, recipe)
     tokenizer = Handle("tokenizer", "tokenizer", corpus.tokenizer)
-    base = base_model(run, recipe, corpus, tokenizer)
     partitions = corpus.partitions(with_open=recipe.corpus.short_partitions)
+    # Before anything is trained: a space may name a domain that there is not.
+    mixtures = enumerate_mixtures(recipe.mixtures, {e.name: e.domain for e in partitions})
+    base = base_model(run, recipe, corpus, tokenizer)
     tokens = dict(
         zip(
             (entry.name for entry in partitions),
@@ -71,7 +73,7 @@ def ablate(run: Runner, recipe: Recipe) -> Outcome:
     )
     trainings = [train(recipe, base, {"tokens": tokens[e.name]}, e.name) for e in partitions]
     pool = dict(zip(tokens, run.map(trainings), strict=True))
-    sets = [e for e in corpus.evaluation_sets() if _is_wanted(e, recipe)]
+    sets = _wanted_sets(corpus, recipe)
     windows = dict(
         zip(
             (entry.name for entry in sets),
@@ -79,16 +81,21 @@ def ablate(run: Runner, recipe: Recipe) -> Outcome:
             strict=True,
         )
     )
-    domains = {entry.name: entry.domain for entry in partitions}
-    mixtures = enumerate_mixtures(recipe.mixtures, domains)
     work = SweepWork(mixtures, pool, windows, recipe.evaluation.evaluate)
     rows = run.sweep(work)
     return Outcome(corpus, tokenizer, base, partitions, tokens, pool, sets, windows, mixtures, rows)
 
 
-def _is_wanted(entry: SetEntry, recipe: Recipe) -> bool:
+def _wanted_sets(corpus: Manifest, recipe: Recipe) -> list[SetEntry]:
     names = {config.name for config in recipe.evaluation.sets}
-    return recipe.evaluation.heldout if entry.domain is not None else entry.name in names
+    found = corpus.evaluation_sets()
+    heldout = [e for e in found if e.domain is not None and recipe.evaluation.heldout]
+    if both := sorted(names & {entry.name for entry in heldout}):
+        raise ValueError(
+            f"evaluation set {both[0]!r} has the name of a domain, whose held-out documents are a "
+            "set too: rename it in evaluation.sets, or set evaluation.heldout to false"
+        )
+    return [*heldout, *(e for e in found if e.domain is None and e.name in names)]
 
 
 def scan_corpus(run: Runner, recipe: Recipe) -> Manifest:

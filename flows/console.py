@@ -1,7 +1,11 @@
-"""What a person sees in a terminal: bars while work goes on, then tables."""
+"""What a person sees while work goes on: bars in a terminal, plain lines on a pipe.
 
-import sys
-import threading
+Names of domains and files come from data, so nothing printed here is read as markup.
+"""
+
+import json
+import os
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -10,44 +14,77 @@ from rich.progress import (
     BarColumn,
     Progress,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
-
-from storage.cache import Progress as Report
-from tasks import tables
-from tasks.ranking import MACRO_MEAN
+from rich.table import Column, Table
+from rich.text import Text
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from storage.cache import Progress as Report
 
-    from flows.run import RunResult
+PIPE_WIDTH = 120
+"""Columns where there is no terminal to ask."""
+WORTH_A_LINE = 0.5
+"""Seconds above which finished work leaves a line."""
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A console that prints text as it is, wide enough for tables where it is no terminal."""
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPE_WIDTH
+    return console
+
+
+def print_json(document: object) -> None:
+    """One JSON document on stdout, for a program to read."""
+    print(json.dumps(document, indent=1, allow_nan=False))
+
+
+def print_rows(console: Console, rows: list[dict[str, Any]]) -> None:
+    """A table of rows that may lack some of the columns; floats with four decimals."""
+    table = Table()
+    for name in dict.fromkeys(name for row in rows for name in row):
+        numeric = all(isinstance(row.get(name, 0), int | float) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row.get(str(column.header), "")) for column in table.columns))
+    console.print(table)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 class TerminalReporter:
-    """Progress bars with rates and time left; on a pipe, one line for each piece of work."""
+    """Progress bars with rates and time left; on a pipe, one line for each piece of long work."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(file=sys.stderr, highlight=False)
-        self._lock = threading.Lock()
-        self._progress = Progress(
+        self.console = console or make_console(stderr=True)
+        self.progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[amount]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn(
+                "{task.description}",
+                markup=False,
+                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+            ),
+            BarColumn(bar_width=16),
+            TextColumn("{task.fields[amount]}", markup=False),
+            _TimeLeftColumn(),
             console=self.console,
             transient=True,
+            expand=True,
             disable=not self.console.is_terminal,
         )
+        self._bar: _Bar | None = None
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        self.progress.start()
         return self
 
     def __exit__(
@@ -56,160 +93,67 @@ class TerminalReporter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._progress.stop()
+        if self._bar is not None and error is None:
+            self._bar.end()
+        self.progress.stop()
 
-    def task(self, name: str) -> Report:
-        """A bar for a piece of work; it appears when the work starts and leaves one line."""
-        bar = _Bar(self, name)
-        return bar.show
+    def task(self, name: str) -> "Report":
+        """A bar for a piece of work, which leaves one line; one follows the other."""
+        # Work whose size is not known says nothing when it ends.
+        if self._bar is not None:
+            self._bar.end()
+        self._bar = _Bar(self, name)
+        return self._bar.show
 
     def say(self, message: str) -> None:
         """One line that stays."""
-        self.console.print(message, markup=False)
+        self.console.print(message, soft_wrap=True)
+
+
+class _TimeLeftColumn(TimeRemainingColumn):
+    def render(self, task: Task) -> Text:
+        return Text.assemble(super().render(task), " left") if task.total else Text()
 
 
 class _Bar:
+    """One piece of work; its time counts from its first report, after its modules were loaded."""
+
     def __init__(self, reporter: TerminalReporter, name: str) -> None:
         self._reporter = reporter
-        self._progress = reporter._progress
         self._name = name
-        self._task: TaskID | None = None
+        self._task: TaskID | None = reporter.progress.add_task(name, total=None, amount="")
+        self._done, self._unit = 0, ""
+        self._since: float | None = None
         self._is_done = False
 
     def show(self, done: int, total: int, unit: str) -> None:
-        with self._reporter._lock:
-            if self._is_done:
-                return
-            if self._task is None:
-                self._task = self._progress.add_task(self._name, total=total or None, amount="")
-            rate = self._progress.tasks[self._progress.task_ids.index(self._task)].speed
-            amount = f"{done:,}/{total:,} {unit}" if total else f"{done:,} {unit}"
-            amount += f", {rate:,.0f}/s" if rate else ""
-            self._progress.update(self._task, completed=done, total=total or None, amount=amount)
-            if total and done >= total:
-                self._finish(total, unit)
+        """Show how far it is; it ends when all is done."""
+        if self._is_done:
+            return
+        progress, size = self._reporter.progress, total or None
+        if self._task is None:  # other work came in between
+            self._task = progress.add_task(self._name, total=size, amount="")
+        if self._since is None:
+            self._since = time.monotonic()
+            progress.reset(self._task, total=size)
+        self._done, self._unit = done, unit
+        progress.update(self._task, completed=done, total=size)
+        amount = f"{done:,}/{total:,} {unit}" if total else f"{done:,} {unit}"
+        rate = progress.tasks[progress.task_ids.index(self._task)].speed
+        progress.update(self._task, amount=amount + (f", {rate:,.0f}/s" if rate else ""))
+        if total and done >= total:
+            self._is_done = True
+            self.end()
 
-    def _finish(self, total: int, unit: str) -> None:
-        assert self._task is not None
-        self._is_done = True
-        task = self._progress.tasks[self._progress.task_ids.index(self._task)]
-        seconds = task.elapsed or 0.0
-        self._progress.remove_task(self._task)
-        if seconds >= 0.5:
-            rate = f", {total / seconds:,.0f}/s" if seconds else ""
-            self._reporter.say(f"  {self._name}: {total:,} {unit} in {seconds:.1f} s{rate}")
-
-
-def show_result(console: Console, result: "RunResult", top: int = 10) -> None:
-    """Print what a run found, did and cost."""
-    rankings = result.report.rankings
-    console.print()
-    console.print(_ranking_table(rankings[MACRO_MEAN], top))
-    console.print(_best_by_set(result))
-    if len(result.changes):
-        console.print(_changes_table(result.changes))
-    if result.validation is not None:
-        console.print(_validation_table(result.validation.table))
-    console.print(_cost_table(result.report.cost))
-    for note in result.report.notes:
-        console.print(f"note: {note}", markup=False)
-    show_ledger(console, result)
-
-
-def show_ledger(console: Console, result: "RunResult") -> None:
-    """Say what was trained and evaluated now, and what came from the store."""
-    summary = result.summary
-    trained, stored = summary["trained"], summary["trainings_from_store"]
-    lines = [
-        f"trained now: {len(trained)}" + (f" ({', '.join(trained)})" if trained else ""),
-        f"trainings from the store: {len(stored)}",
-        f"losses evaluated now: {summary['losses_evaluated']:,} (mixture x evaluation set)",
-        f"losses from the store: {summary['losses_from_store']:,}",
-    ]
-    for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
-
-
-def _ranking_table(ranking: "pd.DataFrame", top: int) -> Table:
-    table = Table(
-        title=f"Best mixtures by macro mean ({len(ranking):,} judged)", title_justify="left"
-    )
-    for name, justify in (("rank", "right"), ("mixture", "left"), ("k", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for name in ("perplexity", "bits/byte", "above best", "95 % interval"):
-        table.add_column(name, justify="right")
-    for row in _rows(ranking.head(top)):
-        table.add_row(
-            f"{row['rank']}{'=' if row['tied'] else ''}",
-            row["mixture"],
-            str(row["k"]),
-            f"{row['perplexity']:.3f}",
-            f"{row['bits_per_byte']:.4f}",
-            f"{row['difference']:.4f}",
-            tables.interval(row["low"], row["high"]),
-        )
-    table.caption = "= not told apart from the best; differences in nats per token"
-    return table
-
-
-def _best_by_set(result: "RunResult") -> Table:
-    table = Table(title="Best mixture for each evaluation set", title_justify="left")
-    table.add_column("evaluation set")
-    table.add_column("best mixture")
-    table.add_column("perplexity", justify="right")
-    table.add_column("tied with it", justify="right")
-    for name, ranking in result.report.rankings.items():
-        if name != MACRO_MEAN:
-            best = ranking.iloc[0]
-            ties = int(ranking["tied"].sum()) - 1
-            table.add_row(
-                name, str(best["mixture"]), f"{best['perplexity']:.3f}", str(max(0, ties))
+    def end(self) -> None:
+        """Take the bar away; long work leaves a line."""
+        if self._task is None:
+            return
+        self._reporter.progress.remove_task(self._task)
+        self._task = None
+        seconds = 0.0 if self._since is None else time.monotonic() - self._since
+        if self._done and seconds >= WORTH_A_LINE:
+            self._reporter.say(
+                f"  {self._name}: {self._done:,} {self._unit} in {seconds:.1f} s, "
+                f"{self._done / seconds:,.0f}/s"
             )
-    return table
-
-
-def _changes_table(changes: "pd.DataFrame") -> Table:
-    table = Table(title="Single changes to the best mixture", title_justify="left")
-    for name in ("change", "partition", "to"):
-        table.add_column(name)
-    table.add_column("nats per token", justify="right")
-    for row in _rows(changes):
-        table.add_row(row["change"], row["partition"], row["mixture"], f"{row['difference']:+.4f}")
-    return table
-
-
-def _validation_table(figures: "pd.DataFrame") -> Table:
-    table = Table(title="Merged models against really trained ones", title_justify="left")
-    table.add_column("evaluation set")
-    for name in ("k", "references", "Pearson", "Spearman", "Pearson of means", "Spearman of means"):
-        table.add_column(name, justify="right")
-    columns = ("pearson", "spearman", "pearson_individual", "spearman_individual")
-    for row in _rows(figures):
-        shown = [tables.number(2)(row[name]) for name in columns]
-        table.add_row(row["evaluation_set"], row["k"], str(row["references"]), *shown)
-    table.caption = (
-        "of log-perplexity; means: mean loss of the single partition models (no merging)"
-    )
-    return table
-
-
-def _cost_table(cost: "pd.DataFrame") -> Table:
-    table = Table(title="Cost", title_justify="left")
-    table.add_column("item")
-    for name in ("time", "tokens", "FLOPs", "energy"):
-        table.add_column(name, justify="right")
-    table.add_column("energy by")
-    for row in _rows(cost):
-        table.add_row(
-            row["item"],
-            tables.duration(row["seconds"]),
-            tables.count(row["tokens"]),
-            tables.flops(row["flops"]),
-            tables.joules(row["joules"]),
-            row["estimator"],
-        )
-    return table
-
-
-def _rows(frame: "pd.DataFrame") -> list[dict[str, Any]]:
-    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows.console import TerminalReporter, show_ledger, show_result
+from flows.console import TerminalReporter, make_console
 from flows.demo_corpus import gather
 from flows.recipe import Recipe, load_recipe
 from flows.run import RunResult, execute
 from flows.runners import InlineRunner
+from flows.summary import show_result
 from storage.cache import Runtime
 from storage.store import Store
 
@@ -30,7 +31,7 @@ def demo_recipe(corpus: Path) -> Recipe:
 
 def run_demo(store: str, corpus: Path, *, references: bool = False) -> None:
     """Run the demo's recipe, let a new domain arrive, run again; print both."""
-    console = Console(highlight=False)
+    console = make_console()
     started = time.monotonic()
     console.print("Gathering text from this Python environment ...")
     for name, found in gather(corpus).items():
@@ -49,7 +50,6 @@ def run_demo(store: str, corpus: Path, *, references: bool = False) -> None:
     result = _run(recipe, store, references=references)
     show_result(console, result, top=5)
     _say_where(console, store, result, again)
-    show_ledger(console, result)
     console.print(f"the whole demo: {time.monotonic() - started:.0f} s")
 
 

@@ -4,49 +4,20 @@ import json
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from flows.show import RunContent
 from storage.artifact import Record
 from storage.fingerprint import short
-from storage.lineage import run_folders
 from storage.store import Store
 from tasks.mixture import Mixture
 from tasks.ranking import MACRO_MEAN
-
-
-@dataclass(frozen=True)
-class RunContent:
-    """A finished run as it is kept in the store."""
-
-    name: str
-    content: dict[str, Any]
-
-    @property
-    def models(self) -> dict[str, str]:
-        """Digest of each partition's model."""
-        return dict(self.content["models"])
-
-
-def find_run(store: Store, name: str | None) -> RunContent:
-    """The run of that name, or the latest finished one.
-
-    Raises:
-        ValueError: there is none.
-    """
-    finished = {run: content for run, content in run_folders(store).items() if content}
-    if name is None and finished:
-        name = max(finished)
-    if name is None or name not in finished:
-        known = ", ".join(finished) or "none; make one with `mixpool run`"
-        raise ValueError(f"there is no finished run {name or ''!r} in {store.url}; runs: {known}")
-    content = finished[name]
-    assert content is not None
-    return RunContent(name, content)
 
 
 def parse_mixture(text: str, run: RunContent) -> Mixture:
@@ -57,16 +28,23 @@ def parse_mixture(text: str, run: RunContent) -> Mixture:
     """
     if text.strip() == "best":
         text = str(run.content["summary"]["best"][MACRO_MEAN]["mixture"])
-    parts: dict[str, int] = {}
-    for term in text.split("+"):
-        match = re.fullmatch(r"\s*(?:(\d+)\s*[*x]?\s+)?(\S+)\s*", term)
-        name = match.group(2) if match else term.strip()
-        if not match or name not in run.models:
+    # Names come from data and may hold spaces and plus signs ("C++-0"), so they are looked for as
+    # they are, the longest first.
+    names = "|".join(map(re.escape, sorted(run.models, key=len, reverse=True)))
+    # A count is optional and taken last: "3 x" may be a name too.
+    term = re.compile(rf"\s*(?:(\d+)(?:\s*[*x]\s*|\s+))??({names})\s*(\+|$)")
+    parts: Counter[str] = Counter()
+    position, separator = 0, "+"
+    while separator:
+        match = term.match(text, position)
+        if match is None:
+            wrong = text[position:].partition("+")[0].strip()
             raise ValueError(
-                f"{text!r}: {name!r} is no partition of run {run.name}; write a mixture as "
+                f"{text!r}: {wrong!r} is no partition of run {run.name}; write a mixture as "
                 f"'best' or '3 a + b' with partitions {', '.join(sorted(run.models))}"
             )
-        parts[name] = parts.get(name, 0) + int(match.group(1) or 1)
+        parts[match[2]] += int(match[1] or 1)
+        position, separator = match.end(), match[3]
     return Mixture.of(parts)
 
 
@@ -127,21 +105,21 @@ def _fetched(store: Store, made: Mapping[str, Record], digest: str, name: str) -
 
 def weights_tree(run: RunContent, mixture: Mixture) -> dict[str, Any]:
     """A mixture as sampling weights by partition and by domain; both sum to 1."""
-    weights = {name: float(weight) for name, weight in mixture.weights.items()}
-    domains: dict[str, float] = {}
-    for name, weight in weights.items():
+    domains: dict[str, Fraction] = {}
+    for name, weight in mixture.weights.items():
         domain = run.content["domains"][name]
-        domains[domain] = domains.get(domain, 0.0) + weight
+        domains[domain] = domains.get(domain, Fraction()) + weight
     return {
         "mixture": mixture.label,
         "recipe": run.content["recipe"],
         "run": run.name,
-        "weights": weights,
-        "domains": domains,
+        "weights": {name: float(weight) for name, weight in mixture.weights.items()},
+        "domains": {name: float(weight) for name, weight in domains.items()},
     }
 
 
 def export_weights(run: RunContent, mixture: Mixture, file: Path) -> None:
     """Write the sampling weights of a mixture as YAML."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(weights_tree(run, mixture), sort_keys=False))
+    text = yaml.safe_dump(weights_tree(run, mixture), sort_keys=False, allow_unicode=True)
+    file.write_text(text, encoding="utf-8")

@@ -43,7 +43,6 @@ class PlannerRunner:
     planned: list[Planned] = field(default_factory=list)
     pairs_known: int = 0
     pairs_missing: int = 0
-    mixtures: int = 0
 
     def map(self, calls: Sequence[Call[Any]]) -> list[Handle]:
         """Stored results, or handles without an artifact."""
@@ -60,7 +59,6 @@ class PlannerRunner:
 
     def sweep(self, work: SweepWork) -> None:
         """Count the losses that are missing."""
-        self.mixtures += len(work.mixtures)
         pairs = len(work.mixtures) * len(work.sets)
         handles = [*work.pool.values(), *work.sets.values()]
         if all(handle.artifact is not None for handle in handles):
@@ -176,7 +174,7 @@ def plan(
             planned=runner.planned,
             pairs_known=runner.pairs_known,
             pairs_missing=runner.pairs_missing,
-            mixtures=runner.mixtures,
+            mixtures=len(outcome.mixtures),
             partitions=len(outcome.partitions),
             train_records=[r for r in records.get("train", []) if r.cost.get("tokens")],
             seconds_per_pair=_seconds_per_pair(store, recipe),

@@ -5,6 +5,7 @@ path of the field and the allowed values where it is wrong. Where results are ke
 them is not part of it.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from storage.fingerprint import Config
+from storage.provenance import USER
 from tasks.corpus import Source
 from tasks.intake import CorpusConfig, EvaluationSetConfig
 from tasks.losses import EvaluateConfig
@@ -86,11 +88,12 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        for message in self._contradictions():
-            raise ValueError(message)
+        if messages := list(self._contradictions()):
+            raise ValueError("; ".join(messages))
         return self
 
     def _contradictions(self) -> Iterable[str]:
+        yield from _unfit(self.model_dump(), "")
         names = [config.name for config in self.evaluation.sets]
         if len({*names}) < len(names):
             yield f"evaluation.sets have a name twice: {sorted(names)}"
@@ -128,6 +131,18 @@ class Recipe(Config):
                 yield f"{field} {length} is more than base.architecture.context_length {longest}"
 
 
+def _unfit(value: object, where: str) -> Iterable[str]:
+    """What no field may hold: credentials, and numbers that have no canonical form."""
+    if isinstance(value, dict | list):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, part in parts:
+            yield from _unfit(part, f"{where}.{key}".lstrip("."))
+    elif isinstance(value, str) and USER.search(value):
+        yield f"{where} holds a user name or password: recipes are stored and shown; leave it out"
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield f"{where} is {value}: give a finite number"
+
+
 class RecipeError(ValueError):
     """A recipe that cannot be used; the message names the field, the value and what is allowed."""
 
@@ -145,6 +160,8 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
             tree = yaml.load(file, Loader=Loader)
     except FileNotFoundError as error:
         raise RecipeError(f"there is no recipe at {path}") from error
+    except OSError as error:
+        raise RecipeError(f"the recipe at {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is no YAML: {error}") from error
     if not isinstance(tree, dict):
@@ -158,14 +175,24 @@ class Loader(yaml.SafeLoader):
     """YAML 1.1 of PyYAML, in which 5e-4 is a number, as people who write recipes expect."""
 
 
-Loader.yaml_implicit_resolvers = {
-    key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+class Dumper(yaml.SafeDumper):
+    """What it writes, ``Loader`` reads as it was: the text ``5e-4`` gets quotes."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # In single quotes PyYAML loses line separators other than the newline.
+    style = None if text.isprintable() else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+Dumper.add_representer(str, _text)
+for kind in (Loader, Dumper):
+    # Copies what it inherits before it adds to it.
+    kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+        list("-+0123456789"),
+    )
 
 
 def parse_recipe(tree: Mapping[str, Any], source: str = "recipe") -> Recipe:
@@ -178,13 +205,20 @@ def parse_recipe(tree: Mapping[str, Any], source: str = "recipe") -> Recipe:
 
 
 def _fault(fault: dict[str, Any]) -> str:
-    where = _path(fault["loc"]) or "recipe"
+    location, kind, value = fault["loc"], fault["type"], fault["input"]
+    where = _path(location) or "recipe"
     message = str(fault["msg"]).removeprefix("Value error, ")
-    if fault["type"] == "extra_forbidden":
-        message = f"is no field here; fields are {', '.join(_fields(fault['loc'][:-1]))}"
+    if kind == "extra_forbidden":
+        message = f"is no field here; fields are {', '.join(_fields(location[:-1]))}"
+    elif kind in {"union_tag_invalid", "union_tag_not_found"}:
+        allowed = ", ".join(str(_kind(model)) for model in _models_at(location))
+        given = repr(value["kind"]) if "kind" in value else "not given"
+        message = f"its kind is {given}; allowed are {allowed}"
+    elif kind == "model_type":
+        message = f"it is no mapping of the fields {', '.join(_fields(location))}"
     # An address may hold a password, so its value is not repeated.
-    elif not isinstance(fault["input"], dict | list) and "url" not in where:
-        message += f" (it is {fault['input']!r:.80})"
+    elif not isinstance(value, dict | list) and "url" not in where:
+        message += f" (it is {value!r:.80})"
     return f"  {where}: {message}"
 
 
@@ -200,17 +234,22 @@ def _path(location: tuple[str | int, ...]) -> str:
 
 
 def _fields(location: Iterable[str | int]) -> list[str]:
-    """Names of the fields at a place of the recipe, through lists and choices."""
+    return sorted({name for model in _models_at(location) for name in model.model_fields})
+
+
+def _models_at(location: Iterable[str | int]) -> list[Any]:
+    """Models that may stand at a place of the recipe, through lists and choices."""
     found: list[Any] = [Recipe]
     for part in location:
-        below: list[Any] = []
-        for model in found:
-            if model.__name__ == part or _kind(model) == part or isinstance(part, int):
-                below.append(model)
-            elif part in model.model_fields:
-                below += list(_models(model.model_fields[part].annotation))
-        found = below
-    return sorted({name for model in found for name in model.model_fields})
+        chosen = [model for model in found if len(found) > 1 and _kind(model) == part]
+        below = [
+            below
+            for model in found
+            if part in model.model_fields
+            for below in _models(model.model_fields[str(part)].annotation)
+        ]
+        found = chosen or (found if isinstance(part, int) else below)
+    return found
 
 
 def _kind(model: Any) -> object:
@@ -224,41 +263,46 @@ def _models(annotation: Any) -> Iterable[Any]:
         yield from _models(argument)
 
 
-def apply_override(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str, option: str = "--set") -> None:
     """Set ``a.b=c`` in a tree of mappings; ``c`` is read as YAML, ``a.0.b`` reaches into lists.
 
+    Args:
+        option: what the override was given by, for messages. They do not repeat the value, which
+            may be a secret.
+
     Raises:
-        RecipeError: no ``=``, or the path leads through something that has no fields.
+        RecipeError: no ``=``, a value that is no YAML, or a path that leads nowhere.
     """
     path, equals, value = override.partition("=")
     if not equals or not path:
-        raise RecipeError(f"--set {override!r}: write it as field.path=value")
+        raise RecipeError(f"{option} {path!r}: write it as field.path=value")
+    try:
+        parsed = yaml.load(value, Loader=Loader)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or "it cannot be read"
+        raise RecipeError(f"{option} {path}: its value is no YAML: {problem}") from error
     *parents, last = path.split(".")
     place: Any = tree
     for parent in parents:
-        if isinstance(place, list):
-            place = place[_index(place, parent, override)]
-        elif isinstance(place, dict):
-            if place.get(parent) is None:
-                place[parent] = {}
-            place = place[parent]
-        else:
-            raise RecipeError(f"--set {override!r}: {parent!r} lies in a plain value")
-    parsed = yaml.load(value, Loader=Loader)
-    if isinstance(place, list):
-        place[_index(place, last, override)] = parsed
-    elif isinstance(place, dict):
-        place[last] = parsed
-    else:
-        raise RecipeError(f"--set {override!r}: {last!r} lies in a plain value")
+        key = _key(place, parent, f"{option} {path}")
+        if isinstance(place, dict) and place.get(key) is None:
+            place[key] = {}
+        place = place[key]
+    place[_key(place, last, f"{option} {path}")] = parsed
 
 
-def _index(items: list[Any], text: str, override: str) -> int:
-    if not text.isdigit() or int(text) >= len(items):
-        raise RecipeError(f"--set {override!r}: {text!r} is no position in a list of {len(items)}")
+def _key(place: object, text: str, where: str) -> Any:
+    """What ``text`` stands for in a mapping or a list."""
+    if isinstance(place, dict):
+        return text
+    if not isinstance(place, list):
+        raise RecipeError(f"{where}: {text!r} lies in a plain value")
+    if not text.isdecimal() or int(text) >= len(place):
+        raise RecipeError(f"{where}: {text!r} is no position in a list of {len(place)}")
     return int(text)
 
 
 def to_yaml(recipe: Recipe) -> str:
     """The recipe as YAML, every field written out."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    tree = recipe.model_dump(mode="json")
+    return yaml.dump(tree, Dumper=Dumper, sort_keys=False, allow_unicode=True)

@@ -26,7 +26,7 @@ from storage.lineage import tree
 from storage.provenance import now, provenance
 from storage.store import Store
 from tasks import manifest
-from tasks.losses import LossesTable
+from tasks.losses import evaluation_key
 from tasks.ranking import MACRO_MEAN, best_changes
 from tasks.report import ReportData, write_report
 
@@ -67,13 +67,14 @@ def execute(run: Runner, recipe: Recipe, *, with_references: bool = False) -> Ru
         report = _report(run, recipe, outcome, validation)
         summary = _summary(run, outcome, report, validation)
         files = _write_files(run.store, folder, report, validation)
+        files["recipe.yaml"] = hashlib.sha256(to_yaml(recipe).encode()).hexdigest()
         content = {
             "name": folder.rpartition("/")[2],
             "recipe": recipe.name,
             "created": now(),
             "manifests": [manifest.path_of(outcome.manifest)],
             "records": sorted({e.record.path for e in run.ledger.entries if e.record}),
-            "losses": [LossesTable(run.store, recipe.evaluation.evaluate).key],
+            "losses": [evaluation_key(recipe.evaluation.evaluate)],
             "models": {name: handle.digest for name, handle in outcome.pool.items()},
             "domains": outcome.domains,
             "files": files,

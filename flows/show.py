@@ -2,16 +2,50 @@
 
 import io
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from flows.export import RunContent
 from storage.artifact import Record
 from storage.fingerprint import short
 from storage.lineage import producers, run_folders, tree
 from storage.store import Store
 from tasks.ranking import MACRO_MEAN
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class RunContent:
+    """A finished run as it is kept in the store."""
+
+    name: str
+    content: dict[str, Any]
+
+    @property
+    def models(self) -> dict[str, str]:
+        """Digest of each partition's model."""
+        return dict(self.content["models"])
+
+
+def find_run(store: Store, name: str | None) -> RunContent:
+    """The run of that name, or the latest finished one.
+
+    Raises:
+        ValueError: there is none.
+    """
+    finished = {run: content for run, content in run_folders(store).items() if content}
+    if name is None and finished:
+        name = max(finished)
+    if name is None or name not in finished:
+        wanted = "finished run" if name is None else f"finished run {name!r}"
+        known = ", ".join(finished) or "none; make one with `mixpool run`"
+        raise ValueError(f"there is no {wanted} in {store.url}; runs: {known}")
+    content = finished[name]
+    assert content is not None
+    return RunContent(name, content)
 
 
 def runs(store: Store) -> Rows:
@@ -66,22 +100,21 @@ def _model_row(record: Record) -> dict[str, Any]:
     }
 
 
-def ranking(store: Store, run: RunContent, objective: str) -> Rows:
-    """The ranking that a run left, for one objective.
+def ranking(store: Store, run: RunContent, objective: str) -> "pd.DataFrame":
+    """The ranking that a run left, for one objective (see ``tasks.ranking.rank``).
 
     Raises:
         ValueError: the run has no such objective.
     """
-    import pandas as pd
+    from pyarrow.parquet import ParquetFile
 
     data = store.backend.read(f"runs/{run.name}/ranking.parquet")
-    frame = pd.read_parquet(io.BytesIO(data))
+    frame: pd.DataFrame = ParquetFile(io.BytesIO(data)).read().to_pandas()
     chosen = frame[frame["objective"] == objective]
     if chosen.empty:
         known = ", ".join(map(str, frame["objective"].unique()))
         raise ValueError(f"run {run.name} has no objective {objective!r}; it has: {known}")
-    rows = chosen.drop(columns="objective").to_dict("records")
-    return [{str(name): value for name, value in row.items()} for row in rows]
+    return chosen.drop(columns="objective")
 
 
 def lineage(store: Store, run: RunContent) -> Iterator[str]:

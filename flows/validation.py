@@ -19,6 +19,9 @@ from tasks.mixture import Mixture
 if TYPE_CHECKING:
     import pandas as pd
 
+REFERENCE = "reference "
+"""Stands before a mixture's label where its really trained model is meant."""
+
 
 @dataclass(frozen=True)
 class Validation:
@@ -38,22 +41,26 @@ def train_references(
     run: Runner, recipe: Recipe, outcome: Outcome
 ) -> tuple[list[Mixture], dict[str, Handle], list[Row] | None]:
     """Train and evaluate the references; rows are None in a plan."""
-    settings = recipe.validation
-    chosen = choose_references(outcome.mixtures, settings.references, settings.sizes, settings.seed)
+    sample, evaluate = recipe.validation, recipe.evaluation.evaluate
+    chosen = choose_references(outcome.mixtures, sample.references, sample.sizes, sample.seed)
     models = run.map([_reference(recipe, outcome, mixture) for mixture in chosen])
     references = {mixture.label: h for mixture, h in zip(chosen, models, strict=True)}
-    alone = [Mixture.uniform([label]) for label in references]
-    work = SweepWork(alone, references, outcome.windows, recipe.evaluation.evaluate)
-    singles = [Mixture.uniform([name]) for name in outcome.pool]
-    baseline = SweepWork(singles, outcome.pool, outcome.windows, recipe.evaluation.evaluate)
     known = {mixture.label for mixture in outcome.mixtures}
-    extra = run.sweep(baseline) if any(s.label not in known for s in singles) else []
-    rows = run.sweep(work)
+    singles = [Mixture.uniform([name]) for name in outcome.pool if name not in known]
+    extra = run.sweep(SweepWork(singles, outcome.pool, outcome.windows, evaluate))
+    # Named apart: the losses table also has the merged model of the same mixture.
+    trained = {f"{REFERENCE}{label}": handle for label, handle in references.items()}
+    alone = [Mixture.uniform([label]) for label in trained]
+    rows = run.sweep(SweepWork(alone, trained, outcome.windows, evaluate))
     if rows is None or extra is None:
         return chosen, references, None
     assert outcome.rows is not None
-    outcome.rows.extend(row for row in extra if row.label not in known)
-    return chosen, references, rows
+    outcome.rows.extend(extra)
+    return chosen, references, [_renamed(row) for row in rows]
+
+
+def _renamed(row: Row) -> Row:
+    return row._replace(label=row.label.removeprefix(REFERENCE))
 
 
 def validate(run: Runner, recipe: Recipe, outcome: Outcome) -> Validation:
@@ -72,4 +79,4 @@ def _reference(recipe: Recipe, outcome: Outcome, mixture: Mixture) -> Call[Any]:
     members = sorted(mixture.members, key=lambda name: outcome.tokens[name].digest or name)
     # Numbered by digest, so that the same union has one key whatever its partitions are called.
     inputs = {f"tokens.{i:04d}": outcome.tokens[name] for i, name in enumerate(members)}
-    return train(recipe, outcome.base, inputs, f"reference {mixture.label}", mixture.size)
+    return train(recipe, outcome.base, inputs, f"{REFERENCE}{mixture.label}", mixture.size)

@@ -1,10 +1,17 @@
-"""Re-hash everything in a store, say what is wrong, and set it aside so that it is made anew."""
+"""Re-hash everything in a store, say what is wrong, and set it aside so that it is made anew.
+
+Every file but those of work in progress carries its own digest or has it in a file that does; and what
+a run or a manifest names must be there. A part of the losses table that is gone altogether leaves no
+trace and does no harm: its rows are evaluated again.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
 
-from storage.artifact import CorruptError, unseal
+from storage.artifact import Artifact, CorruptError, unseal
+from storage.lineage import named_artifacts
 from storage.stamp import is_intact
 from storage.store import Store, StoreFormatError
 
@@ -14,70 +21,125 @@ class Fault(NamedTuple):
 
     path: str
     what: str
+    is_damage: bool = True
+    """False where it could not be looked at, or something else that it names is gone: whether it is
+    damaged itself is not known, so ``repair`` leaves it."""
 
 
 def verify(store: Store, progress: Callable[[int, int, str], None]) -> list[Fault]:
-    """Re-hash everything in the store; what is wrong, in the order of the paths."""
+    """Re-hash everything in the store; what is wrong, in the order in which it was looked at."""
+    audit = _Audit(store)
     faults: list[Fault] = []
-    everything = [
-        p for top in ("records", "manifests", "losses", "runs") for p in store.backend.list(top)
-    ]
-    seen: set[str] = set()
-    for number, path in enumerate(everything):
-        faults += [Fault(path, what) for what in _check(store, path, seen)]
-        progress(number + 1, len(everything), "files")
+    for number, path in enumerate(audit.listed):
+        faults += audit.check(path)
+        progress(number + 1, len(audit.listed), "files")
     return faults
 
 
-def _check(store: Store, path: str, seen: set[str]) -> Iterator[str]:
-    try:
-        if path.startswith("records/"):
-            record = store.read_record(path)
-            if record.output.digest not in seen:
-                seen.add(record.output.digest)
-                yield from store.faults(record.output)
-        elif path.endswith(".json"):
-            unseal(store.backend.read(path), path)
-            if path.endswith("/run.json"):
-                yield from _check_run(store, path)
-        elif path.startswith("losses/") and not is_intact(store.backend.read(path)):
-            yield "was changed after it was written"
-    except (CorruptError, StoreFormatError) as error:
-        yield str(error)
-    except OSError as error:
-        yield f"cannot be read: {error}"
+class _Audit:
+    """What is known so far; records come first, so that the rest can be held against them."""
 
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        tops = ("records", "manifests", "losses", "runs")
+        self.listed = [path for top in tops for path in store.backend.list(top)]
+        manifests = sorted(path for path in self.listed if path.startswith("manifests/"))
+        self._newest = {*{path.rpartition("/")[0]: path for path in manifests}.values()}
+        self._checked: set[str] = set()
+        self._keys: set[str] = set()
+        self._digests: set[str] = set()
 
-def _check_run(store: Store, path: str) -> Iterator[str]:
-    content = unseal(store.backend.read(path), path)
-    assert isinstance(content, dict)
-    files = content.get("files", {})
-    assert isinstance(files, dict)
-    folder = path.removesuffix("run.json")
-    for name, digest in files.items():
+    def check(self, path: str) -> Iterator[Fault]:
+        """Everything that is wrong with one file and what it stands for."""
+        kinds = {"records": self._record, "manifests": self._manifest, "losses": self._losses}
         try:
-            found = hashlib.sha256(store.backend.read(folder + name)).hexdigest()
+            yield from kinds.get(path.partition("/")[0], self._run)(path)
+        except CorruptError as error:
+            yield Fault(path, str(error))
+        except FileNotFoundError:  # set aside by another client since it was listed
+            return
+        except (OSError, StoreFormatError) as error:
+            yield Fault(path, f"cannot be read: {error}", is_damage=False)
+
+    def _record(self, path: str) -> Iterator[Fault]:
+        record = self._store.read_record(path)
+        self._keys.add(record.key)
+        self._digests.add(record.output.digest)
+        if record.output.prefix not in self._checked:
+            self._checked.add(record.output.prefix)
+            yield from (Fault(path, what) for what in self._store.faults(record.output))
+            yield from self._strays(record.output)
+
+    def _strays(self, artifact: Artifact) -> Iterator[Fault]:
+        known = {f"{artifact.prefix}/{name}" for name in artifact.files}
+        for path in self._store.backend.list(artifact.prefix):
+            if path not in known:
+                yield Fault(path, "is no part of the artifact in whose folder it lies")
+
+    def _manifest(self, path: str) -> Iterator[Fault]:
+        content = self._unsealed(path)
+        if path != f"manifests/{content['chain']}/{content['number']:06d}.json":
+            yield Fault(path, f"is number {content['number']} of {content['chain']}")
+        if path in self._newest:
+            for artifact in named_artifacts(content):
+                if artifact["digest"] not in self._digests:
+                    what = f"artifacts/{artifact['kind']}/{artifact['digest']}"
+                    yield _gone(path, f"{what} has no record any more")
+
+    def _losses(self, path: str) -> Iterator[Fault]:
+        if path.endswith(".json"):
+            self._unsealed(path)
+        elif not is_intact(self._store.backend.read(path)):
+            yield Fault(path, "was changed after it was written")
+
+    def _run(self, path: str) -> Iterator[Fault]:
+        if PurePosixPath(path).name != "run.json":
+            return
+        content = self._unsealed(path)
+        folder = path.removesuffix("/run.json")
+        if folder != f"runs/{content['name']}":
+            yield Fault(path, f"is that of the run {content['name']}")
+        for name, digest in content["files"].items():
+            yield from self._beside(f"{folder}/{name}", digest)
+        keys = {name.split(".")[-2]: name for name in content["records"]}
+        gone = [name for key, name in keys.items() if key not in self._keys]
+        gone += [name for name in content["manifests"] if name not in self.listed]
+        yield from (_gone(path, f"{name}, which it used, is not there any more") for name in gone)
+
+    def _beside(self, path: str, digest: str) -> Iterator[Fault]:
+        try:
+            found = hashlib.sha256(self._store.backend.read(path)).hexdigest()
         except FileNotFoundError:
-            yield f"{name} beside it is missing"
+            yield Fault(path, "is missing")
         else:
             if found != digest:
-                yield f"{name} beside it was changed after it was written"
+                yield Fault(path, "was changed after it was written")
+
+    def _unsealed(self, path: str) -> dict[str, Any]:
+        content = unseal(self._store.backend.read(path), path)
+        assert isinstance(content, dict)
+        return dict(content)
+
+
+def _gone(path: str, what: str) -> Fault:
+    return Fault(path, f"{what}: run the recipe again, and it is made anew", is_damage=False)
 
 
 def repair(store: Store, faults: Iterable[Fault]) -> list[str]:
     """Set aside what is damaged, so that the next run makes it anew; the paths set aside.
 
-    Manifests and run folders are history and cannot be made anew: they are left for a person.
+    Manifests and run folders are history and cannot be made anew: they are left for a person, as is
+    what could not be looked at.
     """
     done = []
-    for path in dict.fromkeys(fault.path for fault in faults):
+    for path in dict.fromkeys(fault.path for fault in faults if fault.is_damage):
         if path.startswith("records/"):
             try:
                 done += store.retract(store.read_record(path).output)
             except (CorruptError, FileNotFoundError):
                 store.set_aside(path)
                 done.append(path)
-        elif path.startswith("losses/"):
+        elif path.startswith(("losses/", "artifacts/")):
             store.set_aside(path)
             done.append(path)
     return done

@@ -92,6 +92,10 @@ class Backend:
         start = len(self.fs._strip_protocol(self.root)) + 1
         return {name[start:]: _info(entry) for name, entry in sorted(found.items())}
 
+    def unfinished(self, seconds: float) -> dict[str, FileInfo]:  # noqa: ARG002
+        """Files, older than so many seconds, that killed writers left and ``list`` does not show."""
+        return {}
+
     def local(self, path: str) -> Path | None:  # noqa: ARG002
         """Where the file lies on this machine's disk, if it does."""
         return None
@@ -172,15 +176,21 @@ class LocalBackend(Backend):
                 break
 
     def list(self, prefix: str) -> dict[str, FileInfo]:
+        return self._walk(prefix, lambda name: not name.startswith(TEMPORARY))
+
+    def unfinished(self, seconds: float) -> dict[str, FileInfo]:
+        found = self._walk("", lambda name: name.startswith(TEMPORARY))
+        return {p: info for p, info in found.items() if time.time() - info.modified > seconds}
+
+    def _walk(self, prefix: str, is_wanted: Callable[[str], bool]) -> dict[str, FileInfo]:
         found = {}
         for folder, _, names in os.walk(self.full(prefix), onerror=_raise_unless_gone):
-            for name in names:
+            for name in filter(is_wanted, names):
                 path = Path(folder) / name
                 with contextlib.suppress(FileNotFoundError):
-                    if not name.startswith(TEMPORARY):
-                        status = path.stat()
-                        relative = path.relative_to(self.root).as_posix()
-                        found[relative] = FileInfo(status.st_size, status.st_mtime)
+                    status = path.stat()
+                    relative = path.relative_to(self.root).as_posix()
+                    found[relative] = FileInfo(status.st_size, status.st_mtime)
         return dict(sorted(found.items()))
 
     def local(self, path: str) -> Path | None:

@@ -2,30 +2,37 @@
 
 A run's ``run.json`` names the records, manifests and losses that it used. Records name their inputs by
 digest, manifests name artifacts, so everything a run needs can be reached from it. What no kept run
-reaches is garbage; ``gc`` deletes records before content, so that an interrupted ``gc`` leaves only
-files that no record names.
+reaches is garbage; ``gc`` deletes what names things before the things, so that an interrupted ``gc``
+leaves only files that nothing names.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-from storage.artifact import Record, unseal
+from storage.artifact import CorruptError, Record, unseal
 from storage.fingerprint import short
 from storage.lease import TIME_TO_LIVE, live_holder
 from storage.store import Store
+
+ABANDONED = 24 * 3600.0
+"""Age in seconds from which a file that a writer did not finish belongs to nobody."""
 
 
 class Garbage(NamedTuple):
     """What no kept run reaches: paths by kind, in the order in which they are deleted."""
 
     runs: list[str]
+    manifests: list[str]
     records: list[str]
     losses: list[str]
-    manifests: list[str]
-    artifacts: list[str]
     work: list[str]
+    unfinished: list[str]
+    """Files of writers that were killed more than a day ago."""
+    artifacts: list[str]
+    """Folders."""
     num_bytes: int
+    """Sum of the sizes of all files in bytes."""
 
     @property
     def is_empty(self) -> bool:
@@ -67,16 +74,28 @@ def tree(
 
 
 def run_folders(store: Store) -> dict[str, dict[str, Any] | None]:
-    """Content of ``run.json`` for each run folder, oldest first; None where a run never ended."""
+    """Content of ``run.json`` for each run folder, oldest first; None where a run never ended.
+
+    Raises:
+        CorruptError: a ``run.json`` is not what was written, so what its run needs is not known.
+    """
     found: dict[str, dict[str, Any] | None] = {}
     for path in store.backend.list("runs"):
         parts = PurePosixPath(path).parts
         found.setdefault(parts[1], None)
         if parts[2:] == ("run.json",):
-            content = unseal(store.backend.read(path), path)
-            assert isinstance(content, dict)
-            found[parts[1]] = dict(content)
+            advice = f"restore it from a copy, or delete runs/{parts[1]} to go on without that run"
+            found[parts[1]] = _unsealed(store, path, advice)
     return dict(sorted(found.items()))
+
+
+def _unsealed(store: Store, path: str, advice: str) -> dict[str, Any]:
+    try:
+        content = unseal(store.backend.read(path), path)
+    except CorruptError as error:
+        raise CorruptError(f"{error}: {advice}") from error
+    assert isinstance(content, dict)
+    return dict(content)
 
 
 def live_work(store: Store) -> list[str]:
@@ -90,106 +109,124 @@ def live_work(store: Store) -> list[str]:
     return found
 
 
+def _check_idle(store: Store) -> None:
+    if busy := live_work(store):
+        raise InUseError(f"the store is in use by {'; '.join(busy)}: wait, or stop it first")
+
+
 def find_garbage(store: Store, keep: Iterable[str]) -> Garbage:
     """Everything that the runs named in ``keep`` do not reach.
 
     Raises:
         InUseError: a live run works on the store.
-        ValueError: a run in ``keep`` does not exist, or never ended.
+        ValueError: there is nothing to keep, or a run in ``keep`` does not exist or never ended.
+        CorruptError: a manifest or a ``run.json`` that says what is needed is damaged.
     """
-    if busy := live_work(store):
-        raise InUseError(f"the store is in use by {'; '.join(busy)}: wait, or stop it first")
-    runs = run_folders(store)
-    kept = list(keep)
-    for name in kept:
-        if runs.get(name) is None:
-            known = ", ".join(name for name, content in runs.items() if content) or "none"
-            raise ValueError(f"there is no finished run {name!r} to keep; there are: {known}")
-    roots = [runs[name] or {} for name in kept]
-    chains = {PurePosixPath(path).parent.name for run in roots for path in run["manifests"]}
-    tables = {key for run in roots for key in run["losses"]}
-    listed = store.backend.list("manifests")
-    manifests = [path for path in listed if PurePosixPath(path).parts[1] in chains]
+    _check_idle(store)
+    kept = _chosen(run_folders(store), list(keep))
+    tables = {key for run in kept.values() for key in run["losses"]}
+    used = {path for run in kept.values() for path in run["manifests"]}
+    chains = {_second(path) for path in used}
+    listed = {top: store.backend.list(top) for top in TOPS}
+    manifests = [path for path in listed["manifests"] if _second(path) in chains]
+    digests = _named_digests(store, _needed(manifests, used))
     records = {record.path: record for record in store.records()}
-    wanted = {path for run in roots for path in run["records"]}
-    wanted_digests = _manifest_digests(store, _needed(manifests, roots))
-    keep_records = _reach(records, wanted, wanted_digests)
-    keep_prefixes = {records[path].output.prefix for path in keep_records}
-    stored = store.backend.list("artifacts")
-    prefixes = {"/".join(PurePosixPath(path).parts[:3]) for path in stored}
-    run_files = store.backend.list("runs")
-    losses = [p for p in store.backend.list("losses") if PurePosixPath(p).parts[1] not in tables]
-    doomed_artifacts = sorted(prefixes - keep_prefixes)
-    doomed_runs = [p for p in run_files if PurePosixPath(p).parts[1] not in kept]
-    sizes = {**stored, **run_files, **store.backend.list("losses")}
-    doomed = {*doomed_artifacts}
-    freed = sum(
-        info.num_bytes
-        for path, info in sizes.items()
-        if "/".join(PurePosixPath(path).parts[:3]) in doomed
-        or path in {*doomed_runs}
-        or path in {*losses}
-    )
-    all_records = store.backend.list("records")
-    return Garbage(
-        runs=doomed_runs,
-        records=sorted({*all_records} - keep_records),
-        losses=losses,
-        manifests=sorted({*listed} - {*manifests}),
-        artifacts=doomed_artifacts,
-        work=list(store.backend.list("work")),
-        num_bytes=freed,
-    )
+    reached = _reach(records, {path for run in kept.values() for path in run["records"]}, digests)
+    folders = {records[path].output.prefix for path in reached}
+    doomed = {
+        "runs": [path for path in listed["runs"] if _second(path) not in kept],
+        "manifests": sorted(listed["manifests"].keys() - {*manifests}),
+        "records": sorted(listed["records"].keys() - reached),
+        "losses": [path for path in listed["losses"] if _second(path) not in tables],
+        "work": list(listed["work"]),
+        "artifacts": [path for path in listed["artifacts"] if _folder(path) not in folders],
+    }
+    unfinished = store.backend.unfinished(ABANDONED)
+    sizes = [listed[top][path].num_bytes for top, paths in doomed.items() for path in paths]
+    doomed["artifacts"] = sorted({_folder(path) for path in doomed["artifacts"]})
+    freed = sum(sizes) + sum(info.num_bytes for info in unfinished.values())
+    return Garbage(**doomed, unfinished=list(unfinished), num_bytes=freed)
 
 
-def _needed(manifests: list[str], roots: list[dict[str, Any]]) -> list[str]:
+TOPS = ("runs", "manifests", "records", "losses", "work", "artifacts")
+
+
+def _second(path: str) -> str:
+    return PurePosixPath(path).parts[1]
+
+
+def _folder(path: str) -> str:
+    """The artifact in whose folder a file lies."""
+    return "/".join(PurePosixPath(path).parts[:3])
+
+
+def _chosen(
+    runs: Mapping[str, dict[str, Any] | None], keep: list[str]
+) -> dict[str, dict[str, Any]]:
+    finished = {name: content for name, content in runs.items() if content is not None}
+    known = ", ".join(finished) or "none"
+    if not keep:
+        raise ValueError(f"no run is to be kept, so everything would go; there are: {known}")
+    for name in keep:
+        if name not in finished:
+            raise ValueError(f"there is no finished run {name!r} to keep; there are: {known}")
+    return {name: finished[name] for name in keep}
+
+
+def _needed(manifests: list[str], used: set[str]) -> list[str]:
     """The manifests that the runs used and the last of each chain, from which the next scan starts."""
-    newest: dict[str, str] = {}
-    for path in sorted(manifests):
-        newest[PurePosixPath(path).parent.name] = path
-    used = {path for run in roots for path in run["manifests"]}
-    return sorted(used | {*newest.values()})
+    newest = {_second(path): path for path in sorted(manifests)}
+    return sorted(used.intersection(manifests) | {*newest.values()})
 
 
-def _manifest_digests(store: Store, paths: Iterable[str]) -> set[str]:
-    found: set[str] = set()
-    for path in paths:
-        _collect(unseal(store.backend.read(path), path), found)
-    return found
+def _named_digests(store: Store, paths: Iterable[str]) -> set[str]:
+    advice = "what it names is not known, so nothing is deleted; `mixpool verify` says more"
+    return {
+        artifact["digest"]
+        for path in paths
+        for artifact in named_artifacts(_unsealed(store, path, advice))
+    }
 
 
-def _collect(value: object, found: set[str]) -> None:
-    """Digests of everything in a JSON document that looks like an artifact."""
+def named_artifacts(value: object) -> Iterator[dict[str, Any]]:
+    """Everything in a JSON document that looks like an artifact."""
     if isinstance(value, dict):
         if {"kind", "digest", "files"} <= value.keys():
-            found.add(str(value["digest"]))
-        for item in value.values():
-            _collect(item, found)
-    elif isinstance(value, list):
+            yield value
+        value = list(value.values())
+    if isinstance(value, list):
         for item in value:
-            _collect(item, found)
+            yield from named_artifacts(item)
 
 
-def _reach(records: dict[str, Record], wanted: set[str], digests: set[str]) -> set[str]:
+def _reach(records: Mapping[str, Record], wanted: set[str], digests: set[str]) -> set[str]:
     by_digest: dict[str, list[str]] = {}
+    by_key: dict[str, list[str]] = {}
     for path, record in records.items():
         by_digest.setdefault(record.output.digest, []).append(path)
+        by_key.setdefault(record.key, []).append(path)
+    # A record that was set aside may have been made again under another label.
+    todo = [path for name in wanted for path in by_key.get(name.split(".")[-2], ())]
+    todo += [path for digest in digests for path in by_digest.get(digest, ())]
     reached: set[str] = set()
-    open_paths = [p for p in wanted if p in records]
-    open_paths += [path for digest in digests for path in by_digest.get(digest, ())]
-    while open_paths:
-        path = open_paths.pop()
+    while todo:
+        path = todo.pop()
         if path not in reached:
             reached.add(path)
             for digest in records[path].inputs.values():
-                open_paths += by_digest.get(digest, ())
+                todo += by_digest.get(digest, ())
     return reached
 
 
 def delete(store: Store, garbage: Garbage) -> None:
-    """Delete garbage: what names things first, then the things."""
-    named = (garbage.runs, garbage.records, garbage.manifests, garbage.losses, garbage.work)
-    for path in (path for paths in named for path in paths):
+    """Delete garbage: what names things first, then the things.
+
+    Raises:
+        InUseError: a run has begun since the garbage was found; nothing is deleted.
+    """
+    _check_idle(store)
+    named = (garbage.runs, garbage.manifests, garbage.records, garbage.losses, garbage.work)
+    for path in (path for paths in (*named, garbage.unfinished) for path in paths):
         store.backend.delete(path)
     for prefix in garbage.artifacts:
         store.delete_artifact(prefix)

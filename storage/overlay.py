@@ -14,10 +14,13 @@ class OverlayBackend(Backend):
         self._upper = upper
         self._deleted: set[str] = set()
 
+    def _is_above(self, path: str) -> bool:
+        return Path(self._upper.full(path)).exists()
+
     def _holder(self, path: str) -> Backend:
         if path in self._deleted:
             raise FileNotFoundError(path)
-        return self._upper if Path(self._upper.full(path)).exists() else self._lower
+        return self._upper if self._is_above(path) else self._lower
 
     def read(self, path: str) -> bytes:
         return self._holder(path).read(path)
@@ -25,42 +28,45 @@ class OverlayBackend(Backend):
     def fetch(self, path: str, target: Path) -> None:
         self._holder(path).fetch(path, target)
 
-    def _exists(self, path: str) -> bool:
-        try:
-            return path in self._holder(path).list(path.rpartition("/")[0])
-        except FileNotFoundError:
-            return False
-
     def create(self, path: str, data: bytes) -> bool:
-        if self._exists(path):
-            return False
-        self._deleted.discard(path)
-        return self._upper.create(path, data)
+        return self._is_free(path) and self._upper.create(path, data)
 
     def create_from(self, path: str, source: Path) -> bool:
-        return self.create(path, source.read_bytes())
+        return self._is_free(path) and self._upper.create_from(path, source)
+
+    def _is_free(self, path: str) -> bool:
+        if path in self._deleted:
+            self._deleted.discard(path)
+            return True
+        return not self._is_above(path) and not self._lower.fs.exists(self._lower.full(path))
 
     def put(self, path: str, data: bytes) -> None:
-        self._deleted.discard(path)
         self._upper.put(path, data)
+        self._deleted.discard(path)
 
     def put_from(self, path: str, source: Path) -> None:
-        self.put(path, source.read_bytes())
+        self._upper.put_from(path, source)
+        self._deleted.discard(path)
 
     def delete(self, path: str) -> None:
-        self._upper.delete(path)
         self._deleted.add(path)
+        self._upper.delete(path)
 
     def list(self, prefix: str) -> dict[str, FileInfo]:
         found = self._lower.list(prefix) | self._upper.list(prefix)
         return {path: info for path, info in sorted(found.items()) if path not in self._deleted}
 
     def local(self, path: str) -> Path | None:
-        upper = Path(self._upper.full(path))
-        return upper if upper.exists() else self._lower.local(path)
+        """Where it lies; None for a folder of which each of the two has a part."""
+        hidden = self._deleted | self._upper.list(path).keys()
+        if self._is_above(path) and self._lower.list(path).keys() - hidden - {path}:
+            return None
+        is_below = path not in self._deleted and not self._is_above(path)
+        return self._lower.local(path) if is_below else Path(self._upper.full(path))
 
     def now(self) -> float:
-        return self._lower.now()
+        # The clock of ``lower`` is read by writing a file there.
+        return self._upper.now()
 
 
 def overlay(url: str, folder: Path) -> OverlayBackend:

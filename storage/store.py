@@ -186,8 +186,12 @@ class Store:
         # The record of a key may have another label, and so another name, which create cannot see.
         if (standing := self.find(record.step, record.key, fresh=True)) is not None:
             return standing
-        if not self.backend.create(record.path, sealed):
-            LOG.info("%s was committed by another run; using that", record.path)
+        if self.backend.create(record.path, sealed):
+            with self._lock:
+                if record.step in self._names:
+                    self._names[record.step].setdefault(record.key, []).append(record.path)
+            return record
+        LOG.info("%s was committed by another run; using that", record.path)
         standing = self.find(record.step, record.key, fresh=True)
         if standing is None:
             raise CorruptError(f"{record.path} was written and cannot be read back")

@@ -77,7 +77,7 @@ def pair_up(
             "evaluation_set": name,
             "proxy": proxy.loc[mixture.label, name],
             "reference": reference.loc[mixture.label, name],
-            "individual": proxy.loc[list(mixture.members), name].mean(),
+            "individual": proxy.loc[list(mixture.members), name].mean(skipna=False),
         }
         for mixture in chosen
         for name in proxy.columns

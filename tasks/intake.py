@@ -68,7 +68,7 @@ class Intake:
     scratch: Path
     seen: Seen
     state: Manifest
-    """The manifest so far."""
+    """The manifest so far; its ``files`` and ``withdrawn`` are this scan's own and grow."""
     pending: set[str]
     """What is to be withdrawn and was not found yet, by digest or origin."""
     counts: Counter[str] = field(default_factory=Counter)
@@ -112,6 +112,9 @@ class Intake:
         """
         for number, file in enumerate(files):
             self.progress(number, len(files), "files")
+            if (name := file.path.encode(errors="backslashreplace").decode()) != file.path:
+                problems.file(name, "has a name that is not UTF-8: rename it")
+                continue
             try:
                 yield from read_documents(file, source, problems)
             except UnreadableFileError as error:
@@ -127,7 +130,9 @@ class Intake:
             try:
                 yield from read_documents(file, source, self.problems)
             except UnreadableFileError as error:
-                raise ValueError(f"{what} cannot be made of a part of its files: {error}") from error
+                raise ValueError(
+                    f"{what} cannot be made of a part of its files: {error}"
+                ) from error
 
     def is_refused(self, document: Document, *names: str) -> bool:
         """Whether a new document is to be withdrawn under one of its ``names``; it is noted then."""
@@ -141,7 +146,7 @@ class Intake:
     def withdraw(self, known: Known) -> None:
         """Note that a document is withdrawn for good."""
         self.seen.write(known._replace(role=Role.WITHDRAWN, place=""))
-        self.update(withdrawn={**self.state.withdrawn, known.digest: known.origin})
+        self.state.withdrawn[known.digest] = known.origin
 
 
 def stored(document: Document, num_tokens: int) -> StoredDocument:

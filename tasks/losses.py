@@ -60,12 +60,17 @@ def identity(mixture: Mixture) -> str:
     return fingerprint("mixture", mixture.config())
 
 
+def evaluation_key(config: EvaluateConfig) -> str:
+    """Name of the losses table of one way of evaluating."""
+    return fingerprint("evaluation", {"version": VERSION, "config": canonical(config)})
+
+
 class LossesTable:
     """The rows of one way of evaluating; read once, then kept up to date by ``append``."""
 
     def __init__(self, store: Store, config: EvaluateConfig) -> None:
         self._store = store
-        self.key = fingerprint("evaluation", {"version": VERSION, "config": canonical(config)})
+        self.key = evaluation_key(config)
         self._folder = f"losses/{self.key}"
         self._config = config
         self._rows: dict[tuple[str, str], Row] = {}
@@ -135,7 +140,8 @@ def decode(data: bytes) -> list[Row]:
     """Rows of Parquet bytes."""
     import pyarrow.parquet as pq
 
-    return [Row(**row) for row in pq.read_table(io.BytesIO(data)).to_pylist()]
+    # read_table would import pyarrow.dataset, which takes as long as a small table.
+    return [Row(**row) for row in pq.ParquetFile(io.BytesIO(data)).read().to_pylist()]
 
 
 def metadata(data: bytes) -> dict[bytes, bytes]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
-from storage.artifact import Artifact, seal, slug, unseal
+from storage.artifact import Artifact, CorruptError, seal, slug, unseal
 from storage.cache import Handle
 from storage.fingerprint import Config, fingerprint
 from storage.store import Store
@@ -159,8 +159,17 @@ def latest(store: Store, chain: str) -> Manifest | None:
 
 
 def read(store: Store, path: str) -> Manifest:
-    """The manifest at ``path``."""
-    return Manifest.model_validate(unseal(store.backend.read(path), path))
+    """The manifest at ``path``. Raises CorruptError, with advice, where it is not what was written."""
+    try:
+        found = Manifest.model_validate(unseal(store.backend.read(path), path))
+        if path_of(found) != path:
+            raise CorruptError(f"{path} is number {found.number} of {found.chain}")
+    except CorruptError as error:
+        raise CorruptError(
+            f"{error}. Restore it from a copy of the store, or move it away: the next run goes on from "
+            "the manifest before it, reads later files again and finds what was made of them"
+        ) from error
+    return found
 
 
 def path_of(manifest: Manifest) -> str:

@@ -117,9 +117,11 @@ def weighted_sum(
     divisor = math.gcd(*parts)
     counts = [part // divisor for part in parts]
     size = CPU_PIECE if tensors[0].device.type == "cpu" else GPU_PIECE
-    merged = torch.empty_like(tensors[0], dtype=torch.float32, memory_format=torch.contiguous_format)
-    columns = (tensor.reshape(-1).split(size) for tensor in tensors)
-    for target, *pieces in zip(merged.view(-1).split(size), *columns, strict=True):
+    merged = torch.empty_like(
+        tensors[0], dtype=torch.float32, memory_format=torch.contiguous_format
+    )
+    columns = (torch.split(tensor.reshape(-1), size) for tensor in tensors)
+    for target, *pieces in zip(torch.split(merged.view(-1), size), *columns, strict=True):
         total = pieces[0].to(dtype) * counts[0]
         for piece, count in zip(pieces[1:], counts[1:], strict=True):
             total += piece.to(dtype) * count

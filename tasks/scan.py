@@ -6,27 +6,27 @@ publishes first makes this one start over from there. With nothing new it costs 
 """
 
 import logging
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from storage.artifact import Artifact
 from storage.cache import Progress, deposit_key
-from storage.fingerprint import Config, canonical, fingerprint
+from storage.fingerprint import Config, canonical
 from storage.store import Store
 from tasks import manifest
 from tasks.assign import assign
 from tasks.corpus import Source, SourceFile, list_files
-from tasks.freeze import collect_base, freeze_sets
+from tasks.freeze import collect_base, freeze_sets, set_identity
 from tasks.intake import CorpusConfig, EvaluationSetConfig, Intake
 from tasks.manifest import DomainState, Manifest
-from tasks.repair import repair
+from tasks.repair import repair, repair_index
 from tasks.seen import Seen
 from tasks.tokenizer import Encoder
-from tasks.withdraw import withdraw
+from tasks.withdraw import report_unknown, withdraw
 
 LOG = logging.getLogger("mixpool.scan")
 
@@ -64,19 +64,34 @@ def scan(
         files = list_files(corpus.source)
         previous = manifest.latest(store, chain)
         if previous is not None and is_current(store, previous, files, corpus, sets):
-            return previous
-        with tempfile.TemporaryDirectory(dir=scratch, prefix="mixpool-scan-") as folder:
-            seen = Seen(Path(folder))
+            return _with_sets(previous, sets)
+        with (
+            tempfile.TemporaryDirectory(dir=scratch, prefix="mixpool-scan-") as folder,
+            closing(Seen(Path(folder))) as seen,
+        ):
             state = _start(chain, rules, previous)
-            job = Intake(store, corpus, sets, base_source, progress, Path(folder), seen, state)
-            found = _advance(job, previous, files, make_tokenizer)
-            seen.close()
+            pending = {name for name in corpus.withdraw if name not in _withdrawn(state)}
+            root = Path(folder)
+            job = Intake(store, corpus, sets, base_source, progress, root, seen, state, pending)
+            _advance(job, files, make_tokenizer)
+        found = job.state
         if previous is not None and _same(previous, found):
-            return previous.model_copy(update={"problems": found.problems})
+            return _with_sets(previous.model_copy(update={"problems": found.problems}), sets)
         if manifest.publish(store, found):
-            return found
+            return _with_sets(found, sets)
         LOG.info("another run published %s first; scanning again", manifest.path_of(found))
     raise RuntimeError(f"{ATTEMPTS} other scans of {chain} were faster; run again")
+
+
+def _with_sets(found: Manifest, sets: list[EvaluationSetConfig]) -> Manifest:
+    # The chain may know a set of the same name from another recipe.
+    identities = {set_identity(config) for config in sets}
+    wanted = [entry for entry in found.sets if entry.identity in identities]
+    return found.model_copy(update={"sets": wanted})
+
+
+def _withdrawn(state: Manifest) -> set[str]:
+    return {*state.withdrawn, *state.withdrawn.values()}
 
 
 def rules_of(corpus: CorpusConfig, tokenizer: Config, base: Source | None) -> dict[str, Any]:
@@ -101,11 +116,10 @@ def is_current(
 ) -> bool:
     """Whether nothing has changed since ``previous``: files, sets, withdrawals, stored documents."""
     known = {entry.identity for entry in previous.sets}
-    withdrawn = {*previous.withdrawn, *previous.withdrawn.values()}
     return (
         all(previous.files.get(file.path) == file.stamp for file in files)
-        and all(fingerprint("set", config) in known for config in sets)
-        and all(name in withdrawn for name in corpus.withdraw)
+        and all(set_identity(config) in known for config in sets)
+        and _withdrawn(previous).issuperset(corpus.withdraw)
         and not missing(store, previous)
         and _has_tokenizer(store, previous)
     )
@@ -114,14 +128,21 @@ def is_current(
 DEPOSITS = ("partition", "remainder", "heldout", "evaluation-set", "index", "base")
 
 
-def missing(store: Store, state: Manifest) -> list[Artifact]:
-    """Artifacts of the manifest that no record names any more: set aside because they rotted."""
-    return [
-        artifact
+def missing(store: Store, state: Manifest) -> set[str]:
+    """Digests of artifacts that no record names any more: set aside because they rotted."""
+    return {
+        artifact.digest
         for artifact in state.artifacts()
-        if artifact.digest != state.tokenizer.digest
-        and not any(store.has(step, deposit_key(step, artifact)) for step in DEPOSITS)
-    ]
+        if artifact.digest != state.tokenizer.digest and not _is_recorded(store, artifact)
+    }
+
+
+def _is_recorded(store: Store, artifact: Artifact) -> bool:
+    keys = [(step, deposit_key(step, artifact)) for step in DEPOSITS]
+    # Another process may have stored it since this one listed the records.
+    return any(store.has(*key) for key in keys) or any(
+        store.find(*key, fresh=True) is not None for key in keys
+    )
 
 
 def _has_tokenizer(store: Store, state: Manifest) -> bool:
@@ -136,7 +157,11 @@ def _same(previous: Manifest, found: Manifest) -> bool:
 def _start(chain: str, rules: dict[str, Any], previous: Manifest | None) -> Manifest:
     if previous is not None:
         return previous.model_copy(
-            update={"number": previous.number + 1, "files": dict(previous.files)}
+            update={
+                "number": previous.number + 1,
+                "files": dict(previous.files),
+                "withdrawn": dict(previous.withdrawn),
+            }
         )
     nothing = Artifact(kind="none", digest="", files={})
     return Manifest(
@@ -155,59 +180,77 @@ def _start(chain: str, rules: dict[str, Any], previous: Manifest | None) -> Mani
     )
 
 
-def _advance(
-    job: Intake,
-    previous: Manifest | None,
-    files: list[SourceFile],
-    make_tokenizer: MakeTokenizer,
-) -> Manifest:
-    if previous is not None:
-        repair(job, missing(job.store, previous), files)
-    for index in job.state.index:
-        job.seen.load(job.store.fetch(index))
-    sets = freeze_sets(job)
-    new = [file for file in files if job.state.files.get(file.path) != file.stamp]
-    state, base, tokenizer = job.state, job.state.base_documents, job.state.tokenizer
-    if previous is None:
-        base = collect_base(job, new)
-    if previous is None or not _has_tokenizer(job.store, state):
-        tokenizer = make_tokenizer(base)
-    domains = withdraw(job, dict(state.domains))
-    domains = assign(job, new, domains, Encoder(job.store.fetch(tokenizer)))
-    _check_some_partition(domains, job)
-    return state.model_copy(
-        update={
-            "tokenizer": tokenizer,
-            "base_documents": base,
-            "domains": domains,
-            "sets": [*state.sets, *sets],
-            "withdrawn": {**state.withdrawn, **job.withdrawn},
-            "index": [*state.index, *_save_index(job)],
-            "counts": dict(sorted((Counter(state.counts) + job.counts).items())),
-            "problems": [*job.problems.text().splitlines(), *_waiting(domains, job.corpus)],
-        }
+def _advance(job: Intake, files: list[SourceFile], make_tokenizer: MakeTokenizer) -> None:
+    """Bring ``job.state`` up to date."""
+    state = job.state
+    new = [file for file in files if state.files.get(file.path) != file.stamp]
+    if state.number == 0:
+        job.update(sets=freeze_sets(job))
+        job.update(base_documents=collect_base(job, new))
+        job.update(tokenizer=_tokenizer(job, make_tokenizer))
+    else:
+        _restore(job, files, make_tokenizer)
+        job.update(domains=withdraw(job))
+        job.update(sets=[*job.state.sets, *freeze_sets(job)])
+    encoder = Encoder(job.store.fetch(job.state.tokenizer))
+    job.update(domains=assign(job, new, encoder))
+    report_unknown(job)
+    _check_some_partition(job)
+    waiting = _waiting(job.state.domains, job.corpus)
+    job.update(
+        index=[*job.state.index, *_save_index(job)],
+        counts=dict(sorted((Counter(job.state.counts) + job.counts).items())),
+        problems=[*job.problems.text().splitlines(), *waiting],
     )
 
 
+def _restore(job: Intake, files: list[SourceFile], make_tokenizer: MakeTokenizer) -> None:
+    """Load what the last scan knew, and make again what the store has lost of it."""
+    lost = missing(job.store, job.state)
+    repair_index(job, lost)
+    for index in job.state.index:
+        job.seen.load(job.store.fetch(index))
+    # Base documents make the tokenizer, and the tokenizer counts the tokens of partitions.
+    if (base := job.state.base_documents) is not None:
+        repair(job, lost & {base.digest}, files)
+    job.update(tokenizer=_tokenizer(job, make_tokenizer))
+    repair(job, missing(job.store, job.state), files)
+
+
+def _tokenizer(job: Intake, make_tokenizer: MakeTokenizer) -> Artifact:
+    pinned = job.state.tokenizer
+    if pinned.digest and _has_tokenizer(job.store, job.state):
+        return pinned
+    made = make_tokenizer(job.state.base_documents)
+    if pinned.digest and made.digest != pinned.digest:
+        raise ValueError(
+            f"the tokenizer of {job.state.chain} was lost, and made again it is another one "
+            f"({made.digest[:10]}, not {pinned.digest[:10]}), perhaps by another version of "
+            "tokenizers: restore it from a copy of the store, or start a new chain under another "
+            "corpus.name"
+        )
+    return made
+
+
 def _save_index(job: Intake) -> list[Artifact]:
-    folder = job.scratch / "index"
+    folder = job.folder()
     if not job.seen.save_new(folder):
-        shutil.rmtree(folder)
         return []
     return [job.deposit("index", job.state.chain, folder, {})]
 
 
-def _check_some_partition(domains: dict[str, DomainState], job: Intake) -> None:
+def _check_some_partition(job: Intake) -> None:
+    domains, corpus = job.state.domains, job.corpus
     if any(state.partitions for state in domains.values()):
         return
-    if job.corpus.short_partitions and any(state.remainder for state in domains.values()):
+    if corpus.short_partitions and any(state.remainder for state in domains.values()):
         return
+    waiting = "; ".join(_waiting(domains, corpus)) or "it has no usable document"
     problems = job.problems.text()
     raise ValueError(
-        f"corpus {job.corpus.name!r} fills no partition of "
-        f"{job.corpus.split.tokens_per_partition:,} tokens: "
-        + ("; ".join(_waiting(domains, job.corpus)) or "it has no usable document")
-        + ". Lower corpus.split.tokens_per_partition, or set corpus.short_partitions"
+        f"corpus {corpus.name!r} fills no partition of "
+        f"{corpus.split.tokens_per_partition:,} tokens: {waiting}. "
+        "Lower corpus.split.tokens_per_partition, or set corpus.short_partitions"
         + (f"\n{problems}" if problems else "")
     )
 

@@ -292,7 +292,7 @@ def enumerate_mixtures(config: MixturesConfig, partitions: Mapping[str, str]) ->
         ValueError: a name is unknown, there are more mixtures than the limit, or there are none.
     """
     spaces = [
-        (space, Catalogue(partitions, f"spaces[{index}]"))
+        (space, Catalogue(partitions, f"mixtures.spaces[{index}]"))
         for index, space in enumerate(config.spaces)
     ]
     count = sum(space.number(catalogue) for space, catalogue in spaces)

@@ -59,9 +59,9 @@ class DomainSplitter:
     @property
     def _next_name(self) -> str:
         # A withdrawal may have emptied a partition in between: count on from the last name.
-        last = self._partitions[-1].name if self._partitions else "-1"
-        number = int(last.rpartition("-")[2]) + 1 if self._partitions else 0
-        return f"{self.domain}-{number}"
+        if not self._partitions:
+            return f"{self.domain}-0"
+        return f"{self.domain}-{int(self._partitions[-1].name.rpartition('-')[2]) + 1}"
 
     def _seal(self) -> None:
         name = self._next_name

@@ -14,22 +14,26 @@ from storage.cache import Meter, Progress, Runtime
 from tasks.device import choose_device
 from tasks.energy import Attention, forward_flops
 from tasks.losses import EvaluateConfig, LossesTable, Row, identity
-from tasks.mixture import Mixture
-from tasks.model import (
+from tasks.merging import (
     MergeError,
     check_mergeable,
     check_same_tensors,
     facts_of,
-    load_model,
     load_weights,
     weighted_sum,
 )
+from tasks.mixture import Mixture
+from tasks.model import check_context, load_model
 from tasks.window import Windows, load_windows
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from transformers import PreTrainedModel
+
+
+PIECE = 1024
+"""Tokens whose logits are lifted to float32 at once."""
 
 
 class Job(NamedTuple):
@@ -47,8 +51,11 @@ class PreparedSet(NamedTuple):
     """An evaluation set as the sweep needs it."""
 
     name: str
+    """The set as people call it."""
     digest: str
+    """Digest of its windows."""
     folder: Path
+    """Where its windows are."""
 
 
 def missing_jobs(
@@ -101,9 +108,8 @@ class Pool:
             MergeError: the members differ in architecture, tokenizer, base model or steps.
         """
         check_mergeable({name: self._facts[name] for name in mixture.members})
-        parts = dict(mixture.parts)
-        tensors = (self._flat[name] for name in mixture.members)
-        return weighted_sum(tensors, (parts[name] for name in mixture.members), dtype)
+        tensors = [self._flat[name] for name in mixture.members]
+        return weighted_sum(tensors, [part for _, part in mixture.parts], dtype)
 
 
 class MergedModel:
@@ -125,12 +131,16 @@ class MergedModel:
 
 
 class TokenBatch(NamedTuple):
-    """Windows that are run together."""
+    """B windows of at most T positions that are run together; S of their tokens are scored."""
 
     inputs: "torch.Tensor"
-    targets: "torch.Tensor"
+    """Token ids, int64, shape (B, T)."""
     scored: "torch.Tensor"
+    """Positions in the flattened batch, int64, shape (S,)."""
+    targets: "torch.Tensor"
+    """The token that follows at each, int64, shape (S,)."""
     group: "np.ndarray"
+    """Group of each one's document, shape (S,)."""
 
 
 def batches(windows: Windows, tokens: int, device: str) -> list[TokenBatch]:
@@ -139,31 +149,32 @@ def batches(windows: Windows, tokens: int, device: str) -> list[TokenBatch]:
     The order depends on the windows alone, so a set's sums are added in one order.
     """
     import numpy as np
+
+    order = np.argsort(windows.length, kind="stable")
+    found: list[list[int]] = []
+    for row in order.tolist():
+        # Sorted by length, so this row would be the longest of the batch.
+        if not found or int(windows.length[row]) * (len(found[-1]) + 1) > tokens:
+            found.append([])
+        found[-1].append(row)
+    return [_batch(windows, np.array(rows), device) for rows in found]
+
+
+def _batch(windows: Windows, rows: "np.ndarray", device: str) -> TokenBatch:
+    import numpy as np
     import torch
 
-    order = np.argsort(windows.length, kind="stable").tolist()
-    found = []
-    while order:
-        longest = 0
-        rows: list[int] = []
-        for row in order:
-            longest = max(longest, int(windows.length[row]))
-            if rows and longest * (len(rows) + 1) > tokens:
-                break
-            rows.append(row)
-        order = order[len(rows) :]
-        length = int(windows.length[rows].max())
-        position = np.arange(length)
-        scored = (position >= windows.first[rows, None]) & (position < windows.length[rows, None])
-        found.append(
-            TokenBatch(
-                torch.from_numpy(windows.inputs[rows, :length].astype(np.int64)).to(device),
-                torch.from_numpy(windows.targets[rows, :length].astype(np.int64)).to(device),
-                torch.from_numpy(scored).to(device),
-                windows.group[rows],
-            )
-        )
-    return found
+    length = int(windows.length[rows].max())
+    position = np.arange(length)
+    scored = (position >= windows.first[rows, None]) & (position < windows.length[rows, None])
+    inputs = windows.inputs[rows, :length].astype(np.int64)
+    targets = windows.targets[rows, :length][scored].astype(np.int64)
+    return TokenBatch(
+        torch.from_numpy(inputs).to(device),
+        torch.from_numpy(np.flatnonzero(scored)).to(device),
+        torch.from_numpy(targets).to(device),
+        np.repeat(windows.group[rows], scored.sum(1)),
+    )
 
 
 def group_losses(
@@ -172,7 +183,6 @@ def group_losses(
     """Sum of nats for each group of documents, float64, shape (num_groups,)."""
     import numpy as np
     import torch
-    import torch.nn.functional as F
 
     device = model.flat.device.type
     sums = np.zeros(num_groups)
@@ -182,17 +192,32 @@ def group_losses(
     ):
         for batch in prepared:
             logits = model.forward(input_ids=batch.inputs, use_cache=False).logits
-            # Only what is scored is lifted to float32: the logits are the largest tensor here.
-            chosen = logits[batch.scored].float()
-            nll = torch.zeros(batch.targets.shape, dtype=torch.float64, device=chosen.device)
-            losses = F.cross_entropy(chosen, batch.targets[batch.scored], reduction="none")
-            nll[batch.scored] = losses.double()
-            np.add.at(sums, batch.group, nll.sum(1).cpu().numpy())
+            nll = token_losses(logits.flatten(0, 1), batch).double().cpu().numpy()
+            sums += np.bincount(batch.group, weights=nll, minlength=num_groups)
     return sums
 
 
+def token_losses(logits: "torch.Tensor", batch: TokenBatch) -> "torch.Tensor":
+    """Nats of each scored token, float32, shape (S,), from logits of shape (B * T, vocabulary)."""
+    import torch
+    import torch.nn.functional as F
+
+    # In pieces, because float32 logits of a whole batch are the largest tensor of all.
+    pieces = zip(torch.split(batch.scored, PIECE), torch.split(batch.targets, PIECE), strict=True)
+    losses = [
+        F.cross_entropy(logits[scored].float(), targets, reduction="none")
+        for scored, targets in pieces
+    ]
+    return torch.cat(losses)
+
+
 class Sweeper:
-    """A resident pool and the evaluation sets in batches: what every chunk of a sweep shares."""
+    """A resident pool and the evaluation sets in batches: what every chunk of a sweep shares.
+
+    Raises:
+        MergeError: the models have other tensors, shapes, types or integer tensors.
+        ValueError: a set's windows are longer than the models' context.
+    """
 
     def __init__(
         self,
@@ -209,6 +234,9 @@ class Sweeper:
             s.name: (s, w := load_windows(s.folder), batches(w, runtime.batch_tokens, self.device))
             for s in sets
         }
+        for _, windows, _ in self._prepared.values():
+            length = windows.inputs.shape[1]
+            check_context(self._model.model, length, "evaluation.windows.context_length")
 
     def lacks(self, table: LossesTable, job: Job) -> bool:
         """Whether the table still lacks a row of the job."""
@@ -216,13 +244,21 @@ class Sweeper:
         return any((name, self._prepared[s][0].digest) not in table for s in job.sets)
 
     def evaluate(self, jobs: Sequence[Job], meter: Meter, progress: Progress) -> list[Row]:
-        """Rows of all jobs. Raises MergeError for members that do not agree."""
+        """Rows of all jobs.
+
+        Raises:
+            MergeError: members of a mixture do not agree.
+            ValueError: a loss is not finite.
+        """
         import torch
 
         dtype = torch.float64 if self._config.average == "float64" else torch.float32
         rows = []
         for done, job in enumerate(jobs):
-            self._model.flat.copy_(self._pool.merge(job.mixture, dtype))
+            try:
+                self._model.flat.copy_(self._pool.merge(job.mixture, dtype))
+            except MergeError as error:
+                raise MergeError(f"mixture {job.label!r}: {error}") from error
             rows += list(_evaluate(self._model, job, self._prepared, self._config, meter))
             progress(done + 1, len(jobs), "mixtures")
         return rows
@@ -235,6 +271,8 @@ def _evaluate(
     config: EvaluateConfig,
     meter: Meter,
 ) -> Iterator[Row]:
+    import numpy as np
+
     settings = model.model.config
     for name in job.sets:
         entry, windows, ready = prepared[name]
@@ -242,6 +280,11 @@ def _evaluate(
         tokens = int(windows.length.sum())
         shape = Attention(settings.num_hidden_layers, settings.hidden_size, windows.inputs.shape[1])
         meter.add(tokens=tokens, flops=forward_flops(model.model.num_parameters(), tokens, shape))
+        if not np.isfinite(sums).all():
+            raise ValueError(
+                f"mixture {job.label!r} has a loss of {sums.sum()} on {name!r}: a model of it has "
+                "weights that are not finite, or outputs beyond the range of the precision"
+            )
         yield Row(
             mixture=identity(job.mixture),
             windows=entry.digest,

@@ -89,7 +89,9 @@ class Encoder:
         encoded = self.tokenizer.encode_batch(texts, add_special_tokens=False)
         for text, e in zip(texts, encoded, strict=True):
             count = whole_characters(e.offsets, limit)
-            covered = text if count == len(e.ids) else text[: e.offsets[count - 1][1] if count else 0]
+            covered = (
+                text if count == len(e.ids) else text[: e.offsets[count - 1][1] if count else 0]
+            )
             starts.append((covered, np.array([*e.ids[:count], self.end_of_text], dtype=self.dtype)))
         return starts
 

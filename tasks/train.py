@@ -6,10 +6,10 @@ bit by bit where it would have ended. Base model, partition models and reference
 they differ in config and inputs only. Several token files are shuffled together (the paper's SEQ).
 """
 
+import bisect
+import itertools
 import json
-import logging
 import math
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +21,9 @@ from storage.cache import Step, Workspace
 from storage.fingerprint import Config
 from tasks.device import choose_device
 from tasks.energy import Attention, training_flops
-from tasks.model import Facts, check_safetensors, digest_of, facts_of, load_model, save_model
+from tasks.merging import Facts, facts_of
+from tasks.model import check_context, digest_of, load_model, save_model
+from tasks.state import load_optimizer, load_state, save_optimizer, save_state
 from tasks.tokenize import load_tokens
 
 if TYPE_CHECKING:
@@ -29,10 +31,10 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-LOG = logging.getLogger("mixpool.train")
+REMEDY = "lower train.learning_rate, or add train.warmup_steps"
 
 DIVERGED = 2.0
-"""A mean loss so many times that of the first steps ends a training."""
+"""A mean loss of ten steps so many times that of the first ten ends a training."""
 
 
 class TrainConfig(Config):
@@ -66,7 +68,7 @@ class TrainConfig(Config):
     """Whether the optimizer's state is stored with the model."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """``bfloat16`` computes matrix products in it (autocast); weights stay in float32."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Seed of the order of blocks and of dropout."""
 
 
@@ -88,21 +90,21 @@ class Blocks:
                 "lower train.context_length or give more text"
             )
         self._files, self._context, self._batch, self._seed = files, context, batch, seed
-        self._places = [(f, b) for f, count in enumerate(counts) for b in range(count)]
+        self._ends = list(itertools.accumulate(counts))
         self._epoch = -1
         self._order: list[int] = []
 
     def __len__(self) -> int:
-        return len(self._places)
+        return self._ends[-1]
 
     def batch(self, step: int) -> "np.ndarray":
         """Token ids of step ``step``, int64, shape (batch, context + 1)."""
         import numpy as np
 
         numbers = range(step * self._batch, (step + 1) * self._batch)
-        return np.stack([self._block(self._place(number)) for number in numbers]).astype(np.int64)
+        return np.stack([self._block(self._shuffled(n)) for n in numbers]).astype(np.int64)
 
-    def _place(self, number: int) -> tuple[int, int]:
+    def _shuffled(self, number: int) -> int:
         import numpy as np
 
         epoch, position = divmod(number, len(self))
@@ -110,11 +112,11 @@ class Blocks:
             self._epoch = epoch
             generator = np.random.Generator(np.random.PCG64([self._seed, epoch]))
             self._order = generator.permutation(len(self)).tolist()
-        return self._places[self._order[position]]
+        return self._order[position]
 
-    def _block(self, place: tuple[int, int]) -> "np.ndarray":
-        file, block = place
-        start = block * self._context
+    def _block(self, block: int) -> "np.ndarray":
+        file = bisect.bisect_right(self._ends, block)
+        start = (block - (self._ends[file - 1] if file else 0)) * self._context
         return self._files[file][start : start + self._context + 1]
 
 
@@ -136,35 +138,36 @@ def build(
 
     Raises:
         TrainingError: too few tokens for one block, or a loss that is not finite or diverges.
-        ValueError: the model has pickled weights only, or a shorter context.
+        ValueError: the model has pickled weights only, or a shorter context, or the tokens were made
+            by another tokenizer.
     """
     import torch
 
     device = choose_device(workspace.runtime)
-    check_safetensors(inputs["model"])
-    torch.manual_seed(config.seed)
-    model = load_model(inputs["model"], device).train()
-    _check_context(model, config)
-    files = [
-        load_tokens(path) for name, path in sorted(inputs.items()) if name.startswith("tokens")
-    ]
+    base = inputs["model"]
+    model = load_model(base, device).train()
+    check_context(model, config.context_length, "train.context_length")
+    folders = {name: path for name, path in sorted(inputs.items()) if name.startswith("tokens")}
+    _check_tokenizer(facts_of(base), folders)
+    files = [load_tokens(folder) for folder in folders.values()]
     blocks = Blocks(files, config.context_length, config.batch_size, config.seed)
-    optimizer = _optimizer(model, config, inputs["model"], device)
-    losses = _train(model, optimizer, blocks, config, workspace, device)
-    return _save(model, optimizer, config, inputs["model"], output, losses, len(blocks))
+    optimizer = _optimizer(model, config, base)
+    torch.manual_seed(config.seed)
+    losses = _train(model, optimizer, blocks, config, workspace)
+    return _save(model, optimizer, config, base, output, losses, len(blocks))
 
 
-def _check_context(model: "PreTrainedModel", config: TrainConfig) -> None:
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest is not None and config.context_length > longest:
-        raise ValueError(
-            f"train.context_length {config.context_length} is more than the model's {longest}"
-        )
+def _check_tokenizer(facts: Facts, folders: Mapping[str, Path]) -> None:
+    for name, folder in folders.items():
+        found = json.loads((folder / "tokens.json").read_text())["tokenizer"]
+        if found != facts.tokenizer:
+            raise ValueError(
+                f"{name} was made by the tokenizer {found[:10]}, and the model knows the ids of "
+                f"{facts.tokenizer[:10]}: tokenize the documents with the model's tokenizer"
+            )
 
 
-def _optimizer(
-    model: "PreTrainedModel", config: TrainConfig, base: Path, device: str
-) -> "torch.optim.AdamW":
+def _optimizer(model: "PreTrainedModel", config: TrainConfig, base: Path) -> "torch.optim.AdamW":
     import torch
 
     matrices = [p for p in model.parameters() if p.dim() >= 2]
@@ -182,7 +185,7 @@ def _optimizer(
                 "train.optimizer_state is 'carried', but the base model has no optimizer state: set "
                 "base.train.keep_optimizer, or train.optimizer_state to 'fresh'"
             )
-        _load_optimizer(optimizer, path, device)
+        load_optimizer(optimizer, path, model.device)
     return optimizer
 
 
@@ -192,17 +195,15 @@ def _train(
     blocks: Blocks,
     config: TrainConfig,
     workspace: Workspace,
-    device: str,
 ) -> list[float]:
     import torch
     import torch.nn.functional as F
 
-    losses = _resume(model, optimizer, workspace, device)
+    device = model.device
+    losses = load_state(model, optimizer, workspace)
     flops = training_flops(model.num_parameters(), 1, _attention(model, config))
     per_step = config.batch_size * config.context_length
-    autocast = torch.autocast(
-        torch.device(device).type, torch.bfloat16, enabled=config.precision == "bfloat16"
-    )
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
     # The compiled function shares the model's parameters, which stay what is saved.
     forward: Any = torch.compile(model) if workspace.runtime.compile else model
     saved = time.monotonic()
@@ -216,15 +217,17 @@ def _train(
         loss = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        losses.append(_checked(loss.item(), losses, step))
+        losses.append(_checked(loss.item(), losses, step, math.log(logits.shape[-1])))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         workspace.meter.add(tokens=per_step, flops=flops * per_step)
         workspace.progress((step + 1) * per_step, config.steps * per_step, "tokens")
         due = time.monotonic() - saved >= workspace.runtime.checkpoint_seconds
         if due and step + 1 < config.steps:
-            _checkpoint(model, optimizer, losses, workspace)
+            save_state(model, optimizer, losses, workspace)
             saved = time.monotonic()
+    if not all(bool(p.isfinite().all()) for p in model.parameters()):
+        raise TrainingError(f"weights are not finite after the last step: {REMEDY}")
     return losses
 
 
@@ -233,89 +236,21 @@ def _attention(model: "PreTrainedModel", config: TrainConfig) -> Attention:
     return Attention(settings.num_hidden_layers, settings.hidden_size, config.context_length)
 
 
-def _checked(loss: float, earlier: list[float], step: int) -> float:
-    recent = [*earlier[-9:], loss]
-    first = earlier[:10]
+def _checked(loss: float, earlier: list[float], step: int, uniform: float) -> float:
+    if not math.isfinite(loss) and not earlier:
+        raise TrainingError(
+            f"the loss is {loss} at step 0, before anything was trained: the model that training "
+            "starts from is not sound, give another one"
+        )
     if not math.isfinite(loss):
-        why = f"the loss is {loss} at step {step} (before it {earlier[-1:] or 'none'})"
-    elif len(first) == 10 and sum(recent) / len(recent) > DIVERGED * sum(first) / len(first):
-        why = f"the loss diverged: {sum(recent) / len(recent):.2f} nats at step {step}"
-    else:
-        return loss
-    raise TrainingError(f"{why}: lower train.learning_rate, or add train.warmup_steps")
-
-
-def _checkpoint(
-    model: "PreTrainedModel",
-    optimizer: "torch.optim.AdamW",
-    losses: list[float],
-    workspace: Workspace,
-) -> None:
-    import torch
-    from safetensors.torch import save_file
-
-    with tempfile.TemporaryDirectory(dir=workspace.runtime.scratch) as name:
-        folder = Path(name)
-        save_file(dict(_weights(model)), folder / "weights.safetensors")
-        _save_optimizer(optimizer, folder / "optimizer.safetensors")
-        random = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            random["cuda"] = torch.cuda.get_rng_state()
-        save_file(random, folder / "random.safetensors")
-        (folder / "losses.json").write_text(json.dumps(losses))
-        workspace.checkpoints.save(folder, len(losses))
-
-
-def _resume(
-    model: "PreTrainedModel",
-    optimizer: "torch.optim.AdamW",
-    workspace: Workspace,
-    device: str,
-) -> list[float]:
-    import torch
-    from safetensors.torch import load_file
-
-    with tempfile.TemporaryDirectory(dir=workspace.runtime.scratch) as name:
-        folder = Path(name)
-        step = workspace.checkpoints.load(folder)
-        if step is None:
-            return []
-        weights = load_file(folder / "weights.safetensors")
-        with torch.no_grad():
-            for key, tensor in _weights(model):
-                tensor.copy_(weights[key])
-        _load_optimizer(optimizer, folder / "optimizer.safetensors", device)
-        random = load_file(folder / "random.safetensors")
-        torch.set_rng_state(random["cpu"])
-        if "cuda" in random and torch.cuda.is_available():
-            torch.cuda.set_rng_state(random["cuda"])
-        losses: list[float] = json.loads((folder / "losses.json").read_text())
-    LOG.info("resuming at step %d", step)
-    return losses
-
-
-def _weights(model: "PreTrainedModel") -> list[tuple[str, "torch.Tensor"]]:
-    named = [*model.named_parameters(), *model.named_buffers()]
-    return [(name, tensor.detach()) for name, tensor in named]
-
-
-def _save_optimizer(optimizer: "torch.optim.AdamW", path: Path) -> None:
-    from safetensors.torch import save_file
-
-    states = optimizer.state_dict()["state"]
-    flat = {f"{i}.{name}": value for i, state in states.items() for name, value in state.items()}
-    save_file({name: value.cpu().contiguous() for name, value in flat.items()}, path)
-
-
-def _load_optimizer(optimizer: "torch.optim.AdamW", path: Path, device: str) -> None:
-    from safetensors.torch import load_file
-
-    states: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in load_file(path, device=device).items():
-        number, _, field = name.partition(".")
-        states.setdefault(int(number), {})[field] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": states, "param_groups": groups})
+        raise TrainingError(f"the loss is {loss} at step {step}, after {earlier[-1]:.2f}: {REMEDY}")
+    if len(earlier) >= 10:
+        recent = sum([*earlier[-9:], loss]) / 10
+        # The first ten are no measure where the very first steps led astray; guessing is one.
+        first = min(sum(earlier[:10]) / 10, max(earlier[0], uniform))
+        if recent > DIVERGED * first:
+            raise TrainingError(f"the loss diverged to {recent:.2f} nats at step {step}: {REMEDY}")
+    return loss
 
 
 def _save(
@@ -337,7 +272,7 @@ def _save(
     )
     save_model(model.to("cpu"), output, facts)
     if config.keep_optimizer:
-        _save_optimizer(optimizer, output / "optimizer.safetensors")
+        save_optimizer(optimizer, output / "optimizer.safetensors")
     details = {
         "num_parameters": model.num_parameters(),
         "num_blocks": num_blocks,

@@ -98,11 +98,14 @@ def build(
         for text, ids in encoder.encode_starts(texts, config.max_document_tokens):
             group = groups[position]
             windows += _document_windows(ids, encoder.end_of_text, group, config)
-            counts[group] += (len(ids) - 1, len(text.encode()), len(WORDS.split(text)))
+            num_words = len(WORDS.split(text)) if text else 0
+            counts[group] += (len(ids) - 1, len(text.encode()), num_words)
             position += 1
         workspace.progress(position, len(rows), "documents")
     if not windows:
-        raise ValueError(f"the evaluation set has no text ({len(rows)} documents): give one that has")
+        raise ValueError(
+            f"the evaluation set has no text ({len(rows)} documents): give one that has"
+        )
     save_file(
         {**_arrays(windows, config.context_length), "counts": counts},
         output / "windows.safetensors",

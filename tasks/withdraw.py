@@ -4,55 +4,98 @@ A withdrawn document keeps a row in the index, so it never comes back. What is p
 documents, evaluation sets of their own) cannot lose one without making everything anew, and says so.
 """
 
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 
 from tasks import documents
+from tasks.assign import store_heldout
+from tasks.documents import DocumentWriter, StoredDocument
 from tasks.intake import Intake
 from tasks.manifest import DomainState, PartitionEntry
-from tasks.seen import Role, domain_of
-from tasks.split import rewrite
+from tasks.seen import Known, Role
+from tasks.split import place_of, rewrite
+
+Gone = dict[tuple[str, str], set[str]]
+"""Digests to take out, by role and place."""
 
 
-def withdraw(job: Intake, domains: dict[str, DomainState]) -> dict[str, DomainState]:
-    """Take out the documents that the recipe withdraws and the chain still holds."""
-    known = {*job.state.withdrawn, *job.state.withdrawn.values()}
-    for name in job.corpus.withdraw:
-        if name in known:
-            continue
-        found = job.seen.find(name)
-        if found is None:
-            job.problems.file(name, "is to be withdrawn and was never seen; check the id")
-            continue
-        if found.role in {Role.BASE, Role.EVALUATION}:
-            job.problems.file(
-                name,
-                f"is to be withdrawn and stays in {found.role} {found.place}, which is pinned: "
-                "start a new chain (another corpus.name) to be rid of it",
-            )
-            continue
-        job.withdrawn[found.digest] = found.origin
-        domain = domain_of(found)
-        job.seen.write(found._replace(role=Role.WITHDRAWN))
-        if domain in domains:
-            domains[domain] = _without(job, domains[domain], found.digest)
-    return domains
+def withdraw(job: Intake) -> dict[str, DomainState]:
+    """Take out what the recipe withdraws and the chain holds; what is unknown stays pending."""
+    gone: Gone = defaultdict(set)
+    in_sets = _in_sets(job) if job.pending else set()
+    for name in sorted(job.pending):
+        known = _movable(job, name, in_sets)
+        if known is not None and known.role != Role.WITHDRAWN:
+            gone[known.role, known.place].add(known.digest)
+            job.withdraw(known)
+    return {name: _without(job, name, state, gone) for name, state in job.state.domains.items()}
 
 
-def _without(job: Intake, state: DomainState, digest: str) -> DomainState:
-    def remade(entry: PartitionEntry | None) -> PartitionEntry | None:
-        if entry is None:
-            return None
-        folder = job.store.fetch(entry.documents)
-        if not any(row["digest"] == digest for row in documents.read(folder, ["digest"])):
+def _movable(job: Intake, name: str, in_sets: set[str]) -> Known | None:
+    """The document of this name that can be taken out; where there is none, it is said why."""
+    found = job.seen.find(name)
+    free = [k for k in found if k.role not in {Role.BASE, Role.EVALUATION}]
+    if not found:
+        return None
+    job.pending.discard(name)
+    if len(free) > 1:
+        digests = ", ".join(known.digest for known in free)
+        job.problems.file(
+            name, f"is to be withdrawn and named several documents: give of {digests}"
+        )
+    elif not free or free[0].digest in in_sets:
+        held = "base documents" if found[0].role == Role.BASE else "an evaluation set"
+        job.problems.file(
+            name,
+            f"is to be withdrawn and stays in {held}, which is pinned: start a new chain (another "
+            "corpus.name) to be rid of it",
+        )
+    else:
+        return free[0]
+    return None
+
+
+def _in_sets(job: Intake) -> set[str]:
+    folders = [job.store.fetch(entry.documents) for entry in job.state.sets]
+    return {row["digest"] for folder in folders for row in documents.read(folder, ["digest"])}
+
+
+def report_unknown(job: Intake) -> None:
+    """Say which ids to withdraw were met nowhere, once everything has been read."""
+    for name in sorted(job.pending):
+        job.problems.file(
+            name,
+            "is to be withdrawn and was never seen; check the id (a text that stands in several "
+            "places is known by the first; its digest always works)",
+        )
+
+
+def _without(job: Intake, name: str, state: DomainState, gone: Gone) -> DomainState:
+    def rest(entry: PartitionEntry | None) -> PartitionEntry | None:
+        if entry is None or not (digests := gone.get((Role.TRAIN, place_of(entry)))):
             return entry
-        rest = (d for d in documents.read_all(folder) if d.digest != digest)
-        return rewrite(entry, rest, job.folder(), job.deposit)
+        kept = documents.read_all(job.store.fetch(entry.documents))
+        return rewrite(job, entry, _others(kept, digests))
 
-    partitions = [entry for entry in map(remade, state.partitions) if entry is not None]
-    update: dict[str, Any] = {"partitions": partitions, "remainder": remade(state.remainder)}
-    if state.heldout is not None:
-        rest = documents.read_all(job.store.fetch(state.heldout))
-        kept = [document for document in rest if document.digest != digest]
-        if len(kept) < state.num_heldout:
-            update |= job.store_heldout(kept[0].domain if kept else "", kept)
+    partitions = [left for entry in state.partitions if (left := rest(entry)) is not None]
+    update: dict[str, object] = {"partitions": partitions, "remainder": rest(state.remainder)}
+    if digests := gone.get((Role.HELDOUT, name)):
+        update |= _heldout_without(job, name, state, digests)
     return state.model_copy(update=update)
+
+
+def _heldout_without(
+    job: Intake, name: str, state: DomainState, digests: set[str]
+) -> dict[str, object]:
+    assert state.heldout is not None
+    with DocumentWriter(job.folder()) as writer:
+        for document in _others(documents.read_all(job.store.fetch(state.heldout)), digests):
+            writer.add(document)
+    if not writer.num_documents:
+        return {"heldout": None, "num_heldout": 0, "frozen": False}
+    kept = store_heldout(job, name, writer)
+    return {"heldout": kept, "num_heldout": writer.num_documents}
+
+
+def _others(found: Iterable[StoredDocument], digests: set[str]) -> Iterator[StoredDocument]:
+    return (document for document in found if document.digest not in digests)

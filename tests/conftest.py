@@ -1,6 +1,7 @@
 """What tests of whole chains share: a corpus and a recipe that run through in seconds."""
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,6 +9,9 @@ from typing import Any, Protocol
 import pytest
 
 from flows.recipe import Recipe, apply_override, parse_recipe
+
+# As the command line does; must be set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 TINY_DOMAINS = ("birds", "cooking", "law", "letters", "rivers", "sums")
 

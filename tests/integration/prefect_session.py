@@ -15,14 +15,18 @@ from typing import Any
 from uuid import UUID
 
 from flows.prefect_flows import ablate_flow, run_with_prefect
-from flows.recipe import load_recipe
+
+# isort: split
+# Prefect reads its settings when it is imported; in a process of ours our defaults are set by then.
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.settings import get_current_settings
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.prefect_runner import PrefectRunner
-from storage.cache import Call, Runtime, Step, Workspace
+from flows.recipe import load_recipe
+from storage.cache import Call, Progress, Runtime, Step, Workspace
 from storage.fingerprint import Config
 from storage.store import Store
 
@@ -34,17 +38,18 @@ class NoteConfig(Config):
     """What is written."""
 
 
-Act = Callable[[Workspace], None]
+Act = Callable[[Progress], None]
 
 
-def note(text: str, act: Act = lambda workspace: None) -> Call[NoteConfig]:
+def note(text: str, act: Act = lambda progress: None) -> Call[NoteConfig]:
     """Writes a file after ``act``."""
 
     def write(
         config: NoteConfig, inputs: Mapping[str, Path], output: Path, workspace: Workspace
     ) -> Mapping[str, object]:
+        del inputs
         logging.getLogger("mixpool.note").info("writing %s", text)
-        act(workspace)
+        act(workspace.progress)
         (output / "note.txt").write_text(config.text)
         return {}
 
@@ -67,18 +72,19 @@ def held_flow(url: str) -> list[bool]:
 
     threading.Thread(target=hold, daemon=True).start()
     held.wait(60)
-    handles = PrefectRunner(store).map([wanted, note("free", lambda workspace: done.set())])
+    handles = PrefectRunner(store).map([wanted, note("free", lambda progress: done.set())])
     return [handle.hit for handle in handles]
 
 
 @flow(task_runner=TASK_RUNNER)
 def stumbling_flow(url: str) -> list[bool]:
     """A note that can be written at the second attempt only."""
-    attempts = iter([OSError("connection lost")])
+    faults = iter([OSError("connection lost")])
 
-    def stumble(workspace: Workspace) -> None:
-        for error in attempts:
-            raise error
+    def stumble(progress: Progress) -> None:
+        progress(0, 1, "notes")
+        for fault in faults:
+            raise fault
 
     return [handle.hit for handle in PrefectRunner(Store(url)).map([note("stumbling", stumble)])]
 
@@ -87,12 +93,13 @@ def stumbling_flow(url: str) -> list[bool]:
 def failing_flow(url: str) -> None:
     """A note that cannot be written, and one that would take very long."""
 
-    def fail(workspace: Workspace) -> None:
+    def fail(progress: Progress) -> None:
+        progress(1, 1, "notes")
         raise ValueError("no such word")
 
-    def linger(workspace: Workspace) -> None:
-        for second in range(600):
-            workspace.progress(second, 600, "seconds")
+    def linger(progress: Progress) -> None:
+        for done in range(600):
+            progress(done, 600, "notes")
             time.sleep(0.2)
 
     PrefectRunner(Store(url)).map([note("failing", fail), note("lingering", linger)])
@@ -107,18 +114,17 @@ def outcome(run: Callable[[], Any]) -> dict[str, Any]:
 
 
 def task_runs(client: SyncPrefectClient, flow_run: UUID) -> list[dict[str, Any]]:
-    """Name, state and number of attempts of a flow run's task runs."""
+    """Name, state and number of attempts of a flow run's task runs, in order of time."""
     chosen = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run]))
     found = client.read_task_runs(flow_run_filter=chosen)
-    states = [(run, run.state) for run in found]
     return [
-        {"name": run.name, "state": state.name if state else None, "attempts": run.run_count}
-        for run, state in sorted(states, key=lambda pair: pair[0].id)
+        {"name": run.name, "state": run.state_name, "attempts": run.run_count}
+        for run in sorted(found, key=lambda run: str(run.start_time))
     ]
 
 
 def settled(client: SyncPrefectClient) -> dict[str, dict[str, Any]]:
-    """Every flow run by name; the server records task runs a little later than they happen."""
+    """Every flow run by id; the server records task runs a little later than they happen."""
     final = {"Completed", "Cached", "Elsewhere", "Failed", "Cancelled"}
     seen: dict[str, dict[str, Any]] = {}
     for _ in range(30):
@@ -153,16 +159,26 @@ def observe() -> dict[str, Any]:
 def main(folder: Path) -> None:
     """Run every flow once and write down what happened."""
     recipe, store = load_recipe(folder / "recipe.yaml"), str(folder / "store")
-    form = {"recipe": recipe.model_dump(mode="json"), "runtime": {"device": "cpu"}}
+    form: dict[str, Any] = {
+        "recipe": recipe.model_dump(mode="json"),
+        "runtime": {"device": "cpu", "threads": 1},
+    }
     named: dict[str, Any] = {"flow_run_name": "{url}"}
     outcomes = {
-        "first": outcome(lambda: run_with_prefect(recipe, store, Runtime(device="cpu", chunk=8))),
-        "second": outcome(lambda: ablate_flow(store=store, **form)),
+        "first": outcome(
+            lambda: run_with_prefect(recipe, store, Runtime(device="cpu", threads=1, chunk=8))
+        ),
+        "second": outcome(lambda: ablate_flow(**form, store=store)),
         "held": outcome(lambda: held_flow.with_options(**named)("memory://held")),
         "stumbling": outcome(lambda: stumbling_flow.with_options(**named)("memory://stumbling")),
         "failing": outcome(lambda: failing_flow.with_options(**named)("memory://failing")),
     }
-    observed = {"outcomes": outcomes, **observe()}
+    server = get_current_settings().server
+    settings = {
+        "timeout": server.ephemeral.startup_timeout_seconds,
+        "batch": server.services.task_run_recorder.batch_size,
+    }
+    observed = {"settings": settings, "outcomes": outcomes, **observe()}
     (folder / "observed.json").write_text(json.dumps(observed, indent=1))
 
 

@@ -17,6 +17,10 @@ from storage.cache import Runtime
 from storage.store import Store
 
 ROOT = Path(__file__).parents[2]
+NAME = "Tiny <b>1"
+USERS_SETTING = {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "150"}
+
+pytestmark = pytest.mark.slow
 
 
 class Session:
@@ -26,11 +30,11 @@ class Session:
         self.folder, self.recipe = folder, recipe
         (folder / "recipe.yaml").write_text(to_yaml(recipe))
         kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}
-        environment = {**kept, "PREFECT_HOME": str(folder / "prefect"), "PYTHONPATH": str(ROOT)}
+        own = {"PREFECT_HOME": str(folder / "prefect"), "PYTHONPATH": str(ROOT), **USERS_SETTING}
         script = Path(__file__).with_name("prefect_session.py")
         done = subprocess.run(
             [sys.executable, str(script), str(folder)],
-            env=environment,
+            env={**kept, **own},
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -38,14 +42,15 @@ class Session:
         )
         assert done.returncode == 0, done.stderr[-4000:]
         observed = json.loads((folder / "observed.json").read_text())
+        self.settings = observed["settings"]
         self.outcomes: dict[str, Any] = observed["outcomes"]
         self.artifacts: list[dict[str, Any]] = observed["artifacts"]
         self.logs: list[dict[str, Any]] = observed["logs"]
         self._runs, self._names = observed["flow_runs"], observed["flow_names"]
 
     def ids(self, name: str) -> list[str]:
-        """Ids of the flow runs of a name, in order of time."""
-        return sorted(key for key, found in self._names.items() if found == name)
+        """Ids of the flow runs of a name."""
+        return [key for key, found in self._names.items() if found == name]
 
     def tasks(self, flow_run: str) -> list[tuple[str, str]]:
         """Name and state of each task run, in order of time."""
@@ -62,27 +67,30 @@ def session(
 ) -> Session:
     """Every flow run of this module; a server takes 10 to 30 s to start."""
     folder = tmp_path_factory.mktemp("prefect")
-    return Session(folder, tiny_recipe(folder))
+    return Session(folder, tiny_recipe(folder, f"name={NAME}"))
 
 
 def ids_of_ablations(session: Session) -> list[str]:
     """The first run, which had an empty store, and the second."""
-    found = {run["flow_run"] for run in session.artifacts if run["key"] == "tiny-summary"}
-    ids = [key for key in session.ids("tiny") if key in found]
-    first = next(key for key in ids if ("train base", "Completed") in session.tasks(key))
-    return [first, *(key for key in ids if key != first)]
+    return sorted(
+        session.ids(NAME), key=lambda run: ("train base", "Completed") not in session.tasks(run)
+    )
 
 
 def test_gives_the_losses_that_a_run_without_prefect_gives(
     session: Session, tmp_path: Path
 ) -> None:
-    runtime = Runtime(device="cpu")
+    runtime = Runtime(device="cpu", threads=1)
     inline = ablate(InlineRunner(Store(str(tmp_path / "inline")), runtime), session.recipe)
     reader = InlineRunner(Store(str(session.folder / "store")), runtime)
     # Rows hold sums of losses and, in a mixture's identity, the digests of the models.
     assert ablate(reader, session.recipe).rows == inline.rows
     assert not [entry for entry in reader.ledger.entries if entry.built]
     assert session.outcomes["first"]["result"]["losses_evaluated"] == len(inline.rows or [])
+
+
+def test_sets_what_the_user_has_not_set(session: Session) -> None:
+    assert session.settings == {"timeout": 150, "batch": 200}
 
 
 def test_every_partition_and_every_chunk_is_a_task_run(session: Session) -> None:
@@ -105,21 +113,24 @@ def test_second_run_is_shown_as_cached(session: Session) -> None:
 def test_leaves_ranking_summary_and_report_in_prefect(session: Session) -> None:
     result = session.outcomes["first"]["result"]
     left = {a["key"]: a for a in session.artifacts if a["flow_run"] == ids_of_ablations(session)[0]}
-    ranking = json.loads(left["tiny-ranking"]["data"])
-    assert left["tiny-ranking"]["type"] == "table"
+    ranking = json.loads(left["tiny-b-1-ranking"]["data"])
+    assert left["tiny-b-1-ranking"]["type"] == "table"
     assert len(ranking) == 21
     assert ranking[0] == result["best"]["macro mean"]
-    assert "trained now: 7 (base, birds-0," in left["tiny-summary"]["data"]
+    page = left["tiny-b-1-summary"]["data"]
+    assert page.startswith("# Tiny &lt;b&gt;1\n")
+    assert "trained now: 7 (base, birds-0," in page
     report = session.folder / "store" / result["run"] / "report.html"
     assert report.exists()
-    assert report.as_uri() in left["tiny-report"]["data"]
+    assert report.as_uri() in left["tiny-b-1-report"]["data"]
 
 
 def test_bars_of_long_work_reach_their_end(session: Session) -> None:
     bars = [a["data"] for a in session.artifacts if a["type"] == "progress"]
-    # The scan, seven trainings, the sweep; and the piece that a failing flow run stopped.
+    # The scan, seven trainings, the sweep.
     assert bars.count(100.0) >= 9
-    assert [bar for bar in bars if bar != 100.0] == [0.0]
+    # The first attempt of the note that stumbled, and the one that another's fault stopped.
+    assert len([bar for bar in bars if bar != 100.0]) <= 2
 
 
 def test_logs_of_steps_reach_the_task_run(session: Session) -> None:

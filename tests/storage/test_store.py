@@ -50,8 +50,8 @@ class Client:
     door: BackDoor
     room: Path
 
-    def open(self, cache: str = "cache", **more: bool) -> Store:
-        return Store(self.url, self.room / cache, **more)
+    def open(self, cache: str = "cache", *, create: bool = True) -> Store:
+        return Store(self.url, self.room / cache, create=create)
 
     def folder(self, name: str, files: dict[str, bytes]) -> Path:
         for path, data in files.items():

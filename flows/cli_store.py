@@ -1,0 +1,175 @@
+"""Commands that look into a store, take something out of it, or clean it up."""
+
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.console import TerminalReporter, print_json, print_rows
+from flows.options import (
+    DEFAULT_STORE,
+    FAULT,
+    AsJson,
+    RunName,
+    StoreUrl,
+    err,
+    faults,
+    open_store,
+    out,
+)
+
+
+class What(StrEnum):
+    """What ``mixpool show`` lists."""
+
+    RUNS = "runs"
+    PARTITIONS = "partitions"
+    MODELS = "models"
+    RANKING = "ranking"
+    LINEAGE = "lineage"
+
+
+def show(
+    what: Annotated[What, typer.Argument(help="What to list.")] = What.RUNS,
+    store: StoreUrl = DEFAULT_STORE,
+    run: RunName = None,
+    objective: Annotated[
+        str, typer.Option(help="For the ranking: 'macro mean' or an evaluation set.")
+    ] = "macro mean",
+    most: Annotated[int, typer.Option(min=1, help="For the ranking: rows at most.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List runs, partitions, models or a ranking, or draw a run's lineage with fingerprints.
+
+    With --json partitions and models have their folders in the store too.
+    """
+    from flows import show as views
+
+    with faults():
+        opened = open_store(store)
+        if what is What.LINEAGE:
+            lines = list(views.lineage(opened, views.find_run(opened, run)))
+            print_json(lines) if as_json else print("\n".join(lines))
+        elif what is What.RANKING:
+            from flows.costs import to_json
+            from flows.summary import ranking_table
+
+            chosen = views.find_run(opened, run)
+            ranking = views.ranking(opened, chosen, objective)
+            title = f"{chosen.name}: best mixtures by {objective} ({len(ranking):,} judged)"
+            ranking = ranking.head(most)
+            print_json(to_json(ranking)) if as_json else out.print(ranking_table(title, ranking))
+        else:
+            listed = {
+                What.RUNS: views.runs,
+                What.PARTITIONS: views.partitions,
+                What.MODELS: views.models,
+            }
+            rows = listed[what](opened)
+            print_json(rows) if as_json else print_rows(out, [_without_folder(r) for r in rows])
+
+
+def _without_folder(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "folder"}
+
+
+def verify(
+    store: StoreUrl = DEFAULT_STORE,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Set aside what is damaged; the next run makes it anew."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Re-hash everything and say what is wrong; exit code 1 if anything is."""
+    from storage import audit
+
+    with faults():
+        opened = open_store(store)
+        with TerminalReporter(err) as reporter:
+            found = audit.verify(opened, reporter.task("verify"))
+        aside = audit.repair(opened, found) if repair else []
+    if as_json:
+        print_json({"faults": [fault._asdict() for fault in found], "set_aside": aside})
+    else:
+        _print_lines(f"{fault.path}: {fault.what}" for fault in found)
+        _print_lines(f"set aside: {path}" for path in aside)
+        advice = "; the next run makes what was set aside anew" if aside else ""
+        if not aside and any(fault.is_damage for fault in found):
+            advice = "; `mixpool verify --repair` sets aside what is damaged"
+        out.print(f"{len(found)} faults{advice}")
+    if found:
+        raise typer.Exit(FAULT)
+
+
+def gc(
+    store: StoreUrl = DEFAULT_STORE,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="A run whose results stay. May be repeated.")
+    ] = None,
+    keep_all: Annotated[
+        bool, typer.Option("--keep-all", help="Every finished run's results stay.")
+    ] = False,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Really delete; otherwise only say what.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find, and with --delete remove, what the kept runs do not reach."""
+    from storage import lineage
+
+    with faults():
+        opened = open_store(store)
+        kept = [*(keep or [])]
+        if keep_all:
+            kept += [name for name, content in lineage.run_folders(opened).items() if content]
+        if not kept:
+            raise typer.BadParameter(
+                "say what stays: --keep RUN (see `mixpool show`) or --keep-all"
+            )
+        garbage = lineage.find_garbage(opened, kept)
+        if delete:
+            lineage.delete(opened, garbage)
+    if as_json:
+        print_json({"deleted": delete, **garbage._asdict()})
+        return
+    for kind, paths in garbage._asdict().items():
+        _print_lines(f"{kind}: {path}" for path in (paths if isinstance(paths, list) else []))
+    what = "deleted" if delete else "would be deleted; nothing was (add --delete)"
+    out.print(f"{garbage.num_bytes:,} bytes {what}")
+
+
+def export(
+    mixture: Annotated[str, typer.Argument(help="'best', 'a + b' or '3 a + b'.")],
+    store: StoreUrl = DEFAULT_STORE,
+    run: RunName = None,
+    model: Annotated[
+        Path | None, typer.Option(help="New folder for the merged model (Hugging Face).")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="YAML file for the mixture's sampling weights.")
+    ] = None,
+) -> None:
+    """Write a mixture's merged model, its sampling weights, or both."""
+    from flows import export as exports
+    from flows import show as views
+
+    if model is None and weights is None:
+        raise typer.BadParameter("say what to write: --model FOLDER, --weights FILE, or both")
+    with faults():
+        opened = open_store(store)
+        content = views.find_run(opened, run)
+        chosen = exports.parse_mixture(mixture, content)
+        if model is not None:
+            exports.export_model(opened, content, chosen, model)
+            out.print(f"merged model of {chosen.label}: {model}", soft_wrap=True)
+        if weights is not None:
+            exports.export_weights(content, chosen, weights)
+            out.print(f"sampling weights of {chosen.label}: {weights}", soft_wrap=True)
+
+
+def _print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        out.print(line, soft_wrap=True)

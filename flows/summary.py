@@ -1,0 +1,109 @@
+"""What a run found, did and cost, as tables in a terminal; the words are those of the report."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tasks import tables
+from tasks.ranking import MACRO_MEAN
+from tasks.tables import Columns, number, text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from flows.run import RunResult
+
+RANKING: Columns = {
+    "rank": ("rank", str),
+    **{name: tables.RANKING[name] for name in ("mixture", "k", "perplexity", "bits_per_byte")},
+    **{name: tables.RANKING[name] for name in ("difference", "interval")},
+}
+CHANGES: Columns = {
+    name: tables.CHANGES[name] for name in ("change", "partition", "mixture", "difference")
+}
+BEST: Columns = {
+    "objective": ("evaluation set", text),
+    "mixture": ("best mixture", text),
+    "perplexity": ("perplexity", number(3)),
+    "ties": ("tied with it", str),
+}
+VALIDATION: Columns = {
+    "evaluation_set": ("evaluation set", text),
+    "k": ("k", str),
+    "references": ("references", str),
+    "pearson": ("Pearson", number(2)),
+    "spearman": ("Spearman", number(2)),
+    "pearson_individual": ("Pearson of means", number(2)),
+    "spearman_individual": ("Spearman of means", number(2)),
+}
+
+
+def show_result(console: Console, result: "RunResult", top: int = 10) -> None:
+    """Print what a run found, did and cost."""
+    rankings = result.report.rankings
+    judged = f"Best mixtures by {MACRO_MEAN} ({len(rankings[MACRO_MEAN]):,} judged)"
+    console.print()
+    console.print(ranking_table(judged, rankings[MACRO_MEAN].head(top)))
+    console.print(_table("Best mixture for each evaluation set", _best(rankings), BEST))
+    if len(result.changes):
+        console.print(_table("Single changes to the best mixture", result.changes, CHANGES))
+    if result.validation is not None:
+        console.print(_validation_table(result.validation.table))
+    console.print(_table("Cost", result.report.cost, tables.COST))
+    for note in result.report.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+    show_ledger(console, result.summary)
+
+
+def show_ledger(console: Console, summary: Mapping[str, Any]) -> None:
+    """Say what was trained and evaluated now, and what came from the store.
+
+    Args:
+        summary: what ``run.json`` has under ``summary``.
+    """
+    trained, stored = summary["trained"], summary["trainings_from_store"]
+    lines = [
+        f"trained now: {len(trained)}" + (f" ({', '.join(trained)})" if trained else ""),
+        f"trainings from the store: {len(stored)}",
+        f"losses evaluated now: {summary['losses_evaluated']:,} (mixture x evaluation set)",
+        f"losses from the store: {summary['losses_from_store']:,}",
+    ]
+    for line in lines:
+        console.print(line, soft_wrap=True)
+
+
+def ranking_table(title: str, ranking: "pd.DataFrame") -> Table:
+    """A ``tasks.ranking.rank`` table; mixtures tied with the best have ``=`` behind their rank."""
+    marks = ["=" if tied else "" for tied in ranking["tied"]]
+    ranking = ranking.assign(
+        rank=[f"{rank}{mark}" for rank, mark in zip(ranking["rank"], marks, strict=True)],
+        interval=list(map(tables.interval, ranking["low"], ranking["high"])),
+    )
+    caption = "= not told apart from the best; differences in nats per token"
+    return _table(title, ranking, RANKING, caption)
+
+
+def _best(rankings: "Mapping[str, pd.DataFrame]") -> "pd.DataFrame":
+    import pandas as pd
+
+    sets = [table for name, table in rankings.items() if name != MACRO_MEAN]
+    best = pd.concat([table.head(1) for table in sets])
+    return best.assign(ties=[max(0, int(table["tied"].sum()) - 1) for table in sets])
+
+
+def _validation_table(figures: "pd.DataFrame") -> Table:
+    caption = "of log-perplexity; means: mean loss of the single partition models (no merging)"
+    title = "Merged models against really trained ones"
+    return _table(title, figures, VALIDATION, caption)
+
+
+def _table(title: str, frame: "pd.DataFrame", columns: Columns, caption: str = "") -> Table:
+    shown = tables.table_of(frame, columns)
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    for head, numeric in zip(shown.heads, shown.numeric, strict=True):
+        table.add_column(head, justify="right" if numeric else "left")
+    for row in shown.rows:
+        table.add_row(*row)
+    return table

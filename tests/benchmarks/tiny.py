@@ -1,0 +1,69 @@
+"""A model of 0.9M parameters and random tokens: what the training and sweep benchmarks share."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from storage.artifact import describe
+from storage.cache import Runtime, Workspace
+from storage.checkpoint import Checkpoints
+from storage.store import Store
+from tasks.documents import DocumentWriter, StoredDocument
+from tasks.energy import Meter
+from tasks.model import InitialiseConfig, LlamaArchitecture, build_initial
+from tasks.tokenizer import TrainTokenizer, build_trained
+
+CONTEXT = 128
+VOCABULARY = 1024
+
+
+def workspace(folder: Path, runtime: Runtime | None = None) -> Workspace:
+    """A workspace without progress whose checkpoints lie below ``folder``."""
+    store = Store(str(folder / "store"))
+    checkpoints = Checkpoints(store.backend, "work/benchmark")
+    return Workspace(
+        runtime or Runtime(), checkpoints, Meter("cpu"), lambda done, total, unit: None
+    )
+
+
+def text(seed: int, num_words: int) -> str:
+    """Random words: enough for a tokenizer to have something to merge."""
+    generator = np.random.default_rng(seed)
+    words = generator.integers(0, 5000, num_words)
+    return " ".join(f"w{word:x}" for word in words)
+
+
+def prepare(folder: Path) -> tuple[Path, Path]:
+    """Folders of a tokenizer and of a model with random weights."""
+    documents, tokenizer, model = (folder / n for n in ("documents", "tokenizer", "model"))
+    with DocumentWriter(documents) as writer:
+        for number in range(200):
+            content = text(number, 400)
+            writer.add(StoredDocument(f"{number:064x}", "any", str(number), 0, content))
+    tokenizer.mkdir()
+    model.mkdir()
+    job = workspace(folder)
+    config = TrainTokenizer(vocab_size=VOCABULARY)
+    build_trained(config, {"documents": documents}, tokenizer, job)
+    architecture = LlamaArchitecture(
+        hidden_size=128, num_layers=3, num_heads=4, intermediate_size=344, context_length=CONTEXT
+    )
+    initial = InitialiseConfig(architecture=architecture)
+    build_initial(initial, {"tokenizer": tokenizer}, model, job)
+    return tokenizer, model
+
+
+def tokens(folder: Path, count: int, tokenizer: Path) -> Path:
+    """A token file of random ids, as if made by ``tokenizer``."""
+    folder.mkdir()
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, count).astype(np.uint16)
+    ids.tofile(folder / "tokens.bin")
+    facts = {"dtype": "uint16", "num_tokens": count, "tokenizer": digest(tokenizer)}
+    (folder / "tokens.json").write_text(json.dumps(facts))
+    return folder
+
+
+def digest(folder: Path) -> str:
+    """Digest of a folder's content."""
+    return describe("any", folder).digest
