@@ -86,7 +86,8 @@ class LossesTable:
 
     def _take(self, path: str) -> None:
         data = self._store.backend.read(path)
-        if not is_intact(data):
+        # A part moved here from another way of evaluating is intact and would give wrong losses.
+        if not is_intact(data) or facts_of(data)["evaluation"] != self.key:
             LOG.warning("%s was changed after it was written; its rows are evaluated anew", path)
             # Its number may be claimed again, so it does not count as read.
             self._store.set_aside(path)
@@ -108,14 +109,15 @@ class LossesTable:
         """Write rows as the next part; rows that another run wrote first stand."""
         config = {"version": VERSION, "config": canonical(self._config)}
         self._store.backend.create(f"{self._folder}/evaluation.json", seal(config))
-        data = encode(rows, {"cost": cost, "provenance": provenance(str(cost.get("device", "")))})
+        made_by = provenance(str(cost.get("device", "")))
+        data = encode(rows, {"evaluation": self.key, "cost": cost, "provenance": made_by})
         self._store.append(self._folder, ".parquet", data)
         self.refresh()
 
     def costs(self) -> list[dict[str, Any]]:
         """What evaluating the rows of each part cost."""
         return [
-            json.loads(metadata(self._store.backend.read(path))[b"mixpool"])["cost"]
+            facts_of(self._store.backend.read(path))["cost"]
             for path in self._store.chain(self._folder)
         ]
 
@@ -144,11 +146,11 @@ def decode(data: bytes) -> list[Row]:
     return [Row(**row) for row in pq.ParquetFile(io.BytesIO(data)).read().to_pylist()]
 
 
-def metadata(data: bytes) -> dict[bytes, bytes]:
-    """The key-value metadata of Parquet bytes."""
+def facts_of(data: bytes) -> dict[str, Any]:
+    """The facts in the metadata of Parquet bytes: evaluation key, cost, provenance."""
     import pyarrow.parquet as pq
 
-    found: dict[bytes, bytes] = pq.read_metadata(io.BytesIO(data)).metadata
+    found: dict[str, Any] = json.loads(pq.read_metadata(io.BytesIO(data)).metadata[b"mixpool"])
     return found
 
 

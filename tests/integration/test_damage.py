@@ -4,7 +4,6 @@ One run is made; then, in copies of its store, one file at a time is flipped, cu
 edited or exchanged for another of its kind.
 """
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from flows.recipe import Recipe
 from flows.run import RunResult, execute
 from flows.runners import InlineRunner
 from storage import audit, lineage
-from storage.artifact import CorruptError, seal
+from storage.artifact import CorruptError
 from storage.audit import Fault
 from storage.cache import Runtime
 

@@ -22,8 +22,8 @@ from tasks.losses import (
     Row,
     decode,
     encode,
+    facts_of,
     identity,
-    metadata,
     to_frame,
 )
 from tasks.mixture import Mixture
@@ -55,7 +55,7 @@ def test_rows_come_back(rows: list[Row]) -> None:
     data = encode(rows, {"cost": {"seconds": 1.0}})
     assert is_intact(data)
     assert decode(data) == rows
-    assert metadata(data)[b"mixpool"] == b'{"cost": {"seconds": 1.0}}'
+    assert facts_of(data) == {"cost": {"seconds": 1.0}}
 
 
 def test_append_and_read_back(memory_store: Store) -> None:
@@ -104,6 +104,17 @@ def test_other_ways_of_evaluating_have_other_tables(memory_store: Store) -> None
     assert [len(LossesTable(memory_store, config)) for config in configs] == [1, 0, 0]
     pre_image = {"version": VERSION, "config": canonical(configs[0])}
     assert tables[0].key == fingerprint("evaluation", pre_image)
+
+
+def test_a_part_of_another_way_of_evaluating_is_not_taken(memory_store: Store) -> None:
+    other = LossesTable(memory_store, EvaluateConfig(precision="bfloat16"))
+    other.append([row("a")], {"seconds": 1.0})
+    table = LossesTable(memory_store, EvaluateConfig())
+    moved = memory_store.backend.read(f"losses/{other.key}/000000.parquet")
+    memory_store.backend.create(f"losses/{table.key}/000000.parquet", moved)
+    table.refresh()
+    assert len(table) == 0
+    assert memory_store.chain(f"losses/{table.key}") == []
 
 
 def test_identity_is_members_and_proportions() -> None:
