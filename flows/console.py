@@ -140,7 +140,7 @@ class _Bar:
         progress.update(self._task, completed=done, total=size)
         amount = f"{done:,}/{total:,} {unit}" if total else f"{done:,} {unit}"
         rate = progress.tasks[progress.task_ids.index(self._task)].speed
-        progress.update(self._task, amount=amount + (f", {rate:,.0f}/s" if rate else ""))
+        progress.update(self._task, amount=amount + (f", {_rate(rate)}" if rate else ""))
         if total and done >= total:
             self._is_done = True
             self.end()
@@ -155,5 +155,9 @@ class _Bar:
         if self._done and seconds >= WORTH_A_LINE:
             self._reporter.say(
                 f"  {self._name}: {self._done:,} {self._unit} in {seconds:.1f} s, "
-                f"{self._done / seconds:,.0f}/s"
+                f"{_rate(self._done / seconds)}"
             )
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.0f}/s" if per_second >= 10 else f"{per_second:.2g}/s"
