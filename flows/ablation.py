@@ -63,6 +63,7 @@ def ablate(run: Runner, recipe: Recipe) -> Outcome:
     partitions = corpus.partitions(with_open=recipe.corpus.short_partitions)
     # Before anything is trained: a space may name a domain that there is not.
     mixtures = enumerate_mixtures(recipe.mixtures, {e.name: e.domain for e in partitions})
+    _check_labels(mixtures)
     base = base_model(run, recipe, corpus, tokenizer)
     tokens = dict(
         zip(
@@ -84,6 +85,17 @@ def ablate(run: Runner, recipe: Recipe) -> Outcome:
     work = SweepWork(mixtures, pool, windows, recipe.evaluation.evaluate)
     rows = run.sweep(work)
     return Outcome(corpus, tokenizer, base, partitions, tokens, pool, sets, windows, mixtures, rows)
+
+
+def _check_labels(mixtures: list[Mixture]) -> None:
+    seen: dict[str, Mixture] = {}
+    for mixture in mixtures:
+        if mixture.label in seen:
+            raise ValueError(
+                f"two mixtures are both called {mixture.label!r}, because a domain's name has ' + ' "
+                "or a number in front: rename the domain (corpus.source.format)"
+            )
+        seen[mixture.label] = mixture
 
 
 def _wanted_sets(corpus: Manifest, recipe: Recipe) -> list[SetEntry]:

@@ -125,6 +125,8 @@ def gc(
         kept = [*(keep or [])]
         if keep_all:
             kept += [name for name, content in lineage.run_folders(opened).items() if content]
+        if not kept and keep_all:
+            raise ValueError(f"no run in {store} has ended yet, so nothing tells what may go")
         if not kept:
             raise typer.BadParameter(
                 "say what stays: --keep RUN (see `mixpool show`) or --keep-all"

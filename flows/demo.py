@@ -16,7 +16,7 @@ from flows.summary import show_result
 from storage.cache import Runtime
 from storage.store import Store
 
-LATE = "stubs"
+LATE = "tests"
 """The domain that arrives for the second run."""
 
 

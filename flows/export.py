@@ -17,7 +17,6 @@ from storage.artifact import Record
 from storage.fingerprint import short
 from storage.store import Store
 from tasks.mixture import Mixture
-from tasks.ranking import MACRO_MEAN
 
 
 def parse_mixture(text: str, run: RunContent) -> Mixture:
@@ -27,7 +26,7 @@ def parse_mixture(text: str, run: RunContent) -> Mixture:
         ValueError: a partition that the run does not have.
     """
     if text.strip() == "best":
-        text = str(run.content["summary"]["best"][MACRO_MEAN]["mixture"])
+        return Mixture.of(run.content["best"])
     # Names come from data and may hold spaces and plus signs ("C++-0"), so they are looked for as
     # they are, the longest first.
     names = "|".join(map(re.escape, sorted(run.models, key=len, reverse=True)))

@@ -78,6 +78,7 @@ def execute(run: Runner, recipe: Recipe, *, with_references: bool = False) -> Ru
             "models": {name: handle.digest for name, handle in outcome.pool.items()},
             "domains": outcome.domains,
             "files": files,
+            "best": _best_parts(outcome, report),
             "summary": summary,
         }
         run.store.backend.create(f"{folder}/run.json", seal(content))
@@ -116,6 +117,12 @@ def _report(
         lineage=_lineage(run, outcome),
         provenance=provenance(run.runtime.device),
     )
+
+
+def _best_parts(outcome: Outcome, report: ReportData) -> dict[str, int]:
+    """Parts of the best mixture: a label is for people, and names may be such that it has two readings."""
+    best = report.rankings[MACRO_MEAN].iloc[0]["mixture"]
+    return dict(next(m for m in outcome.mixtures if m.label == best).parts)
 
 
 def _trainings(run: Runner, outcome: Outcome) -> dict[str, Entry]:
@@ -185,6 +192,11 @@ def _sets(outcome: Outcome) -> "pd.DataFrame":
 
 def _notes(outcome: Outcome) -> list[str]:
     notes = list(outcome.manifest.problems)
+    if left_out := outcome.manifest.counts.get("left out", 0):
+        notes.append(
+            f"{left_out:,} documents are left out: their domains have as many partitions as "
+            "corpus.split.partitions_per_domain allows"
+        )
     for entry in outcome.sets:
         if entry.removed:
             notes.append(

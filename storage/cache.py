@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from storage.artifact import Artifact, Record, describe, step_key
 from storage.checkpoint import Checkpoints
@@ -38,15 +38,15 @@ class Runtime(BaseModel):
 
     device: str = "auto"
     """torch device; ``auto`` is the first GPU where there is one, else the CPU."""
-    threads: int | None = None
+    threads: int | None = Field(default=None, ge=1)
     """CPU threads of one process; None leaves torch's default."""
     compile: bool = False
     """Whether torch.compile is used for training and evaluation."""
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: float = Field(default=60.0, ge=0)
     """Seconds between two resume points of a training."""
-    batch_tokens: int = 4096
+    batch_tokens: int = Field(default=4096, ge=1)
     """Tokens in one forward pass of an evaluation."""
-    chunk: int = 64
+    chunk: int = Field(default=64, ge=1)
     """Mixtures evaluated between two writes to the losses table."""
     scratch: str | None = None
     """Folder for unfinished outputs; None is the system's temporary folder."""

@@ -84,7 +84,11 @@ def _place(url: str) -> tuple[str, list[SourceFile]]:
     if not names:
         raise EmptyCorpusError(_nothing_at(url, list(found)))
     return start + root, [
-        SourceFile(name[len(root) :].lstrip("/"), start + name, *_size_and_stamp(found[name]))
+        SourceFile(
+            name[len(root) :].lstrip("/"),
+            start + name,
+            *_size_and_stamp(found[name], start + name),
+        )
         for name in names
     ]
 
@@ -142,12 +146,15 @@ def _nothing_at(url: str, found: Sequence[str]) -> str:
     return f"{url} matches no file: correct it, or take it out of the source"
 
 
-def _size_and_stamp(info: Mapping[str, Any]) -> tuple[int, str]:
+def _size_and_stamp(info: Mapping[str, Any], url: str = "") -> tuple[int, str]:
     # Where a file system tells nothing, the stamp is new each time, so that the file is read again.
     tokens = [info[name] for name in _STAMPS.split() if info.get(name) is not None]
     token = tokens[0] if tokens else f"listed {time.time_ns()}"
     size = info["size"] or 0
-    return size, f"{size} {token}".replace('"', "")
+    # Other files may have the same size and time (unpacked archives, rsync -t): local ones differ
+    # in inode and time of change, and a corpus at another address is read again.
+    local = [info[name] for name in ("ino", "created") if "ino" in info and name in info]
+    return size, " ".join(map(str, [size, token, *local, url])).rstrip().replace('"', "")
 
 
 def dataset_files(address: str, name: str | None, split: str) -> list[SourceFile]:
@@ -192,7 +199,9 @@ def _saved_files(filesystem: Any, address: str, root: str, folder: str) -> list[
     names = [f"{folder}/{file['filename']}" for file in state["_data_files"]]
     return [
         SourceFile(
-            name[len(parent) :].lstrip("/"), start + name, *_size_and_stamp(filesystem.info(name))
+            name[len(parent) :].lstrip("/"),
+            start + name,
+            *_size_and_stamp(filesystem.info(name), start + name),
         )
         for name in sorted(names)
     ]

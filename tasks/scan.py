@@ -76,7 +76,8 @@ def scan(
             _advance(job, files, make_tokenizer)
         found = job.state
         if previous is not None and _same(previous, found):
-            return _with_sets(previous.model_copy(update={"problems": found.problems}), sets)
+            previous = previous.model_copy(update={"problems": found.problems})
+            return _with_sets(previous, sets)
         if manifest.publish(store, found):
             return _with_sets(found, sets)
         LOG.info("another run published %s first; scanning again", manifest.path_of(found))
@@ -95,7 +96,11 @@ def _withdrawn(state: Manifest) -> set[str]:
 
 
 def rules_of(corpus: CorpusConfig, tokenizer: Config, base: Source | None) -> dict[str, Any]:
-    """What a chain belongs to: every rule that decides where a document goes, and no address."""
+    """What a chain belongs to: every rule that decides where a document goes.
+
+    The corpus's address is none of them, so it may move. That of the base model's own documents is:
+    they are pinned by the first scan, and others must not seem to have been used.
+    """
     source = corpus.source
     return {
         "split": canonical(corpus.split),
@@ -103,7 +108,7 @@ def rules_of(corpus: CorpusConfig, tokenizer: Config, base: Source | None) -> di
         "include_domains": source.include_domains and sorted(source.include_domains),
         "exclude_domains": sorted(source.exclude_domains),
         "tokenizer": canonical(tokenizer),
-        "base": None if base is None else canonical(base.format),
+        "base": None if base is None else canonical(base),
     }
 
 

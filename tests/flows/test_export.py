@@ -20,14 +20,14 @@ from tests.flows.conftest import Place, mixpool, mixpool_json
 NAMES = ("C++-0", "C-0", "R + D-0", "computer science-0", "3 x-0", "x-0", "日本-1")
 
 
-def run_of(names: tuple[str, ...], best: str = "x-0") -> RunContent:
+def run_of(names: tuple[str, ...], best: tuple[str, ...] = ("x-0",)) -> RunContent:
     return RunContent(
         "run",
         {
             "recipe": "names",
             "models": {name: f"digest of {name}" for name in names},
             "domains": {name: name.rpartition("-")[0] for name in names},
-            "summary": {"best": {"macro mean": {"mixture": best}}},
+            "best": dict.fromkeys(best, 1),
         },
     )
 
@@ -47,7 +47,7 @@ def run_of(names: tuple[str, ...], best: str = "x-0") -> RunContent:
     ],
 )  # fmt: skip
 def test_mixtures_as_people_write_them(text: str, parts: dict[str, int]) -> None:
-    assert parse_mixture(text, run_of(NAMES, "C-0 + R + D-0")) == Mixture.of(parts)
+    assert parse_mixture(text, run_of(NAMES, ("C-0", "R + D-0"))) == Mixture.of(parts)
 
 
 @pytest.mark.parametrize("text", ["y-0", "x-0 + y-0", "x-0 +", "", "+", "x-0 C-0", "-1 x-0"])
