@@ -242,7 +242,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     # Nothing here forks after tokenizers has used threads, and its warning about that is noise.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # Threads that spin while they wait made a training five times slower beside other work (35 s
-    # against 190 s at a load of 4 on 2 cores). It must be set before torch is imported.
+    # Threads that spin while they wait slow a training several times beside other work. It must be
+    # set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     app()

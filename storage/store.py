@@ -5,7 +5,6 @@ files that no record names, which ``gc`` finds. Nothing else is ever overwritten
 locks; of two writers of one key the first wins, and the second is given what is there.
 """
 
-import json
 import logging
 import os
 import threading
@@ -289,10 +288,3 @@ def number_of(path: str) -> int:
 def _default_cache() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "mixpool"
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """A JSON object in a local file of an artifact."""
-    content = json.loads(path.read_text())
-    assert isinstance(content, dict)
-    return content

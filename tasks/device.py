@@ -1,8 +1,5 @@
 """Which device computes, and how it is called."""
 
-import functools
-import platform
-
 from storage.cache import Runtime
 
 
@@ -31,13 +28,3 @@ def choose_device(runtime: Runtime) -> str:
             f"{count or 'no'} GPU: use device 'cpu' or 'auto', or install a CUDA build of torch"
         )
     return runtime.device
-
-
-@functools.cache
-def device_name(device: str) -> str:
-    """What people call the device: the GPU's or the processor's name."""
-    if not device.startswith("cuda"):
-        return platform.processor() or platform.machine()
-    import torch
-
-    return torch.cuda.get_device_name(device)
