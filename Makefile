@@ -2,13 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-ceph check bench clean
 
 demo: .venv/installed
 	$(BIN)/mixpool demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+test-ceph: .venv/installed
+	command -v radosgw || { apt-get update -q && \
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends ceph-mon ceph-osd radosgw; }
+	$(BIN)/python -m pytest -m ceph
 
 check: .venv/installed
 	$(BIN)/ruff format --check .

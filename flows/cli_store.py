@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,10 @@ from flows.options import (
     out,
 )
 
+if TYPE_CHECKING:
+    from flows.show import Rows
+    from storage.store import Store
+
 
 class What(StrEnum):
     """What ``mixpool show`` lists."""
@@ -27,6 +31,7 @@ class What(StrEnum):
     RUNS = "runs"
     PARTITIONS = "partitions"
     MODELS = "models"
+    LOSSES = "losses"
     RANKING = "ranking"
     LINEAGE = "lineage"
 
@@ -41,9 +46,9 @@ def show(
     most: Annotated[int, typer.Option(min=1, help="For the ranking: rows at most.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List runs, partitions, models or a ranking, or draw a run's lineage with fingerprints.
+    """List runs, partitions, models, parts of losses tables or a ranking, and where they lie.
 
-    With --json partitions and models have their folders in the store too.
+    Or draw a run's lineage with fingerprints. With --json folders are relative to the store.
     """
     from flows import show as views
 
@@ -66,13 +71,23 @@ def show(
                 What.RUNS: views.runs,
                 What.PARTITIONS: views.partitions,
                 What.MODELS: views.models,
+                What.LOSSES: views.losses,
             }
             rows = listed[what](opened)
-            print_json(rows) if as_json else print_rows(out, [_without_folder(r) for r in rows])
+            print_json(rows) if as_json else _print_table(opened, what, rows)
 
 
-def _without_folder(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name != "folder"}
+def _print_table(opened: "Store", what: What, rows: "Rows") -> None:
+    """A table, and below it where things lie: whole paths, which a column would break."""
+    from flows import show as views
+
+    print_rows(out, [{name: row[name] for name in row if name != "folder"} for row in rows])
+    if what is What.RUNS:
+        page = views.address(opened, "index.html")
+        report = views.address(opened, "runs/RUN/report.html")
+        _print_lines([f"page with links to everything: {page}", f"report of a run: {report}"])
+    else:
+        _print_lines(views.places(opened, rows))
 
 
 def verify(
@@ -118,22 +133,19 @@ def gc(
     as_json: AsJson = False,
 ) -> None:
     """Find, and with --delete remove, what the kept runs do not reach."""
+    from flows.index import refresh_index
     from storage import lineage
 
     with faults():
         opened = open_store(store)
-        kept = [*(keep or [])]
-        if keep_all:
-            kept += [name for name, content in lineage.run_folders(opened).items() if content]
-        if not kept and keep_all:
-            raise ValueError(f"no run in {store} has ended yet, so nothing tells what may go")
-        if not kept:
+        if not (keep or keep_all):
             raise typer.BadParameter(
                 "say what stays: --keep RUN (see `mixpool show`) or --keep-all"
             )
-        garbage = lineage.find_garbage(opened, kept)
+        find = lineage.collect if delete else lineage.find_garbage
+        garbage = find(opened, None if keep_all else keep)
         if delete:
-            lineage.delete(opened, garbage)
+            refresh_index(opened)
     if as_json:
         print_json({"deleted": delete, **garbage._asdict()})
         return

@@ -18,7 +18,7 @@ from flows.recipe import Recipe
 from flows.runners import InlineRunner, Ledger, Quiet, Reporter, SweepPlan, SweepWork, note
 from flows.validation import train_references
 from storage.artifact import Record
-from storage.cache import Call, Explanation, Handle, Runtime, explain, lookup
+from storage.cache import Call, Explanation, Handle, Runtime, explain, look_ahead, lookup
 from storage.overlay import overlay
 from storage.store import Store
 from tasks.losses import LossesTable
@@ -46,6 +46,7 @@ class PlannerRunner:
 
     def map(self, calls: Sequence[Call[Any]]) -> list[Handle]:
         """Stored results, or handles without an artifact."""
+        look_ahead(self.store, calls)
         return [self._look(call) for call in calls]
 
     def _look(self, call: Call[Any]) -> Handle:

@@ -33,7 +33,16 @@ from flows.runners import (
     run_chunk,
     step_meter,
 )
-from storage.cache import Call, Handle, OutOfSpaceError, Progress, Runtime, build, lookup
+from storage.cache import (
+    Call,
+    Handle,
+    OutOfSpaceError,
+    Progress,
+    Runtime,
+    build,
+    look_ahead,
+    lookup,
+)
 from storage.lease import Busy
 from storage.store import Store
 from tasks.losses import Row
@@ -119,6 +128,7 @@ class PrefectRunner:
 
     def map(self, calls: Sequence[Call[Any]]) -> list[Handle]:
         """The results of calls that do not need one another, in order; one task run for each."""
+        look_ahead(self.store, calls)
         found: dict[int, Handle] = {}
 
         def piece(number: int, call: Call[Any]) -> Piece:

@@ -15,6 +15,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from storage.fingerprint import Config
+from storage.place import file_system
 from storage.provenance import USER
 from tasks.corpus import Source
 from tasks.intake import CorpusConfig, EvaluationSetConfig
@@ -153,15 +154,16 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         RecipeError: no such file, no valid YAML, or fields that are unknown or wrong.
     """
-    import fsspec
-
     try:
-        with fsspec.open(str(path), "rt", encoding="utf-8") as file:
-            tree = yaml.load(file, Loader=Loader)
+        system, place = file_system(str(path))
+        with system.open(place, "rb") as file:
+            tree = yaml.load(file.read().decode(), Loader=Loader)
     except FileNotFoundError as error:
         raise RecipeError(f"there is no recipe at {path}") from error
     except OSError as error:
-        raise RecipeError(f"the recipe at {path} cannot be read: {error.strerror}") from error
+        raise RecipeError(
+            f"the recipe at {path} cannot be read: {error.strerror or error}"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is no YAML: {error}") from error
     if not isinstance(tree, dict):

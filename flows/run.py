@@ -2,12 +2,15 @@
 
 ``runs/<time>-<recipe>/`` holds ``recipe.yaml`` (written first), ``ranking.parquet``, ``losses.parquet``,
 ``report.html`` and, written last, ``run.json``: records, manifest and losses that were used, which is
-what ``gc`` keeps, and a summary that programs read.
+what ``gc`` keeps, and a summary that programs read. Then the store's index page is written again.
 """
 
 import contextlib
 import hashlib
+import itertools
+import logging
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,12 +20,14 @@ from typing import TYPE_CHECKING, Any
 from flows.ablation import Outcome, ablate
 from flows.costs import cost_frame, to_json
 from flows.frames import losses_frame
+from flows.index import refresh_index
 from flows.recipe import Recipe, to_yaml
-from flows.runners import Entry, Runner
+from flows.runners import POLL_SECONDS, Entry, Runner
 from flows.validation import Validation, validate
 from storage.artifact import seal, slug
 from storage.fingerprint import short
-from storage.lineage import tree
+from storage.lease import Busy
+from storage.lineage import collector, tree
 from storage.provenance import now, provenance
 from storage.store import Store
 from tasks import manifest
@@ -32,6 +37,8 @@ from tasks.report import ReportData, write_report
 
 if TYPE_CHECKING:
     import pandas as pd
+
+LOG = logging.getLogger("mixpool.run")
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,18 +89,25 @@ def execute(run: Runner, recipe: Recipe, *, with_references: bool = False) -> Ru
             "summary": summary,
         }
         run.store.backend.create(f"{folder}/run.json", seal(content))
+        refresh_index(run.store)
     return RunResult(folder, outcome, report, validation, summary)
 
 
 @contextlib.contextmanager
 def _folder(store: Store, recipe: Recipe) -> Iterator[str]:
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    name, number = f"{stamp}-{slug(recipe.name)}", 1
-    while not store.backend.create(f"runs/{name}/recipe.yaml", to_yaml(recipe).encode()):
-        number += 1
-        name = f"{stamp}-{slug(recipe.name)}-{number}"
-    # While a run holds this, gc refuses to delete anything.
-    with store.lease(f"run/{name}"):
+    stem = f"{stamp}-{slug(recipe.name)}"
+    with contextlib.ExitStack() as held:
+        for name in (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1)):
+            with contextlib.suppress(Busy):
+                # While a run holds this, gc deletes nothing; one that began before is waited for.
+                held.enter_context(store.lease(f"run/{name}"))
+                while holder := collector(store):
+                    LOG.warning("%s is deleting garbage; waiting for it", holder)
+                    time.sleep(POLL_SECONDS)
+                if store.backend.create(f"runs/{name}/recipe.yaml", to_yaml(recipe).encode()):
+                    break
+                held.close()
         yield f"runs/{name}"
 
 

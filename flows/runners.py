@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from storage.artifact import Artifact, Record
-from storage.cache import Call, Handle, Progress, Runtime, build, lookup
+from storage.cache import Call, Handle, Progress, Runtime, build, look_ahead, lookup
 from storage.fingerprint import fingerprint
 from storage.lease import Busy
 from storage.store import Store
@@ -139,6 +139,7 @@ class InlineRunner:
 
     def map(self, calls: Sequence[Call[Any]]) -> list[Handle]:
         """Look up or build every call; work that another run holds is left for last."""
+        look_ahead(self.store, calls)
         results: dict[int, Handle] = {}
         waiting = dict(enumerate(calls))
         told: set[str] = set()

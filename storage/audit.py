@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from storage.artifact import Artifact, CorruptError, unseal
 from storage.lineage import named_artifacts
+from storage.records import StoreFormatError
 from storage.stamp import is_intact
-from storage.store import Store, StoreFormatError
+from storage.store import Store
 
 
 class Fault(NamedTuple):

@@ -9,7 +9,7 @@ import errno
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -159,6 +159,16 @@ def lookup(store: Store, call: Call[Any], *, fresh: bool = False) -> Handle | No
     key = call.key
     record = None if key is None else store.find(call.step.name, key, fresh=fresh)
     return None if record is None else Handle(call.label, call.step.kind, record.output, record)
+
+
+def look_ahead(store: Store, calls: Iterable[Call[Any]]) -> None:
+    """Read what the store has of many calls at once, before each is looked up."""
+    keys: dict[str, list[str]] = {}
+    for call in calls:
+        if (key := call.key) is not None:
+            keys.setdefault(call.step.name, []).append(key)
+    for step, wanted in keys.items():
+        store.look_ahead(step, wanted)
 
 
 class OutOfSpaceError(OSError):

@@ -2,8 +2,9 @@
 
 A lease is a chain of files ``lease.0``, ``lease.1``, ... of which the highest counts. Taking over an
 expired one means creating the next number, which only one of many can: the store's create-only write
-is all that is needed, on every backend. The holder renews by rewriting its file; expiry is measured
-by the clock that stamps the files. A holder on this host whose process is gone has expired at once.
+is all that is needed, on every backend. The holder renews by replacing what it wrote last (so a
+holder that slept cannot bring back a lease that another took over); expiry is measured by the clock
+that stamps the files. A holder on this host whose process is gone has expired at once.
 
 Leases only save work. What keeps results right is that records are create-only.
 """
@@ -101,10 +102,10 @@ class Lease:
     def _renew(self) -> None:
         while not self._stop.wait(self._time_to_live / 3):
             try:
-                if not self._is_mine():
+                mine = self._content()
+                if not self._backend.swap(self._path, mine, mine):
                     LOG.warning("%s was taken over by another run; going on", self._path)
                     return
-                self._backend.put(self._path, self._content())
             except Exception as error:  # clients of object stores have errors of their own
                 LOG.warning("could not renew %s (%s); trying again", self._path, error)
 
@@ -113,7 +114,7 @@ class Lease:
 
     def _is_mine(self) -> bool:
         try:
-            return _owner_of(self._backend, self._path).get("token") == self._owner["token"]
+            return _owner(self._backend.read(self._path)).get("token") == self._owner["token"]
         except FileNotFoundError:
             return False
 
@@ -136,21 +137,20 @@ def lease_numbers(backend: Backend, folder: str) -> list[int]:
 def live_holder(backend: Backend, path: str, time_to_live: float = TIME_TO_LIVE) -> str | None:
     """Who holds the lease at ``path``, in words; None where it has expired or is gone."""
     try:
-        owner = _owner_of(backend, path)
+        seen = backend.look(path)
     except FileNotFoundError:
         return None
-    if owner.get("boot") == _boot() and not _is_running(owner):
-        return None
-    info = backend.list(path.rpartition("/")[0]).get(path)
-    if info is None or backend.now() - info.modified > time_to_live:
+    owner = _owner(seen.data)
+    is_dead = owner.get("boot") == _boot() and not _is_running(owner)
+    if is_dead or seen.age > time_to_live:
         return None
     return f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
 
 
-def _owner_of(backend: Backend, path: str) -> dict[str, Any]:
-    """Who wrote the lease; nobody where it is damaged, and then only time ends it."""
+def _owner(data: bytes) -> dict[str, Any]:
+    """Who wrote a lease; nobody where it is damaged, and then only time ends it."""
     try:
-        owner = json.loads(backend.read(path))
+        owner = json.loads(data)
     except ValueError:
         return {}
     return owner if isinstance(owner, dict) else {}

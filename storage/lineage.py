@@ -15,6 +15,9 @@ from storage.fingerprint import short
 from storage.lease import TIME_TO_LIVE, live_holder
 from storage.store import Store
 
+COLLECTING = "gc"
+"""Name of the lease under which garbage is deleted: a run that begins meanwhile waits for its end."""
+
 ABANDONED = 24 * 3600.0
 """Age in seconds from which a file that a writer did not finish belongs to nobody."""
 
@@ -80,18 +83,18 @@ def run_folders(store: Store) -> dict[str, dict[str, Any] | None]:
         CorruptError: a ``run.json`` is not what was written, so what its run needs is not known.
     """
     found: dict[str, dict[str, Any] | None] = {}
-    for path in store.backend.list("runs"):
-        parts = PurePosixPath(path).parts
-        found.setdefault(parts[1], None)
-        if parts[2:] == ("run.json",):
-            advice = f"restore it from a copy, or delete runs/{parts[1]} to go on without that run"
-            found[parts[1]] = _unsealed(store, path, advice)
-    return dict(sorted(found.items()))
+    paths = [*store.backend.list("runs")]
+    ended = [path for path in paths if PurePosixPath(path).parts[2:] == ("run.json",)]
+    for path, data in store.backend.read_each(ended):
+        run = _second(path)
+        advice = f"restore it from a copy, or delete runs/{run} to go on without that run"
+        found[run] = None if data is None else _unsealed(data, path, advice)
+    return dict(sorted({**dict.fromkeys(map(_second, paths)), **found}.items()))
 
 
-def _unsealed(store: Store, path: str, advice: str) -> dict[str, Any]:
+def _unsealed(data: bytes, path: str, advice: str) -> dict[str, Any]:
     try:
-        content = unseal(store.backend.read(path), path)
+        content = unseal(data, path)
     except CorruptError as error:
         raise CorruptError(f"{error}: {advice}") from error
     assert isinstance(content, dict)
@@ -104,9 +107,16 @@ def live_work(store: Store) -> list[str]:
     for path in store.backend.list("work"):
         name = PurePosixPath(path).name
         is_lease = name.startswith("lease.") and name[6:].isdigit()
+        is_lease &= _second(path) != COLLECTING
         if is_lease and (holder := live_holder(store.backend, path, TIME_TO_LIVE)):
             found.append(f"{holder} ({path.removeprefix('work/').rpartition('/')[0]})")
     return found
+
+
+def collector(store: Store) -> str | None:
+    """Who is deleting garbage now, in words; None where nobody is."""
+    paths = store.backend.list(f"work/{COLLECTING}")
+    return next(filter(None, (live_holder(store.backend, path) for path in paths)), None)
 
 
 def _check_idle(store: Store) -> None:
@@ -114,8 +124,8 @@ def _check_idle(store: Store) -> None:
         raise InUseError(f"the store is in use by {'; '.join(busy)}: wait, or stop it first")
 
 
-def find_garbage(store: Store, keep: Iterable[str]) -> Garbage:
-    """Everything that the runs named in ``keep`` do not reach.
+def find_garbage(store: Store, keep: Iterable[str] | None) -> Garbage:
+    """Everything that the runs named in ``keep`` do not reach; None keeps every finished run.
 
     Raises:
         InUseError: a live run works on the store.
@@ -123,7 +133,7 @@ def find_garbage(store: Store, keep: Iterable[str]) -> Garbage:
         CorruptError: a manifest or a ``run.json`` that says what is needed is damaged.
     """
     _check_idle(store)
-    kept = _chosen(run_folders(store), list(keep))
+    kept = _chosen(run_folders(store), keep)
     tables = {key for run in kept.values() for key in run["losses"]}
     used = {path for run in kept.values() for path in run["manifests"]}
     chains = {_second(path) for path in used}
@@ -138,7 +148,7 @@ def find_garbage(store: Store, keep: Iterable[str]) -> Garbage:
         "manifests": sorted(listed["manifests"].keys() - {*manifests}),
         "records": sorted(listed["records"].keys() - reached),
         "losses": [path for path in listed["losses"] if _second(path) not in tables],
-        "work": list(listed["work"]),
+        "work": [path for path in listed["work"] if _second(path) != COLLECTING],
         "artifacts": [path for path in listed["artifacts"] if _folder(path) not in folders],
     }
     unfinished = store.backend.unfinished(ABANDONED)
@@ -161,10 +171,11 @@ def _folder(path: str) -> str:
 
 
 def _chosen(
-    runs: Mapping[str, dict[str, Any] | None], keep: list[str]
+    runs: Mapping[str, dict[str, Any] | None], keep: Iterable[str] | None
 ) -> dict[str, dict[str, Any]]:
     finished = {name: content for name, content in runs.items() if content is not None}
     known = ", ".join(finished) or "none"
+    keep = [*(finished if keep is None else keep)]
     if not keep:
         raise ValueError(f"no run is to be kept, so everything would go; there are: {known}")
     for name in keep:
@@ -183,8 +194,9 @@ def _named_digests(store: Store, paths: Iterable[str]) -> set[str]:
     advice = "what it names is not known, so nothing is deleted; `mixpool verify` says more"
     return {
         artifact["digest"]
-        for path in paths
-        for artifact in named_artifacts(_unsealed(store, path, advice))
+        for path, data in store.backend.read_each(paths)
+        if data is not None
+        for artifact in named_artifacts(_unsealed(data, path, advice))
     }
 
 
@@ -218,15 +230,19 @@ def _reach(records: Mapping[str, Record], wanted: set[str], digests: set[str]) -
     return reached
 
 
-def delete(store: Store, garbage: Garbage) -> None:
-    """Delete garbage: what names things first, then the things.
+def collect(store: Store, keep: Iterable[str] | None) -> Garbage:
+    """Find garbage and delete it, while no run can begin; what was deleted.
 
     Raises:
-        InUseError: a run has begun since the garbage was found; nothing is deleted.
+        InUseError, ValueError, CorruptError: see ``find_garbage``; nothing is deleted.
+        Busy: another one collects.
     """
-    _check_idle(store)
-    named = (garbage.runs, garbage.manifests, garbage.records, garbage.losses, garbage.work)
-    for path in (path for paths in (*named, garbage.unfinished) for path in paths):
-        store.backend.delete(path)
-    for prefix in garbage.artifacts:
-        store.delete_artifact(prefix)
+    with store.lease(COLLECTING):
+        garbage = find_garbage(store, keep)
+        # What names things goes before the things.
+        named = (garbage.runs, garbage.manifests, garbage.records, garbage.losses, garbage.work)
+        for paths in (*named, garbage.unfinished):
+            store.backend.delete_each(paths)
+        for prefix in garbage.artifacts:
+            store.delete_artifact(prefix)
+    return garbage

@@ -1,12 +1,18 @@
 """A store that reads from one place and writes to another: what a plan tries, nobody else sees."""
 
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from storage.backend import Backend, FileInfo, LocalBackend, open_backend
+from storage.backend import Backend, FileInfo
+from storage.local import LocalBackend
+from storage.place import open_backend
 
 
 class OverlayBackend(Backend):
     """``lower`` is only read; whatever is written goes to ``upper`` and hides it."""
+
+    is_remote = False
 
     def __init__(self, lower: Backend, upper: LocalBackend) -> None:
         super().__init__(lower.fs, lower.root)
@@ -25,6 +31,20 @@ class OverlayBackend(Backend):
     def read(self, path: str) -> bytes:
         return self._holder(path).read(path)
 
+    def read_each(self, paths: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
+        waiting = iter(paths)
+        while some := list(itertools.islice(waiting, 256)):
+            above = {path for path in some if self._is_above(path) or path in self._deleted}
+            below = dict(self._lower.read_each(path for path in some if path not in above))
+            for path in some:
+                yield self._one(path) if path in above else (path, below[path])
+
+    def _one(self, path: str) -> tuple[str, bytes | None]:
+        return next(super().read_each([path]))
+
+    def exists(self, path: str) -> bool:
+        return path not in self._deleted and (self._is_above(path) or self._lower.exists(path))
+
     def fetch(self, path: str, target: Path) -> None:
         self._holder(path).fetch(path, target)
 
@@ -38,7 +58,7 @@ class OverlayBackend(Backend):
         if path in self._deleted:
             self._deleted.discard(path)
             return True
-        return not self._is_above(path) and not self._lower.fs.exists(self._lower.full(path))
+        return not self.exists(path)
 
     def put(self, path: str, data: bytes) -> None:
         self._upper.put(path, data)
@@ -64,9 +84,9 @@ class OverlayBackend(Backend):
         is_below = path not in self._deleted and not self._is_above(path)
         return self._lower.local(path) if is_below else Path(self._upper.full(path))
 
-    def now(self) -> float:
-        # The clock of ``lower`` is read by writing a file there.
-        return self._upper.now()
+    def _now(self) -> float:
+        # The clock of ``lower`` may be read by writing a file there.
+        return self._upper._now()
 
 
 def overlay(url: str, folder: Path) -> OverlayBackend:

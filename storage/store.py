@@ -7,32 +7,18 @@ locks; of two writers of one key the first wins, and the second is given what is
 
 import logging
 import os
-import threading
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-from pydantic import ValidationError
-
 from storage import verify
-from storage.artifact import (
-    FORMAT,
-    Artifact,
-    CorruptError,
-    Record,
-    digest_of,
-    seal,
-    unseal,
-)
-from storage.backend import Backend, open_backend
+from storage.artifact import FORMAT, Artifact, CorruptError, Record, seal, unseal
+from storage.backend import Backend
 from storage.lease import Lease
+from storage.place import open_backend
+from storage.records import Records, StoreFormatError
 
 LOG = logging.getLogger("mixpool.store")
-
-
-class StoreFormatError(ValueError):
-    """The store was written by a newer mixpool, or the folder is no store."""
 
 
 class CorruptArtifactError(CorruptError):
@@ -46,7 +32,7 @@ class CorruptArtifactError(CorruptError):
         )
 
 
-class Store:
+class Store(Records):
     """Artifacts and records at one fsspec URL.
 
     Args:
@@ -65,11 +51,9 @@ class Store:
         backend: Backend | None = None,
     ) -> None:
         self.url = url
-        self.backend = backend or open_backend(url)
+        super().__init__(backend or open_backend(url))
         self.cache = cache or _default_cache()
-        self._names: dict[str, dict[str, list[str]]] = {}
         self._verified: set[str] = set()
-        self._lock = threading.Lock()
         self._open(create)
 
     def _open(self, create: bool) -> None:
@@ -83,6 +67,8 @@ class Store:
             self.check()
             self.backend.create("store.json", seal({"format": FORMAT}))
             return
+        if create and self.backend.is_remote:
+            self.check()
         found = content["format"] if isinstance(content, dict) else None
         if not isinstance(found, int) or found > FORMAT:
             raise StoreFormatError(
@@ -90,89 +76,36 @@ class Store:
                 "upgrade mixpool"
             )
 
-    def check(self) -> None:
-        """Prove that of 16 racing creates exactly one wins and its content stands.
+    def check(self) -> list[str]:
+        """Prove that of 16 racing creates exactly one wins; what else the backend lacks, in words.
 
         Raises:
-            StoreFormatError: the backend lets a second writer through; concurrent runs would
-                corrupt each other's results.
+            StoreFormatError: the backend lets a second writer through, so concurrent runs would
+                corrupt each other's results; it is only told where MIXPOOL_ALONE promises that
+                there is never a second run or process.
         """
         path = f"work/check/{uuid.uuid4().hex}"
         with ThreadPoolExecutor(16) as pool:
             won = list(pool.map(lambda n: self.backend.create(path, b"%d" % n), range(16)))
         stands = self.backend.read(path)
         self.backend.delete(path)
+        lacking = [*self.backend.lacks("work/check")]
         if won.count(True) != 1 or stands != b"%d" % won.index(True):
-            raise StoreFormatError(
+            fault = (
                 f"the backend of {self.url} does not refuse a second create ({won.count(True)} of "
-                "16 racing writers were told they won): mixpool cannot keep results right there"
+                "16 racing writers were told they won)"
             )
+            if not os.environ.get("MIXPOOL_ALONE"):
+                raise StoreFormatError(
+                    f"{fault}: mixpool cannot keep results right there, unless you promise with "
+                    "MIXPOOL_ALONE=1 that one process at a time uses it"
+                )
+            lacking.append(f"{fault}: only one process at a time may use it")
+        for words in lacking:
+            LOG.warning("%s lacks %s", self.url, words)
+        return lacking
 
-    # Records -----------------------------------------------------------------------------------
-
-    def find(self, step: str, key: str, *, fresh: bool = False) -> Record | None:
-        """The record of a key, or None. ``fresh`` lists the store again first.
-
-        A record that does not hold what was written is set aside (see ``retract``) and reported,
-        and counts as none. Where two writers used different labels, the first name stands.
-        """
-        with self._lock:
-            if fresh or step not in self._names:
-                self._names[step] = self._list_names(step)
-            paths = list(self._names[step].get(key, ()))
-        for path in paths:
-            try:
-                return self.read_record(path)
-            except FileNotFoundError:
-                continue
-            except CorruptError as error:
-                LOG.warning("%s; it is set aside and made anew", error)
-                self.set_aside(path)
-        return None
-
-    def has(self, step: str, key: str) -> bool:
-        """Whether some record has this key, by name alone: one listing for any number of keys."""
-        with self._lock:
-            if step not in self._names:
-                self._names[step] = self._list_names(step)
-            return key in self._names[step]
-
-    def _list_names(self, step: str) -> dict[str, list[str]]:
-        names: dict[str, list[str]] = {}
-        for path in self.backend.list(f"records/{step}"):
-            if path.endswith(".json"):
-                names.setdefault(path.split(".")[-2], []).append(path)
-        return names
-
-    def read_record(self, path: str) -> Record:
-        """The record at ``path``. Raises CorruptError, StoreFormatError, FileNotFoundError."""
-        content = unseal(self.backend.read(path), path)
-        found = content.get("format") if isinstance(content, dict) else None
-        if isinstance(found, int) and found > FORMAT:
-            raise StoreFormatError(f"{path} was written by a newer mixpool: upgrade mixpool")
-        try:
-            record = Record.model_validate(content)
-        except ValidationError as error:
-            raise CorruptError(f"{path} is not a record: {error.errors()[0]['msg']}") from error
-        if record.recomputed_key() != record.key or record.key not in path:
-            raise CorruptError(f"{path} does not belong to its key")
-        if digest_of(record.output.files) != record.output.digest:
-            raise CorruptError(f"{path} names an output that is not the digest of its files")
-        return record
-
-    def records(self, step: str = "") -> Iterator[Record]:
-        """Every readable record, of one step or of all; damaged ones are reported and skipped."""
-        return (record for _, record in self._records(step))
-
-    def _records(self, step: str = "") -> Iterator[tuple[str, Record]]:
-        for path in self.backend.list(f"records/{step}".rstrip("/")):
-            try:
-                if path.endswith(".json"):
-                    yield path, self.read_record(path)
-            except CorruptError as error:
-                LOG.warning("%s", error)
-            except FileNotFoundError:  # set aside by another client since it was listed
-                continue
+    # Commit and retract ------------------------------------------------------------------------
 
     def commit(self, record: Record, folder: Path) -> Record:
         """Store ``folder`` as the record's output, then the record; returns the one that stands.
@@ -180,52 +113,28 @@ class Store:
         Raises:
             NotCanonicalError: the record holds a value without a canonical form; nothing is stored.
         """
-        sealed = seal(record)
+        seal(record)
         self._upload(record.output, folder)
-        # The record of a key may have another label, and so another name, which create cannot see.
-        if (standing := self.find(record.step, record.key, fresh=True)) is not None:
-            return standing
-        if self.backend.create(record.path, sealed):
-            with self._lock:
-                if record.step in self._names:
-                    self._names[record.step].setdefault(record.key, []).append(record.path)
-            return record
-        LOG.info("%s was committed by another run; using that", record.path)
-        standing = self.find(record.step, record.key, fresh=True)
-        if standing is None:
-            raise CorruptError(f"{record.path} was written and cannot be read back")
-        return standing
+        return self._add(record)
 
     def retract(self, artifact: Artifact) -> list[str]:
         """Set aside every record that names ``artifact``, then delete its files."""
-        paths = [path for path, r in self._records() if r.output.prefix == artifact.prefix]
+        paths = [path for path, r in self.named_records() if r.output.prefix == artifact.prefix]
         for path in paths:
             self.set_aside(path)
         self.delete_artifact(artifact.prefix)
         return paths
 
-    def set_aside(self, path: str) -> None:
-        """Move a record out of use, to ``work/set-aside/``, so that its step runs again."""
-        name = f"work/set-aside/{PurePosixPath(path).name}.{uuid.uuid4().hex[:8]}"
-        try:
-            self.backend.put(name, self.backend.read(path))
-        except FileNotFoundError:
-            return
-        self.backend.delete(path)
-        with self._lock:
-            self._names.clear()
-
     # Artifacts ---------------------------------------------------------------------------------
 
     def _upload(self, artifact: Artifact, folder: Path) -> None:
-        for name, entry in artifact.files.items():
-            path = f"{artifact.prefix}/{name}"
-            if self.backend.create_from(path, folder / name):
-                continue
+        sources = {f"{artifact.prefix}/{name}": folder / name for name in artifact.files}
+        for path in self.backend.create_each(sources):
             # The name is the digest of the content, so what is there is the same, unless it rotted.
+            entry = artifact.files[path.removeprefix(f"{artifact.prefix}/")]
             if verify.fault(self.backend, path, entry):
                 LOG.warning("%s is damaged; replacing it", path)
-                self.backend.put_from(path, folder / name)
+                self.backend.put_from(path, sources[path])
 
     def faults(self, artifact: Artifact) -> list[str]:
         """What is wrong with the artifact's files in the store, in words; re-hashes all of them."""
@@ -253,8 +162,7 @@ class Store:
     def delete_artifact(self, prefix: str) -> int:
         """Delete every file below ``prefix``; the number of bytes freed."""
         files = self.backend.list(prefix)
-        for path in files:
-            self.backend.delete(path)
+        self.backend.delete_each(files)
         self._verified.discard(prefix)
         return sum(info.num_bytes for info in files.values())
 

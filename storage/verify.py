@@ -7,19 +7,22 @@ result is deleted because it could not be looked at.
 
 import errno
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from storage.artifact import Artifact, FileEntry, hash_file
 from storage.backend import Backend
 
+TRIES = 4
+"""A flaw on the way here is none in the store: only what comes damaged so often is."""
+FILES = 8
+"""Files of one artifact that are looked at together."""
+
 
 def faults(backend: Backend, artifact: Artifact) -> list[str]:
     """What is wrong with the artifact's files in the store, in words; re-hashes all of them."""
-    found = {
-        f"{artifact.prefix}/{name}": fault(backend, f"{artifact.prefix}/{name}", entry)
-        for name, entry in artifact.files.items()
-    }
-    return [f"{path} {words}" for path, words in found.items() if words]
+    return _each(artifact, lambda path, _, entry: fault(backend, path, entry))
 
 
 def fault(backend: Backend, path: str, entry: FileEntry) -> str | None:
@@ -27,8 +30,7 @@ def fault(backend: Backend, path: str, entry: FileEntry) -> str | None:
     if (local := backend.local(path)) is not None:
         return _fault_in(local, entry)
     with tempfile.TemporaryDirectory() as scratch:
-        _download(backend, path, Path(scratch) / "file")
-        return _fault_in(Path(scratch) / "file", entry)
+        return _download(backend, path, entry, Path(scratch) / "file")
 
 
 def fill(backend: Backend, artifact: Artifact, folder: Path) -> list[str]:
@@ -36,26 +38,40 @@ def fill(backend: Backend, artifact: Artifact, folder: Path) -> list[str]:
 
     Files are replaced one by one, so that another reader of the folder never misses one.
     """
-    found = {}
-    for name, entry in artifact.files.items():
-        found[name] = _fault_in(folder / name, entry)
-        for _ in range(2):  # a flaw on the way here is none in the store: look twice
-            if found[name]:
-                _download(backend, f"{artifact.prefix}/{name}", folder / name)
-                found[name] = _fault_in(folder / name, entry)
-    return [f"{artifact.prefix}/{name} {words}" for name, words in found.items() if words]
+
+    def one(path: str, name: str, entry: FileEntry) -> str | None:
+        found = _fault_in(folder / name, entry)
+        return found and _download(backend, path, entry, folder / name)
+
+    return _each(artifact, one)
 
 
-def _download(backend: Backend, path: str, target: Path) -> None:
-    """Replace ``target`` by the file at ``path``; it is gone afterwards where that is missing."""
+def _each(artifact: Artifact, look: Callable[[str, str, FileEntry], str | None]) -> list[str]:
+    def one(name: str) -> str | None:
+        path = f"{artifact.prefix}/{name}"
+        words = look(path, name, artifact.files[name])
+        return words and f"{path} {words}"
+
+    with ThreadPoolExecutor(FILES) as pool:
+        return [words for words in pool.map(one, artifact.files) if words]
+
+
+def _download(backend: Backend, path: str, entry: FileEntry, target: Path) -> str | None:
+    """Replace ``target`` by the file at ``path``, or by nothing where it is missing; what is wrong."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetching-") as scratch:
-        try:
-            backend.fetch(path, Path(scratch) / "file")
-        except FileNotFoundError:
-            target.unlink(missing_ok=True)
-        else:
-            (Path(scratch) / "file").replace(target)
+        fresh = Path(scratch) / "file"
+        found: str | None = "is missing"
+        for _ in range(TRIES):
+            try:
+                backend.fetch(path, fresh)
+            except FileNotFoundError:
+                target.unlink(missing_ok=True)
+                return "is missing"
+            if not (found := _fault_in(fresh, entry)):
+                break
+        fresh.replace(target)
+        return found
 
 
 def _fault_in(path: Path, entry: FileEntry) -> str | None:

@@ -14,9 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from fsspec.core import url_to_fs
-
 from storage.fingerprint import fingerprint
+from storage.place import file_system
 from tasks.readers import layout
 
 _WILDCARD = re.compile(r"[*?\[]")
@@ -72,7 +71,7 @@ def _prefixes(roots: Sequence[str]) -> list[str]:
 
 
 def _place(url: str) -> tuple[str, list[SourceFile]]:
-    filesystem, path = url_to_fs(url)
+    filesystem, path = file_system(url)
     filesystem.invalidate_cache()
     try:
         kind = filesystem.info(path)["type"]
@@ -167,7 +166,7 @@ def dataset_files(address: str, name: str | None, split: str) -> list[SourceFile
         EmptyCorpusError: there is no such folder, and the address is no hub name either.
         ValueError: a saved data set has no such split.
     """
-    filesystem, root = url_to_fs(address)
+    filesystem, root = file_system(address)
     filesystem.invalidate_cache()
     folder = root
     if filesystem.exists(f"{root}/dataset_dict.json"):
@@ -208,7 +207,7 @@ def _saved_files(filesystem: Any, address: str, root: str, folder: str) -> list[
 
 
 def _folder_stamp(root: str) -> tuple[int, str]:
-    filesystem, path = url_to_fs(root)
+    filesystem, path = file_system(root)
     found = filesystem.find(path, detail=True)
     facts = {name[len(path) :]: _size_and_stamp(info) for name, info in sorted(found.items())}
     return sum(size for size, _ in facts.values()), fingerprint("data set folder", facts)

@@ -6,7 +6,6 @@ digests of its models and their parts, a set by the digest of its windows, so a 
 and a table can be read by anybody with ``pandas.read_parquet``.
 """
 
-import contextlib
 import io
 import json
 import logging
@@ -79,13 +78,12 @@ class LossesTable:
 
     def refresh(self) -> None:
         """Take in parts that other runs have added."""
-        for path in self._store.chain(self._folder):
-            if path not in self._read:
-                with contextlib.suppress(FileNotFoundError):  # another run set it aside meanwhile
-                    self._take(path)
+        unread = (path for path in self._store.chain(self._folder) if path not in self._read)
+        for path, data in self._store.backend.read_each(unread):
+            if data is not None:  # else another run set it aside meanwhile
+                self._take(path, data)
 
-    def _take(self, path: str) -> None:
-        data = self._store.backend.read(path)
+    def _take(self, path: str, data: bytes) -> None:
         # A part moved here from another way of evaluating is intact and would give wrong losses.
         if not is_intact(data) or facts_of(data)["evaluation"] != self.key:
             LOG.warning("%s was changed after it was written; its rows are evaluated anew", path)
@@ -116,10 +114,8 @@ class LossesTable:
 
     def costs(self) -> list[dict[str, Any]]:
         """What evaluating the rows of each part cost."""
-        return [
-            facts_of(self._store.backend.read(path))["cost"]
-            for path in self._store.chain(self._folder)
-        ]
+        parts = self._store.backend.read_each(self._store.chain(self._folder))
+        return [facts_of(data)["cost"] for _, data in parts if data is not None]
 
 
 def encode(rows: Iterable[Row], facts: Mapping[str, Any]) -> bytes:

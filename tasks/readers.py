@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple, cast
 
-from fsspec.core import url_to_fs
+from storage.place import file_system
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -142,7 +142,7 @@ def _unreadable(url: str, *more: type[Exception]) -> Iterator[None]:
 def _opened(url: str, codec: str | None) -> Iterator[BinaryIO]:
     import pyarrow as pa
 
-    filesystem, path = url_to_fs(url)
+    filesystem, path = file_system(url)
     with filesystem.open(path, "rb") as raw:
         if codec is None:
             yield raw

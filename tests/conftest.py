@@ -3,12 +3,15 @@
 import json
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
 from flows.recipe import Recipe, apply_override, parse_recipe
+from tests import servers
+from tests.ceph import Ceph
 
 # As the command line does; must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -93,3 +96,31 @@ def tiny_recipe() -> TinyRecipe:
         return parse_recipe(tree, "the tiny recipe")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.S3Server]:
+    """An S3 server that keeps objects in memory."""
+    with servers.moto(tmp_path_factory.mktemp("moto")) as server:
+        server.make_bucket(servers.BUCKET)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ministack_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Ministack]:
+    """An S3 server that keeps objects on disk; a test that kills it starts it again."""
+    ministack = servers.Ministack(tmp_path_factory.mktemp("ministack"))
+    try:
+        ministack.start()
+        ministack.server.make_bucket(servers.BUCKET)
+        yield ministack
+    finally:
+        ministack.stop()
+
+
+@pytest.fixture(scope="session")
+def ceph_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.S3Server]:
+    """The S3 gateway of a real Ceph; for tests marked ``ceph``."""
+    with Ceph(tmp_path_factory.mktemp("ceph")) as server:
+        server.make_bucket(servers.BUCKET)
+        yield server

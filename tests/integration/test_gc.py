@@ -27,8 +27,7 @@ def _name(result: RunResult) -> str:
 
 
 def _collect(shelf: "Shelf", *keep: RunResult) -> lineage.Garbage:
-    garbage = lineage.find_garbage(shelf.store, [_name(result) for result in keep])
-    lineage.delete(shelf.store, garbage)
+    garbage = lineage.collect(shelf.store, [_name(result) for result in keep])
     shelf.check_sound()
     return garbage
 

@@ -27,8 +27,8 @@ import transformers.models.llama.modeling_llama  # noqa: F401
 from flows.recipe import parse_recipe
 from flows.run import execute
 from flows.runners import InlineRunner
-from storage.backend import LocalBackend
 from storage.cache import Progress, Runtime
+from storage.local import LocalBackend
 from storage.store import Store
 
 

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from storage.backend import Backend, open_backend
+from storage.backend import Backend
+from storage.place import open_backend
+
+# Its assertions are to tell what they compared, though it is no test module itself.
+pytest.register_assert_rewrite("tests.storage.contract")
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from storage.artifact import describe, seal
-from storage.backend import Backend, LocalBackend, open_backend
+from storage.backend import Backend
 from storage.checkpoint import Checkpoints
+from storage.local import LocalBackend
+from storage.place import open_backend
 
 FOLDER = "work/train/abc"
 

@@ -77,7 +77,7 @@ import os, sys
 sys.path.insert(0, "tests/tasks")
 from pathlib import Path
 from conftest import Ground
-from storage.backend import LocalBackend
+from storage.local import LocalBackend
 
 class Dying(LocalBackend):
     left = int(sys.argv[2])

@@ -1,0 +1,55 @@
+"""From a URL to what reads and writes there; no URL may carry credentials."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from storage.backend import Backend, MemoryBackend
+from storage.local import LocalBackend
+
+S3 = {"s3", "s3a"}
+"""Protocols that ``storage.s3`` speaks."""
+
+# The second form: a secret key may hold a slash; digits before a slash are a port.
+CREDENTIALS = re.compile(r"://[^/]*@|://[^/:]*:(?!\d+/)[^@]*@")
+
+
+def open_backend(url: str) -> Backend:
+    """The backend for ``url`` (``file://``, a plain path, ``memory://``, or any other fsspec URL).
+
+    Raises:
+        ValueError: fsspec knows no such protocol, or the URL carries a user name or password.
+    """
+    if CREDENTIALS.search(url):
+        raise ValueError(
+            "the store's URL carries credentials: leave them to the environment, a profile or a role"
+        )
+    fs, root = file_system(url)
+    protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
+    if protocol in {"file", "local"}:
+        return LocalBackend(fs, str(Path(root).resolve()))
+    if protocol in S3:
+        from storage.s3 import S3Backend
+
+        return S3Backend(fs, root)
+    return MemoryBackend(fs, root) if protocol == "memory" else Backend(fs, root)
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """The file system of ``url``, which keeps no listings, and its own name of the place.
+
+    Raises:
+        ValueError: fsspec knows no such protocol.
+    """
+    if url.partition("://")[0] in S3:
+        from storage.s3_client import connect
+
+        client = connect()
+        return client, str(client._strip_protocol(url))
+    try:
+        fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"the address {url!r} cannot be opened: {error}") from error
+    return fs, path

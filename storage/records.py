@@ -1,0 +1,154 @@
+"""Records by step and key: found by one listing, read many at a time, set aside when damaged.
+
+A record's name ends in its key, so a listing of a step's folder answers for any number of keys. The
+listing is kept; what it does not show may still have been written by another client since, and
+``fresh`` asks again.
+"""
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from storage.artifact import FORMAT, CorruptError, Record, digest_of, seal, unseal
+from storage.backend import Backend
+
+LOG = logging.getLogger("mixpool.store")
+
+RECENT = 5.0
+"""Seconds for which a commit believes a listing. Two runs that make one key under two labels without a
+lease, within this time, leave two records, of which the first by name stands."""
+
+
+class StoreFormatError(ValueError):
+    """The store was written by a newer mixpool, or the folder is no store."""
+
+
+class _Listing(NamedTuple):
+    """Names of a step's records by key, and when they were listed."""
+
+    names: dict[str, list[str]]
+    time: float
+
+
+class Records:
+    """The folder ``records/`` of a store."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self._listings: dict[str, _Listing] = {}
+        self._ahead: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+
+    def find(self, step: str, key: str, *, fresh: bool = False) -> Record | None:
+        """The record of a key, or None. ``fresh`` lists the store again first.
+
+        A record that does not hold what was written is set aside (see ``retract``) and reported,
+        and counts as none. Where two writers used different labels, the first name stands.
+        """
+        for path in self._names(step, fresh=fresh).get(key, ()):
+            try:
+                data = None if fresh else self._ahead.pop(path, None)
+                return self._parsed(path, data or self.backend.read(path))
+            except FileNotFoundError:
+                continue
+            except CorruptError as error:
+                LOG.warning("%s; it is set aside and made anew", error)
+                self.set_aside(path)
+        return None
+
+    def has(self, step: str, key: str) -> bool:
+        """Whether some record has this key, by name alone: one listing for any number of keys."""
+        return key in self._names(step)
+
+    def look_ahead(self, step: str, keys: Iterable[str]) -> None:
+        """Read the records of many keys at once; the next ``find`` of each has it at hand."""
+        names = self._names(step)
+        paths = [path for key in keys for path in names.get(key, ())]
+        for path, data in self.backend.read_each(paths):
+            if data is not None:
+                self._ahead[path] = data
+
+    def _names(self, step: str, *, fresh: bool = False) -> dict[str, list[str]]:
+        with self._lock:
+            if fresh or step not in self._listings:
+                self._listings[step] = _Listing(self._list_names(step), time.monotonic())
+            names = self._listings[step].names
+            return {key: [*paths] for key, paths in names.items()} if fresh else names
+
+    def _list_names(self, step: str) -> dict[str, list[str]]:
+        names: dict[str, list[str]] = {}
+        for path in self.backend.list(f"records/{step}"):
+            if path.endswith(".json"):
+                names.setdefault(path.split(".")[-2], []).append(path)
+        return names
+
+    def read_record(self, path: str) -> Record:
+        """The record at ``path``. Raises CorruptError, StoreFormatError, FileNotFoundError."""
+        return self._parsed(path, self.backend.read(path))
+
+    @staticmethod
+    def _parsed(path: str, data: bytes) -> Record:
+        content = unseal(data, path)
+        found = content.get("format") if isinstance(content, dict) else None
+        if isinstance(found, int) and found > FORMAT:
+            raise StoreFormatError(f"{path} was written by a newer mixpool: upgrade mixpool")
+        try:
+            record = Record.model_validate(content)
+        except ValidationError as error:
+            raise CorruptError(f"{path} is not a record: {error.errors()[0]['msg']}") from error
+        if record.recomputed_key() != record.key or record.key not in path:
+            raise CorruptError(f"{path} does not belong to its key")
+        if digest_of(record.output.files) != record.output.digest:
+            raise CorruptError(f"{path} names an output that is not the digest of its files")
+        return record
+
+    def records(self, step: str = "") -> Iterator[Record]:
+        """Every readable record, of one step or of all; damaged ones are reported and skipped."""
+        return (record for _, record in self.named_records(step))
+
+    def named_records(self, step: str = "") -> Iterator[tuple[str, Record]]:
+        """The same, each with its path."""
+        paths = self.backend.list(f"records/{step}".rstrip("/"))
+        for path, data in self.backend.read_each(p for p in paths if p.endswith(".json")):
+            try:
+                if data is not None:  # else set aside by another client since it was listed
+                    yield path, self._parsed(path, data)
+            except CorruptError as error:
+                LOG.warning("%s", error)
+
+    def _add(self, record: Record) -> Record:
+        """Write a record; the one that stands for its key."""
+        sealed = seal(record)
+        with self._lock:
+            listing = self._listings.get(record.step)
+        is_recent = listing is not None and time.monotonic() - listing.time < RECENT
+        # The record of a key may have another label, and so another name, which create cannot see.
+        if (standing := self.find(record.step, record.key, fresh=not is_recent)) is not None:
+            return standing
+        if self.backend.create(record.path, sealed):
+            with self._lock:
+                if (listing := self._listings.get(record.step)) is not None:
+                    listing.names.setdefault(record.key, []).append(record.path)
+            return record
+        LOG.info("%s was committed by another run; using that", record.path)
+        standing = self.find(record.step, record.key, fresh=True)
+        if standing is None:
+            raise CorruptError(f"{record.path} was written and cannot be read back")
+        return standing
+
+    def set_aside(self, path: str) -> None:
+        """Move a record out of use, to ``work/set-aside/``, so that its step runs again."""
+        name = f"work/set-aside/{PurePosixPath(path).name}.{uuid.uuid4().hex[:8]}"
+        try:
+            self.backend.put(name, self.backend.read(path))
+        except FileNotFoundError:
+            return
+        self.backend.delete(path)
+        with self._lock:
+            self._listings.clear()
