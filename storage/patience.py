@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
+from botocore.exceptions import ConnectionError as NotConnectedError
 from botocore.parsers import ResponseParserError
 from tenacity import (
     AsyncRetrying,
@@ -53,6 +54,7 @@ PASSING_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 
 PASSING_ERRORS = (
     HTTPClientError,
+    NotConnectedError,
     IncompleteReadError,
     ResponseParserError,
     aiohttp.ClientError,

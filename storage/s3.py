@@ -213,19 +213,18 @@ class S3Backend(Backend):
             ChecksumAlgorithm="CRC32",
         )
         upload = {"UploadId": begun["UploadId"]}
+        stands = False
         try:
             sent = {"Parts": await self._send_parts(path, source, upload)}
-            return await self._written(
-                path,
-                writer,
-                lambda: self._call(
-                    "complete_multipart_upload", path, **upload, MultipartUpload=sent, **condition
-                ),
+            facts = {**upload, "MultipartUpload": sent, **condition}
+            stands = await self._written(
+                path, writer, lambda: self._call("complete_multipart_upload", path, **facts)
             )
-        except BaseException:
-            with contextlib.suppress(Exception):
-                await self._call("abort_multipart_upload", path, **upload)
-            raise
+        finally:
+            if not stands:  # what was sent would be kept, and paid for
+                with contextlib.suppress(Exception):
+                    await self._call("abort_multipart_upload", path, **upload)
+        return stands
 
     async def _send_parts(
         self, path: str, source: Path, upload: dict[str, str]

@@ -153,7 +153,7 @@ def moto(folder: Path) -> Iterator[S3Server]:
     """A moto server: objects in memory, every conditional write, no authentication."""
     port = free_port()
     server = S3Server(f"http://127.0.0.1:{port}", "mixpool", "mixpool-secret")
-    command = [sys.executable, Path(__file__).with_name("moto_server.py"), str(port)]
+    command = [sys.executable, str(Path(__file__).with_name("moto_server.py")), str(port)]
     child = Child(command, folder / "moto.log")
     try:
         wait_for_answer(child, server.endpoint)

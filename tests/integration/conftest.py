@@ -54,13 +54,19 @@ class Runs:
         print(json.dumps(order), file=self._process.stdin, flush=True)
         return int(self._process.stdout.readline())
 
-    def start(self, store: Path, recipe: Recipe, kill_at: int | None = None) -> Running:
+    def start(
+        self,
+        store: str | Path,
+        recipe: Recipe,
+        kill_at: int | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> Running:
         """Begin a run that kills itself at event number ``kill_at``."""
         report = self._folder / f"{next(self._numbers)}.json"
         report.with_suffix(".said").touch()
         tree = recipe.model_dump(mode="json")
         order = {"store": str(store), "recipe": tree, "report": str(report), "kill_at": kill_at}
-        return Running(self._ask(order), report)
+        return Running(self._ask({**order, "environment": environment or {}}), report)
 
     def wait(self, running: Running) -> int:
         """Exit status of a run; minus the signal's number where it was killed."""
@@ -86,33 +92,29 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     found.close()
 
 
-class Shelf:
-    """A store on the local disk and what tests ask about it."""
+class Place:
+    """A store anywhere and what tests ask about it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder
-        Store(str(folder))
+    def __init__(self, url: str) -> None:
+        self.url = url
 
     @property
     def store(self) -> Store:
         """A new client of the store."""
-        return Store(str(self.path), create=False)
+        return Store(self.url, create=False)
 
     def losses(self) -> Losses:
         """Every row of the losses tables, the first of each pair."""
         found: Losses = {}
-        for path in sorted(self.path.glob("losses/*/*.parquet")):
-            for row in decode(path.read_bytes()):
+        backend = self.store.backend
+        for path in backend.list("losses"):
+            for row in decode(backend.read(path)) if path.endswith(".parquet") else ():
                 found.setdefault((row.mixture, row.windows), (row.nll, tuple(row.group_nll)))
         return found
 
-    def files(self, top: str = "") -> dict[str, tuple[int, bytes]]:
-        """Time of the last change and content of every file below a folder of the store."""
-        return {
-            path.relative_to(self.path).as_posix(): (path.stat().st_mtime_ns, path.read_bytes())
-            for path in sorted((self.path / top).rglob("*"))
-            if path.is_file()
-        }
+    def ranking(self, report: dict[str, Any]) -> bytes:
+        """The ranking that a run left, as it was written."""
+        return self.store.backend.read(f"{report['folder']}/ranking.parquet")
 
     def trained(self) -> dict[str, str]:
         """Label of each training that is committed, by key."""
@@ -127,6 +129,23 @@ class Shelf:
         """Nothing in the store is damaged, and nobody works on it."""
         assert audit.verify(self.store, lambda done, total, unit: None) == []
         assert lineage.live_work(self.store) == []
+
+
+class Shelf(Place):
+    """A store on the local disk."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder))
+        self.path = folder
+        Store(self.url)
+
+    def files(self, top: str = "") -> dict[str, tuple[int, bytes]]:
+        """Time of the last change and content of every file below a folder of the store."""
+        return {
+            path.relative_to(self.path).as_posix(): (path.stat().st_mtime_ns, path.read_bytes())
+            for path in sorted((self.path / top).rglob("*"))
+            if path.is_file()
+        }
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
@@ -38,11 +38,6 @@ def alone(runs: "Runs", shelves: Shelves, recipe: Recipe) -> "Shelf":
     return shelf
 
 
-def _ranking(shelf: "Shelf", report: dict[str, Any]) -> bytes:
-    folder: str = report["folder"]
-    return (shelf.path / folder / "ranking.parquet").read_bytes()
-
-
 def test_each_training_and_each_loss_is_made_once(
     runs: "Runs", shelves: Shelves, recipe: Recipe, alone: "Shelf"
 ) -> None:
@@ -53,7 +48,7 @@ def test_each_training_and_each_loss_is_made_once(
     assert sorted(trained) == TRAININGS
     assert sum(summary["losses_evaluated"] for summary in shelf.summaries()) == PAIRS
     assert shelf.losses() == alone.losses()
-    assert len({_ranking(shelf, report) for report in reports}) == 1
+    assert len({shelf.ranking(report) for report in reports}) == 1
     assert len({report["folder"] for report in reports}) == 2
     shelf.check_sound()
 

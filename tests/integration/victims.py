@@ -1,9 +1,10 @@
 """Runs recipes in forked children that kill themselves where they are told to.
 
 A script that imports everything once, then reads orders, one JSON object a line: ``{"store", "recipe",
-"report", "kill_at"}`` forks a child and answers its process id, ``{"wait": pid}`` answers how it ended.
+"report", "kill_at", "environment"}`` forks a child and answers its process id, ``{"wait": pid}``
+answers how it ended.
 A child counts what it does to the disk and what it tells a person; it dies at number ``kill_at``, or
-ends and writes what it did to ``report``. The code and the disk are the real ones.
+ends and writes what it did to ``report``. The code and the disk (or S3 server) are the real ones.
 """
 
 import json
@@ -97,7 +98,9 @@ def carry_out(order: dict[str, Any]) -> None:
     """Run the recipe of an order to its end, or to its death."""
     events = Events(order["kill_at"])
     reporter = WatchedReporter(events, Path(order["report"]).with_suffix(".said"))
-    store = Store(order["store"], create=False, backend=WatchedBackend(order["store"], events))
+    os.environ.update(order["environment"])
+    backend = None if "://" in order["store"] else WatchedBackend(order["store"], events)
+    store = Store(order["store"], backend=backend)
     runtime = Runtime(threads=1, checkpoint_seconds=0, chunk=2)
     run = InlineRunner(store, runtime, reporter)
     result = execute(run, parse_recipe(order["recipe"]))
