@@ -8,7 +8,6 @@ transformers, and ``--help`` next to nothing.
 import logging
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -219,9 +218,9 @@ def _explanation(explanation: "Explanation") -> dict[str, Any]:
 @app.command()
 def demo(
     store: StoreUrl = "demo-store",
-    corpus: Annotated[Path, typer.Option(help="Folder for the demo's corpus.")] = Path(
-        "demo-corpus"
-    ),
+    corpus: Annotated[
+        str, typer.Option(help="Folder or fsspec URL for the demo's corpus.")
+    ] = "demo-corpus",
     references: Annotated[
         bool, typer.Option("--references", help="Also validate the ranking.")
     ] = False,

@@ -99,6 +99,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Re-hash everything and say what is wrong; exit code 1 if anything is."""
+    from flows.index import refresh_index
     from storage import audit
 
     with faults():
@@ -106,6 +107,8 @@ def verify(
         with TerminalReporter(err) as reporter:
             found = audit.verify(opened, reporter.task("verify"))
         aside = audit.repair(opened, found) if repair else []
+        if aside:
+            refresh_index(opened)
     if as_json:
         print_json({"faults": [fault._asdict() for fault in found], "set_aside": aside})
     else:

@@ -1,9 +1,9 @@
 """The demo: a corpus from this Python environment, every mixture judged, then a domain arrives."""
 
-import shutil
 import time
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -14,30 +14,44 @@ from flows.run import RunResult, execute
 from flows.runners import InlineRunner
 from flows.summary import show_result
 from storage.cache import Runtime
+from storage.place import file_system
 from storage.store import Store
 
 LATE = "tests"
 """The domain that arrives for the second run."""
 
+GATHERED = "demo-corpus"
+"""Folder in which text is gathered, unless the corpus is to lie in another one."""
 
-def demo_recipe(corpus: Path) -> Recipe:
-    """The recipe of the demo with its corpus in the folder ``corpus``."""
+
+def demo_recipe(corpus: str) -> Recipe:
+    """The recipe of the demo with its corpus in ``corpus``, a folder or URL."""
     with resources.as_file(resources.files("flows") / "recipes" / "demo.yaml") as path:
         recipe = load_recipe(path)
-        # The recipe names files below demo-corpus/; another folder is a matter of its overrides.
-        tree = recipe.model_dump_json().replace("demo-corpus/", f"{corpus}/")
+        # The recipe names files below demo-corpus/; another place is a matter of its overrides.
+        tree = recipe.model_dump_json().replace("demo-corpus/", f"{corpus.rstrip('/')}/")
     return Recipe.model_validate_json(tree)
 
 
-def run_demo(store: str, corpus: Path, *, references: bool = False) -> None:
-    """Run the demo's recipe, let a new domain arrive, run again; print both."""
+def run_demo(store: str, corpus: str, *, references: bool = False) -> None:
+    """Run the demo's recipe, let a new domain arrive, run again; print both.
+
+    Args:
+        store, corpus: folders or URLs; where the corpus is a URL, its text is gathered in the
+            folder ``demo-corpus`` and copied there.
+    """
     console = make_console()
     started = time.monotonic()
     console.print("Gathering text from this Python environment ...")
-    for name, found in gather(corpus).items():
+    folder = Path(GATHERED if "://" in corpus else corpus)
+    for name, found in gather(folder).items():
         console.print(f"  {name}: {found.num_documents} documents, {found.num_bytes:,} bytes")
-    arriving, arrived = corpus / "arriving" / f"{LATE}.jsonl", corpus / "corpus" / f"{LATE}.jsonl"
-    if arrived.exists():
+    system, place = file_system(corpus)
+    if "://" in corpus:
+        console.print(f"Copying it to {corpus} ...")
+        _copy(folder, system, place)
+    arriving, arrived = f"{place}/arriving/{LATE}.jsonl", f"{place}/corpus/{LATE}.jsonl"
+    if system.exists(arrived):
         console.print(f"(the domain {LATE!r} arrived in an earlier demo: nothing is new today)")
     recipe = demo_recipe(corpus)
     result = _run(recipe, store)
@@ -45,12 +59,20 @@ def run_demo(store: str, corpus: Path, *, references: bool = False) -> None:
     _say_where(console, store, result, started)
 
     console.rule(f"a new domain arrives: {LATE}")
-    shutil.copyfile(arriving, arrived)
+    system.cp_file(arriving, arrived)
     again = time.monotonic()
     result = _run(recipe, store, references=references)
     show_result(console, result, top=5)
     _say_where(console, store, result, again)
     console.print(f"the whole demo: {time.monotonic() - started:.0f} s")
+
+
+def _copy(folder: Path, system: Any, place: str) -> None:
+    """Copy what was gathered, and is not there yet; what an earlier demo let arrive stays out."""
+    for path in sorted(folder.glob("*/*.jsonl")):
+        target = f"{place}/{path.relative_to(folder).as_posix()}"
+        if path != folder / "corpus" / f"{LATE}.jsonl" and not system.exists(target):
+            system.put_file(str(path), target)
 
 
 def _run(recipe: Recipe, store: str, *, references: bool = False) -> RunResult:
@@ -61,4 +83,6 @@ def _run(recipe: Recipe, store: str, *, references: bool = False) -> RunResult:
 
 def _say_where(console: Console, store: str, result: RunResult, since: float) -> None:
     seconds = time.monotonic() - since
-    console.print(f"report: {store}/{result.folder}/report.html ({seconds:.0f} s)", soft_wrap=True)
+    console.print(
+        f"report: {store.rstrip('/')}/{result.folder}/report.html ({seconds:.0f} s)", soft_wrap=True
+    )

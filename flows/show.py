@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from storage.artifact import Record
@@ -54,8 +55,9 @@ def runs(store: Store) -> Rows:
 
 
 def _run_row(name: str, content: dict[str, Any] | None) -> dict[str, Any]:
+    folder = f"runs/{name}"
     if content is None:
-        return {"run": name, "best mixture": "(never ended)"}
+        return {"run": name, "best mixture": "(never ended)", "folder": folder}
     summary = content["summary"]
     return {
         "run": name,
@@ -64,6 +66,7 @@ def _run_row(name: str, content: dict[str, Any] | None) -> dict[str, Any]:
         "trained": len(summary["trained"]),
         "evaluated": summary["losses_evaluated"],
         "best mixture": summary["best"][MACRO_MEAN]["mixture"],
+        "folder": folder,
     }
 
 
@@ -98,6 +101,32 @@ def _model_row(record: Record) -> dict[str, Any]:
         "digest": short(record.output.digest),
         "folder": record.output.prefix,
     }
+
+
+def losses(store: Store) -> Rows:
+    """Every part of every losses table."""
+    return [
+        {
+            "table": short(PurePosixPath(path).parts[1]),
+            "part": PurePosixPath(path).name,
+            "bytes": info.num_bytes,
+            "folder": PurePosixPath(path).parent.as_posix(),
+        }
+        for path, info in store.backend.list("losses").items()
+        if path.endswith(".parquet")
+    ]
+
+
+def places(store: Store, rows: Rows) -> Iterator[str]:
+    """Where the folders of rows lie in full, each once, behind what the row is called."""
+    named = {row["folder"]: next(iter(row.values())) for row in rows}
+    for folder, name in named.items():
+        yield f"{name}: {address(store, folder)}"
+
+
+def address(store: Store, path: str) -> str:
+    """Where a file or folder of the store lies, as the store itself was named."""
+    return f"{store.url.rstrip('/')}/{path}"
 
 
 def ranking(store: Store, run: RunContent, objective: str) -> "pd.DataFrame":

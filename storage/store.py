@@ -1,8 +1,8 @@
 """The store: immutable artifacts, create-only records, verified reads, one mutable place for work.
 
 An artifact exists when, and only when, a record names it: files first, record last. A crash leaves
-files that no record names, which ``gc`` finds. Nothing else is ever overwritten, so readers need no
-locks; of two writers of one key the first wins, and the second is given what is there.
+files that no record names, which ``gc`` finds. Only the index page is ever overwritten, so readers need
+no locks; of two writers of one key the first wins, and the second is given what is there.
 """
 
 import logging

@@ -44,6 +44,7 @@ from tasks.ranking import (
 )
 
 if TYPE_CHECKING:
+    import jinja2
     import pandas as pd
 
 MOST_SET_PLOTS = 24
@@ -112,17 +113,22 @@ def write_report(path: Path, data: ReportData) -> None:
     Raises:
         ValueError: the losses cannot be ranked (see ``tasks.ranking.rank``).
     """
+    environment = page_environment(Path(__file__).parent)
+    page = environment.get_template("report.html.jinja").render(_page(data))
+    path.write_text(page, encoding="utf-8")
+
+
+def page_environment(folder: Path) -> "jinja2.Environment":
+    """Templates of ``folder``: what they place is escaped, a name they are not given is an error."""
     import jinja2
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("report.html.jinja").render(_page(data))
-    path.write_text(page, encoding="utf-8")
 
 
 def _page(data: ReportData) -> dict[str, Any]:

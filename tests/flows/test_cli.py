@@ -295,7 +295,7 @@ def test_show_as_json_and_as_text(finished: Place, what: What) -> None:
     result = mixpool("show", what.value, "--store", finished.store)
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
-    expected = {What.RUNS: 1, What.PARTITIONS: 6, What.MODELS: 7, What.RANKING: 20}
+    expected = {What.RUNS: 1, What.PARTITIONS: 6, What.MODELS: 7, What.RANKING: 20, What.LOSSES: 1}
     if what is What.LINEAGE:
         assert rows == lines
         assert lines[0].startswith("train birds-0  model ")
@@ -304,7 +304,7 @@ def test_show_as_json_and_as_text(finished: Place, what: What) -> None:
         assert len(rows) == expected[what]
         # A row that fits is one line: head, rows and frame.
         assert sum(line.startswith("│") for line in lines) == expected[what]
-        assert max(map(len, lines)) <= 120
+        assert max(len(line) for line in lines if line.startswith(("┃", "│"))) <= 120
 
 
 def test_folders_that_show_names_hold_what_they_say(finished: Place) -> None:
@@ -316,6 +316,20 @@ def test_folders_that_show_names_hold_what_they_say(finished: Place) -> None:
             assert "model.embed_tokens.weight" in tensors.keys()  # noqa: SIM118
     for row in mixpool_json("show", "partitions", "--store", finished.store):
         assert (Path(finished.store) / row["folder"]).is_dir()
+
+
+def test_show_ends_with_whole_paths_that_can_be_copied(finished: Place) -> None:
+    for what in ("partitions", "models", "losses"):
+        rows = mixpool_json("show", what, "--store", finished.store)
+        lines = mixpool("show", what, "--store", f"{finished.store}/").stdout.splitlines()
+        named = dict(line.split(": ") for line in lines[-len(rows) :])
+        assert {*named.values()} == {f"{finished.store}/{row['folder']}" for row in rows}
+        assert all(Path(folder).is_dir() for folder in named.values())
+    page, report = mixpool("show", "--store", finished.store).stdout.splitlines()[-2:]
+    assert Path(page.partition(": ")[2]).is_file()
+    (row,) = mixpool_json("show", "--store", finished.store)
+    assert Path(report.partition(": ")[2].replace("RUN", row["run"])).is_file()
+    assert row["folder"] == f"runs/{row['run']}"
 
 
 def test_ranking_of_one_set(finished: Place) -> None:
