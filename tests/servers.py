@@ -126,6 +126,18 @@ def free_port() -> int:
         return port
 
 
+def is_answered(endpoint: str) -> bool:
+    """Whether a server gives any HTTP response."""
+    connection = http.client.HTTPConnection(urlsplit(endpoint).netloc, timeout=10)
+    with contextlib.closing(connection):
+        try:
+            connection.request("GET", "/")
+            connection.getresponse()
+        except (OSError, http.client.HTTPException):
+            return False
+    return True
+
+
 def wait_for_answer(child: Child, endpoint: str, seconds: float = 60) -> None:
     """Return when the server gives any HTTP response.
 
@@ -134,18 +146,30 @@ def wait_for_answer(child: Child, endpoint: str, seconds: float = 60) -> None:
         TimeoutError: it did neither in ``seconds``.
     """
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    while not is_answered(endpoint):
         child.check()
-        connection = http.client.HTTPConnection(urlsplit(endpoint).netloc, timeout=10)
-        with (
-            contextlib.closing(connection),
-            contextlib.suppress(OSError, http.client.HTTPException),
-        ):
-            connection.request("GET", "/")
-            connection.getresponse()
-            return
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no answer from {endpoint} in {seconds} s; look into {child.log}")
         time.sleep(0.02)
-    raise TimeoutError(f"no answer from {endpoint} in {seconds} s; look into {child.log}")
+
+
+def launch(
+    command: Sequence[str], log: Path, endpoint: str, environment: Mapping[str, str] | None = None
+) -> Child:
+    """Start a server and wait until it answers.
+
+    Raises:
+        RuntimeError: something answers there already, or the server ended at once.
+    """
+    if is_answered(endpoint):
+        raise RuntimeError(f"something else listens at {endpoint}; choose another port")
+    child = Child(command, log, environment)
+    try:
+        wait_for_answer(child, endpoint)
+    except BaseException:
+        child.kill()
+        raise
+    return child
 
 
 @contextlib.contextmanager
@@ -154,9 +178,8 @@ def moto(folder: Path) -> Iterator[S3Server]:
     port = free_port()
     server = S3Server(f"http://127.0.0.1:{port}", "mixpool", "mixpool-secret")
     command = [sys.executable, str(Path(__file__).with_name("moto_server.py")), str(port)]
-    child = Child(command, folder / "moto.log")
+    child = launch(command, folder / "moto.log", server.endpoint)
     try:
-        wait_for_answer(child, server.endpoint)
         yield server
     finally:
         child.stop()
@@ -167,7 +190,7 @@ class Ministack:
 
     def __init__(self, folder: Path, port: int | None = None) -> None:
         """Nothing runs before ``start``; objects lie below ``folder/data``."""
-        self._folder = folder
+        self._folder = folder.resolve()
         self._port = port or free_port()
         self._child: Child | None = None
         self.server = S3Server(f"http://127.0.0.1:{self._port}", "mixpool", "mixpool-secret")
@@ -176,8 +199,11 @@ class Ministack:
         """Start the server unless it runs, and wait until it answers."""
         if self._child is not None:
             return
+        self._folder.mkdir(parents=True, exist_ok=True)
         environment = {
             "SERVICES": "s3",
+            # It would listen on all addresses.
+            "IOT_MTLS_ENABLED": "0",
             "S3_PERSIST": "1",
             "S3_DATA_DIR": str(self._folder / "data"),
             "BIND_HOST": "127.0.0.1",
@@ -186,9 +212,8 @@ class Ministack:
             # It would clear away containers that it takes for its own.
             "DOCKER_HOST": f"unix://{self._folder}/none",
         }
-        log = self._folder / "ministack.log"
-        self._child = Child([sys.executable, "-m", "ministack"], log, environment)
-        wait_for_answer(self._child, self.server.endpoint)
+        command, log = [sys.executable, "-m", "ministack"], self._folder / "ministack.log"
+        self._child = launch(command, log, self.server.endpoint, environment)
         # It forgets buckets that were empty.
         for bucket in self._folder.glob("data/[0-9]*/*"):
             self.server.make_bucket(bucket.name)
@@ -218,8 +243,9 @@ class Ministack:
 
 def serve(folder: Path, port: int) -> None:
     """Run ministack until Ctrl-C, after telling how to reach it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    ministack = Ministack(folder.resolve(), port)
+    # A shell makes the processes that it starts in the background ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    ministack = Ministack(folder, port)
     try:
         ministack.start()
         ministack.server.make_bucket(BUCKET)
