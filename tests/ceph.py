@@ -1,9 +1,9 @@
 """A real Ceph with its S3 gateway, as plain processes on this machine's loopback address.
 
-One monitor, one object storage daemon and radosgw, without systemd or containers; everything they
-write lies in one folder. The daemons trust each other, since only this machine reaches them; the
-gateway checks signatures as it does in production. Settings depart from Ceph's own only where one
-machine needs one copy, and where waiting in the consensus of a single monitor would take seconds.
+One monitor, one object storage daemon and radosgw, without systemd or containers. They write into one
+folder and keep objects in memory. The daemons trust each other, since only this machine reaches them;
+the gateway checks signatures as it does in production. Other settings depart from Ceph's own only where
+one machine keeps one copy, and where the consensus of a single monitor would take seconds.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from tests.servers import Child, S3Server, free_port, wait_for_answer
 INSTALL = "apt-get install -y --no-install-recommends ceph-mon ceph-osd radosgw"
 PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
 
-# Without mutual trust there is only unencrypted talk among the daemons, which the gateway refuses unless
-# told; without tcp_nodelay each GET waits 40 ms.
+# Daemons that trust each other talk unencrypted, which the gateway refuses unless told to (crc). Without
+# tcp_nodelay each GET waits 40 ms.
 SETTINGS = """\
 [global]
 fsid = {fsid}
@@ -123,5 +123,5 @@ class Ceph:
     def _daemon(self, program: str, *arguments: str) -> Child:
         command = [program, "--conf", str(self._config), "-f", *arguments]
         child = Child(command, self._folder / f"{program}.out")
-        self._stack.callback(child.stop)
+        self._stack.callback(child.kill)  # everything lies in memory
         return child

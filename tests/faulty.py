@@ -173,8 +173,7 @@ class FaultyProxy:
             raise ValueError(f"upstream is {upstream!r}: give it as http://host:port")
         if not 0 <= rate <= 1:
             raise ValueError(f"rate is {rate}: give the share of requests, between 0 and 1")
-        self._upstream = (url.hostname, url.port)
-        self.rate = rate
+        self._upstream, self.rate = (url.hostname, url.port), rate
         self.log: list[tuple[str, str, Fault | None]] = []
         self.forced: deque[tuple[Matches, Fault]] = deque()
         self.endpoint = ""
@@ -287,10 +286,9 @@ class FaultyProxy:
 
     async def _answer(self, turn: Turn, answer: Answer, client: Pipe) -> bool:
         fault = fitting_answer(turn.fault, answer)
-        if fault is Fault.LOST_ANSWER:
-            await drop(answer.pieces)
         self._note(turn, fault)
         if fault is Fault.LOST_ANSWER:
+            await drop(answer.pieces)
             return False
         if fault is Fault.LATE:
             await asyncio.sleep(turn.chance.uniform(*self._late))

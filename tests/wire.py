@@ -161,8 +161,9 @@ class Answer(NamedTuple):
     async def read(cls, server: Pipe, method: str) -> Self:
         """The answer to a request of the method. A chunked body is read whole and given a length."""
         head = await Head.read(server.reader)
-        if not head.is_chunked:
-            has_body = method != "HEAD" and head.status not in (204, 304)
+        # Some servers announce chunks that the answer to a HEAD cannot have.
+        has_body = method != "HEAD" and head.status not in (204, 304)
+        if not (head.is_chunked and has_body):
             num_bytes = length_of(head) if has_body else 0
             return cls(head, num_bytes, exactly(server.reader, num_bytes))
         body = without_framing(b"".join([piece async for piece in chunks(server.reader)]))

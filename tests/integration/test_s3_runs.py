@@ -9,19 +9,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from flows.planner import plan
 from flows.recipe import Recipe
-from flows.run import execute
+from flows.run import RunResult, execute
 from flows.runners import InlineRunner, Quiet
-from storage.cache import Runtime
+from storage.cache import Handle, Runtime
 from storage.place import open_backend
 from storage.store import Store
+from tasks.window import load_windows
+from tests.faulty import FaultyProxy
 from tests.integration.conftest import Place
 from tests.servers import BUCKET
 
 if TYPE_CHECKING:
-    from tests.conftest import TinyRecipe
+    from tests.conftest import TinyCorpus, TinyRecipe
     from tests.integration.conftest import Running, Runs
     from tests.servers import Ministack, S3Server
 
@@ -140,6 +144,89 @@ def test_one_of_two_is_killed_while_it_holds_a_lease(
     assert place.ranking(report) == alone[1]
     assert len(place.summaries()) == 1
     place.check_sound()
+
+
+def test_a_model_that_a_plain_client_downloads_gives_the_losses_in_the_table(
+    recipe: Recipe, place: Place, server: "S3Server", tmp_path: Path
+) -> None:
+    result = execute(InlineRunner(Store(place.url), Runtime(threads=1)), recipe)
+    model = download(server, result.outcome.pool["birds-0"], place, tmp_path / "model")
+    loaded = AutoModelForCausalLM.from_pretrained(model).eval()
+    assert result.outcome.rows is not None
+    rows = {row.evaluation_set: row for row in result.outcome.rows if row.label == "birds-0"}
+    for name, handle in result.outcome.windows.items():
+        windows = load_windows(download(server, handle, place, tmp_path / name))
+        inputs, targets = (
+            torch.from_numpy(array.astype("int64")) for array in (windows.inputs, windows.targets)
+        )
+        with torch.no_grad():
+            logits = loaded(input_ids=inputs).logits
+        each = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).double(), targets.flatten(), reduction="none"
+        ).view_as(targets)
+        nll = sum(
+            each[row, first : first + length].sum().item()
+            for row, (first, length) in enumerate(zip(windows.first, windows.length, strict=True))
+        )
+        assert nll == pytest.approx(rows[name].nll, rel=1e-5)
+
+
+def download(server: "S3Server", handle: Handle, place: Place, target: Path) -> Path:
+    """An artifact's folder by plain boto3, as anybody could."""
+    assert handle.artifact is not None
+    prefix = f"{place.url.removeprefix(f's3://{BUCKET}/')}/{handle.artifact.prefix}/"
+    client = server.client()
+    for found in client.list_objects_v2(Bucket=BUCKET, Prefix=prefix)["Contents"]:
+        path = target / found["Key"].removeprefix(prefix)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        client.download_file(BUCKET, found["Key"], str(path))
+    return target
+
+
+def test_only_what_is_new_in_the_corpus_is_read(
+    recipe: Recipe,
+    place: Place,
+    server: "S3Server",
+    tiny_corpus: "TinyCorpus",
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (url,) = recipe.corpus.source.urls
+    folder = url.removeprefix("s3://").removesuffix("/*.jsonl")
+    with FaultyProxy(server.endpoint, rate=0, seed=0) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+
+        def read(act: Callable[[], object]) -> list[str]:
+            """Which of the corpus's files a run asks for."""
+            before = len(proxy.log)
+            act()
+            asked = [
+                target.partition("?")[0]
+                for method, target, _ in proxy.log[before:]
+                if method == "GET"
+            ]
+            return sorted(
+                {path.rpartition("/")[2] for path in asked if folder in path} - {"corpus"}
+            )
+
+        def run() -> RunResult:
+            return execute(InlineRunner(Store(place.url), Runtime(threads=1)), recipe)
+
+        # Nor are files read whose path tells a domain that is not wanted.
+        assert read(run) == [f"{name}.jsonl" for name in ("birds", "law", "rivers", "sums")]
+        assert read(run) == []
+        assert read(lambda: plan(place.url, recipe, Runtime(), Quiet())) == []
+        bucket, _, prefix = folder.partition("/")
+        one = {"Bucket": bucket, "Key": f"{prefix}/birds.jsonl"}
+        client = server.client()
+        old = client.get_object(**one)["Body"].read()
+        new = (tiny_corpus(tmp_path / "more", seed=1) / "birds.jsonl").read_bytes()
+        try:
+            client.put_object(**one, Body=old + new)
+            assert read(run) == ["birds.jsonl"]
+            assert read(run) == []
+        finally:
+            client.put_object(**one, Body=old)
 
 
 def _wait_for(look: Callable[[], T]) -> T:
