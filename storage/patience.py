@@ -6,8 +6,10 @@ does not hold) is an answer and comes back at once. A server that has never answ
 that is more often a wrong address than an outage.
 """
 
+import asyncio
 import logging
 import os
+import random
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -127,16 +129,29 @@ class Patience:
             Exception: whatever ``request`` raises that does not pass.
         """
         try:
-            async for attempt in self._attempts(what):
-                with attempt:
-                    answer = await request()
-        except RetryError as error:
-            raise self._given_up(what, error.last_attempt) from error.last_attempt.exception()
+            try:
+                # Nearly every request is answered at once: then tenacity would cost time only.
+                answer = await request()
+            except Exception as error:
+                if not is_passing(error):
+                    raise
+                answer = await self._ask_again(what, request)
         except Exception as error:
             # Also a refusal shows that somebody is there.
             self._has_answered |= status_of(error) > 0
             raise
         self._has_answered = True
+        return answer
+
+    async def _ask_again(self, what: str, request: Callable[[], Awaitable[T]]) -> T:
+        self.num_retries += 1
+        await asyncio.sleep(random.uniform(0, self.first))
+        try:
+            async for attempt in self._attempts(what):
+                with attempt:
+                    answer = await request()
+        except RetryError as error:
+            raise self._given_up(what, error.last_attempt) from error.last_attempt.exception()
         return answer
 
     def _attempts(self, what: str) -> AsyncRetrying:

@@ -5,6 +5,7 @@ listing is kept; what it does not show may still have been written by another cl
 ``fresh`` asks again.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from storage.artifact import FORMAT, CorruptError, Record, digest_of, seal, unseal
+from storage.artifact import FORMAT, CorruptError, Record, digest_of, unseal
 from storage.backend import Backend
 
 LOG = logging.getLogger("mixpool.store")
@@ -42,7 +43,7 @@ class Records:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self._listings: dict[str, _Listing] = {}
-        self._ahead: dict[str, bytes] = {}
+        self._ahead: dict[str, dict[str, bytes]] = {}
         self._lock = threading.Lock()
 
     def find(self, step: str, key: str, *, fresh: bool = False) -> Record | None:
@@ -51,10 +52,10 @@ class Records:
         A record that does not hold what was written is set aside (see ``retract``) and reported,
         and counts as none. Where two writers used different labels, the first name stands.
         """
+        ahead = self._ahead.pop(key, {})
         for path in self._names(step, fresh=fresh).get(key, ()):
             try:
-                data = None if fresh else self._ahead.pop(path, None)
-                return self._parsed(path, data or self.backend.read(path))
+                return self._record(path, None if fresh else ahead.get(path))
             except FileNotFoundError:
                 continue
             except CorruptError as error:
@@ -62,17 +63,25 @@ class Records:
                 self.set_aside(path)
         return None
 
+    def _record(self, path: str, ahead: bytes | None) -> Record:
+        if ahead is not None:
+            # What was damaged then may have been made anew since.
+            with contextlib.suppress(CorruptError):
+                return self._parsed(path, ahead)
+        return self.read_record(path)
+
     def has(self, step: str, key: str) -> bool:
         """Whether some record has this key, by name alone: one listing for any number of keys."""
         return key in self._names(step)
 
     def look_ahead(self, step: str, keys: Iterable[str]) -> None:
         """Read the records of many keys at once; the next ``find`` of each has it at hand."""
-        names = self._names(step)
-        paths = [path for key in keys for path in names.get(key, ())]
-        for path, data in self.backend.read_each(paths):
+        names, found = self._names(step), {key: dict[str, bytes]() for key in keys}
+        owners = {path: key for key in found for path in names.get(key, ())}
+        for path, data in self.backend.read_each(owners):
             if data is not None:
-                self._ahead[path] = data
+                found[owners[path]][path] = data
+        self._ahead |= found
 
     def _names(self, step: str, *, fresh: bool = False) -> dict[str, list[str]]:
         with self._lock:
@@ -122,25 +131,26 @@ class Records:
             except CorruptError as error:
                 LOG.warning("%s", error)
 
-    def _add(self, record: Record) -> Record:
+    def _add(self, record: Record, sealed: bytes) -> Record:
         """Write a record; the one that stands for its key."""
-        sealed = seal(record)
+        # What was read ahead may be gone by now, and then this record must be written.
+        self._ahead.pop(record.key, None)
         with self._lock:
             listing = self._listings.get(record.step)
         is_recent = listing is not None and time.monotonic() - listing.time < RECENT
         # The record of a key may have another label, and so another name, which create cannot see.
         if (standing := self.find(record.step, record.key, fresh=not is_recent)) is not None:
             return standing
-        if self.backend.create(record.path, sealed):
-            with self._lock:
-                if (listing := self._listings.get(record.step)) is not None:
-                    listing.names.setdefault(record.key, []).append(record.path)
-            return record
-        LOG.info("%s was committed by another run; using that", record.path)
-        standing = self.find(record.step, record.key, fresh=True)
-        if standing is None:
-            raise CorruptError(f"{record.path} was written and cannot be read back")
-        return standing
+        for _ in range(2):  # once more where what is there is damaged and so set aside
+            if self.backend.create(record.path, sealed):
+                with self._lock:
+                    if (listing := self._listings.get(record.step)) is not None:
+                        listing.names.setdefault(record.key, []).append(record.path)
+                return record
+            LOG.info("%s was committed by another run; using that", record.path)
+            if (standing := self.find(record.step, record.key, fresh=True)) is not None:
+                return standing
+        raise CorruptError(f"{record.path} was written and cannot be read back")
 
     def set_aside(self, path: str) -> None:
         """Move a record out of use, to ``work/set-aside/``, so that its step runs again."""
@@ -152,3 +162,4 @@ class Records:
         self.backend.delete(path)
         with self._lock:
             self._listings.clear()
+            self._ahead.clear()

@@ -1,62 +1,42 @@
 """Files of a store in S3, or in whatever speaks its language.
 
-Here are the few requests a store stands on, spelled out, because their conditions and checksums are
-the point: creation by ``If-None-Match: *``, replacement by ``If-Match``, a CRC32 with every upload,
-big files in parallel parts both ways. An answer can be lost after the write has landed: so each write
-carries a name of its own (metadata ``writer``), and one that is refused looks whether it was itself
-the first.
+The few operations a store stands on, spelled out, because their conditions are the point: creation by
+``If-None-Match: *``, replacement by ``If-Match``, a CRC32 with every upload, big files in parallel
+parts both ways, many small ones at a time.
 """
 
 import asyncio
 import contextlib
 import itertools
-import mimetypes
 import os
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from storage.backend import Backend, FileInfo, Look
+from storage.backend import FileInfo, Look
 from storage.patience import TornAnswerError, status_of
-from storage.s3_client import Part, PatientS3, crc32, gather, is_missing
-
-T = TypeVar("T")
+from storage.s3_client import PatientS3, crc32, gather
+from storage.s3_requests import BEHIND_END, REQUESTS, S3Requests, facts
 
 PART_BYTES = 16 << 20
-"""Files above this size are sent and fetched in parts of it."""
+"""Files above this size are sent in parts of it; each is in memory on its way."""
+RANGE_BYTES = 64 << 20
+"""Files above this size are fetched in ranges of it, which go to their place piece by piece."""
 MOST_PARTS = 10_000
 """Parts that S3 allows for one object."""
 STREAMS = 8
-"""Parts of big files on their way at the same time."""
-REQUESTS = 32
-"""Small requests on their way at the same time."""
-
-FAILED, GONE = 412, 404
-"""HTTP status: a condition does not hold; there is no such object or upload."""
-
+"""Parts and ranges of big files on their way at the same time."""
 UPLOAD = "?uploadId="
 
 
-class S3Backend(Backend):
-    """Files below one bucket and prefix."""
-
-    is_remote = True
+class S3Backend(S3Requests):
+    """Files of a store below one bucket and prefix."""
 
     def __init__(self, fs: PatientS3, root: str) -> None:
         super().__init__(fs, root)
-        self.bucket, _, self.prefix = self.root.partition("/")
         # One for all files, since it bounds memory.
         self._streams = asyncio.Semaphore(STREAMS)
-
-    def _key(self, path: str) -> str:
-        return f"{self.prefix}/{path}" if self.prefix and path else self.prefix or path
-
-    def _call(self, method: str, path: str, **arguments: Any) -> Awaitable[Any]:
-        call: Awaitable[Any] = self.fs._call_s3(
-            method, Bucket=self.bucket, Key=self._key(path), **arguments
-        )
-        return call
 
     # Reading -----------------------------------------------------------------------------------
 
@@ -79,62 +59,42 @@ class S3Backend(Backend):
         with target.open("wb") as file:
             self._run(lambda: self._fetch(path, file.fileno()))
 
-    def _run(self, work: Callable[[], Awaitable[T]]) -> T:
-        done: T = self.fs.run(work)
-        return done
-
-    def _each(self, work: Callable[[str], Awaitable[T]], items: Iterable[str]) -> list[T]:
-        """The results of small requests, many at a time, in order."""
-
-        async def all_of_them() -> list[T]:
-            free = asyncio.Semaphore(REQUESTS)
-
-            async def one(item: str) -> T:
-                async with free:
-                    return await work(item)
-
-            return await gather([one(item) for item in items])
-
-        return self._run(all_of_them)
-
-    def _get(self, path: str, first: int | None = None, last: int | None = None) -> Awaitable[Part]:
-        part: Awaitable[Part] = self.fs.get(self.full(path), first, last)
-        return part
-
-    async def _read_or_none(self, path: str) -> bytes | None:
-        with contextlib.suppress(FileNotFoundError):
-            return (await self._get(path)).data
-        return None
-
-    async def _head(self, path: str) -> Any:
-        with contextlib.suppress(FileNotFoundError):
-            return await self._call("head_object", path)
-        return None
-
     async def _fetch(self, path: str, file: int) -> None:
-        """All parts of one version of an object; another one that replaces it starts this anew."""
+        """All ranges of one version of an object; another one that replaces it starts this anew."""
         await self.fs.patience.ask(
             f"get_object of s3://{self.full(path)}", lambda: self._fetch_once(path, file)
         )
 
     async def _fetch_once(self, path: str, file: int) -> None:
         os.ftruncate(file, 0)
+        told: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        head = asyncio.ensure_future(self._copy(path, file, 0, told))
+        answers: list[asyncio.Future[Any]] = [head, told]
+        await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
+        if not told.done():  # it failed before it got an answer
+            return await self._fetch_empty(path, head)
+        starts = range(RANGE_BYTES, told.result(), RANGE_BYTES)
+        etags = await gather([head, *(self._copy(path, file, start) for start in starts)])
+        if len({*etags}) > 1:
+            raise TornAnswerError("the object was replaced while it was read")
+        return None
+
+    async def _fetch_empty(self, path: str, head: Awaitable[str]) -> None:
         try:
-            head = await self._get(path, 0, PART_BYTES - 1)
+            await head
         except OSError as error:
-            if not is_missing(error):
+            # An empty object has no first byte.
+            if status_of(error) != BEHIND_END or (await self._get(path)).data:
                 raise
-            head = await self._get(path)
-        os.pwrite(file, head.data, 0)
 
-        async def one(start: int) -> None:
-            async with self._streams:
-                part = await self._get(path, start, min(start + PART_BYTES, head.total) - 1)
-                if part.etag != head.etag:
-                    raise TornAnswerError("the object was replaced meanwhile")
-                await asyncio.to_thread(os.pwrite, file, part.data, start)
-
-        await gather([one(start) for start in range(len(head.data), head.total, PART_BYTES)])
+    async def _copy(
+        self, path: str, file: int, start: int, told: "asyncio.Future[int] | None" = None
+    ) -> str:
+        async with self._streams:
+            etag: str = await self.fs.copy(
+                self.full(path), file, start, start + RANGE_BYTES - 1, told
+            )
+            return etag
 
     # Writing -----------------------------------------------------------------------------------
 
@@ -150,7 +110,8 @@ class S3Backend(Backend):
 
     async def _create_from(self, path: str, source: Path) -> bool:
         if source.stat().st_size <= PART_BYTES:
-            return await self._put(path, source.read_bytes(), IfNoneMatch="*")
+            async with self._streams:
+                return await self._put(path, source.read_bytes(), IfNoneMatch="*")
         # The condition is looked at when the last part is there: too late to save the upload.
         is_free = await self._head(path) is None
         return is_free and await self._send(path, source, IfNoneMatch="*")
@@ -177,48 +138,22 @@ class S3Backend(Backend):
                     return True
         return False
 
-    async def _put(self, path: str, data: bytes, **condition: str) -> bool:
-        """Write a small object in one request; whether the condition held."""
-        writer = uuid.uuid4().hex
-        check = crc32(data)
-        facts = _facts(path, writer=writer, crc32=check) | {"Body": data, "ChecksumCRC32": check}
-        return await self._written(
-            path, writer, lambda: self._call("put_object", path, **facts, **condition)
-        )
-
-    async def _written(
-        self, path: str, writer: str, write: Callable[[], Awaitable[object]]
-    ) -> bool:
-        """Whether a write is the one that stands: its own answer may be that to a repetition."""
-        try:
-            await write()
-        except OSError as error:
-            if status_of(error) not in {FAILED, GONE}:
-                raise
-            head = await self._head(path)
-            if head is not None and head["Metadata"].get("writer") == writer:
-                return True
-            if status_of(error) == GONE:
-                raise
-            return False
-        return True
-
     async def _send(self, path: str, source: Path, **condition: str) -> bool:
         """Write a big object in parts; whether the condition held."""
         writer = uuid.uuid4().hex
         begun = await self._call(
             "create_multipart_upload",
             path,
-            **_facts(path, writer=writer),
+            **facts(path, writer=writer),
             ChecksumAlgorithm="CRC32",
         )
         upload = {"UploadId": begun["UploadId"]}
         stands = False
         try:
             sent = {"Parts": await self._send_parts(path, source, upload)}
-            facts = {**upload, "MultipartUpload": sent, **condition}
+            whole = {**upload, "MultipartUpload": sent, **condition}
             stands = await self._written(
-                path, writer, lambda: self._call("complete_multipart_upload", path, **facts)
+                path, writer, lambda: self._call("complete_multipart_upload", path, **whole)
             )
         finally:
             if not stands:  # what was sent would be kept, and paid for
@@ -236,8 +171,8 @@ class S3Backend(Backend):
             async with self._streams:
                 data = await asyncio.to_thread(_slice, source, (number - 1) * size, size)
                 check = {"ChecksumCRC32": crc32(data)}
-                facts = {"PartNumber": number, **upload, **check}
-                sent = await self._call("upload_part", path, Body=data, **facts)
+                part = {"PartNumber": number, **upload, **check}
+                sent = await self._call("upload_part", path, Body=data, **part)
                 return {"PartNumber": number, "ETag": sent["ETag"], **check}
 
         return await gather([one(number) for number in range(1, -(-total // size) + 1)])
@@ -253,21 +188,6 @@ class S3Backend(Backend):
             if not entry["Key"].endswith("/")
         }
         return dict(sorted(infos.items()))
-
-    async def _pages(self, method: str, entries: str, prefix: str) -> Sequence[dict[str, Any]]:
-        folder = self._key(prefix)
-        arguments = {"Bucket": self.bucket, "Prefix": f"{folder}/" if folder else ""}
-        found: list[dict[str, Any]] = []
-        while True:
-            page = await self.fs._call_s3(method, **arguments)
-            found += page.get(entries, [])
-            if not page.get("IsTruncated"):
-                return found
-            arguments |= {
-                name: page[f"Next{name}"]
-                for name in ("ContinuationToken", "KeyMarker", "UploadIdMarker")
-                if page.get(f"Next{name}")
-            }
 
     def delete(self, path: str) -> None:
         self.delete_each([path])
@@ -304,12 +224,6 @@ class S3Backend(Backend):
         self.delete(path)
         words = "If-Match: a lease is renewed by a look and a write, not by one conditional write"
         return [words] if is_ignored else []
-
-
-def _facts(path: str, **metadata: str) -> dict[str, Any]:
-    # So that a browser shows pages, tables and JSON instead of saving them.
-    kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
-    return {"Metadata": metadata, "ContentType": kind}
 
 
 def _slice(source: Path, start: int, size: int) -> bytes:

@@ -113,9 +113,9 @@ class Store(Records):
         Raises:
             NotCanonicalError: the record holds a value without a canonical form; nothing is stored.
         """
-        seal(record)
+        sealed = seal(record)
         self._upload(record.output, folder)
-        return self._add(record)
+        return self._add(record, sealed)
 
     def retract(self, artifact: Artifact) -> list[str]:
         """Set aside every record that names ``artifact``, then delete its files."""

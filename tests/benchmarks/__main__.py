@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks [store] [train] [sweep]`: each as a ratio to its floor.
+"""`python -m tests.benchmarks [store] [s3] [train] [sweep]`: each as a ratio to its floor.
 
 Both sides of a ratio are measured in alternation in one process, so that a noisy machine disturbs
 both alike; shown are medians and the spread (lowest and highest) over the repetitions. Results go to
@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from storage.provenance import commit, provenance
-from tests.benchmarks import store, sweep, train
+from tests.benchmarks import s3, store, sweep, train
 from tests.benchmarks.measure import Ratio
 
-SUITES = {"store": store.measure, "train": train.measure, "sweep": sweep.measure}
+SUITES = {"store": store.measure, "s3": s3.measure, "train": train.measure, "sweep": sweep.measure}
 
 
 def main() -> None:

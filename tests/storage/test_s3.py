@@ -42,6 +42,7 @@ def backend(url: str) -> S3Backend:
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> int:
     """The smallest parts that S3 takes."""
     monkeypatch.setattr(s3, "PART_BYTES", 5 * MIB)
+    monkeypatch.setattr(s3, "RANGE_BYTES", 5 * MIB)
     return 5 * MIB
 
 
