@@ -2,10 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-ceph check bench clean
+.PHONY: demo demo-s3 test test-ceph check bench clean
 
 demo: .venv/installed
 	$(BIN)/mixpool demo
+
+demo-s3: .venv/installed
+	$(BIN)/python -m tests.demo_on_s3
 
 test: .venv/installed
 	$(BIN)/python -m pytest
@@ -24,7 +27,7 @@ bench: .venv/installed
 	$(BIN)/python -m tests.benchmarks
 
 clean:
-	rm -rf .venv demo-store demo-corpus build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv demo-store demo-corpus demo-s3 build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/installed: pyproject.toml deploy/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mixpool needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

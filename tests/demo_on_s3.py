@@ -36,9 +36,14 @@ def main() -> int:
     ministack.start()
     try:
         ministack.server.make_bucket(BUCKET)
-        return demo(ministack, chosen.kill_after, chosen.away)
+        status = demo(ministack, chosen.kill_after, chosen.away)
     finally:
         ministack.stop()
+    say(
+        f"to walk through it: python -m tests.servers ministack --port {chosen.port} --data {chosen.folder}"
+    )
+    say(f"and then {ministack.server.endpoint}/{STORE.removeprefix('s3://')}/index.html")
+    return status
 
 
 def demo(ministack: Ministack, kill_after: list[float], away: float) -> int:

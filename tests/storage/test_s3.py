@@ -16,6 +16,7 @@ from storage.place import file_system, open_backend
 from storage.s3 import S3Backend
 from storage.s3_client import NoBucketError
 from storage.store import Store
+from tests.faulty import Fault, FaultyProxy
 from tests.servers import BUCKET
 
 if TYPE_CHECKING:
@@ -168,6 +169,56 @@ def test_a_missing_bucket_is_no_empty_store(url: str, tmp_path: Path) -> None:
             Store("s3://nowhere/store", tmp_path, create=create)
     with pytest.raises(NoBucketError):
         open_backend("s3://nowhere/store").list("records")
+
+
+class WithoutIfMatch(S3Backend):
+    """A server that ignores ``If-Match``."""
+
+    async def _put(self, path: str, data: bytes, **condition: str) -> bool:
+        condition.pop("IfMatch", None)
+        return await super()._put(path, data, **condition)
+
+
+def test_what_a_server_lacks_is_named_and_does_no_harm(backend: S3Backend) -> None:
+    assert backend.lacks("work/check") == []
+    poor = WithoutIfMatch(backend.fs, backend.root)
+    (words,) = poor.lacks("work/check")
+    assert words.startswith("If-Match: a lease is renewed by a look and a write")
+    poor.put("x", b"1")
+    assert poor.swap("x", b"1", b"2")
+    assert not poor.swap("x", b"1", b"3")
+    assert poor.read("x") == b"2"
+    assert poor.list("work/check") == {}
+
+
+def test_a_lost_answer_to_a_write_that_landed_is_no_second_write(
+    url: str, moto_server: "S3Server", monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(s3, "PART_BYTES", 5 * MIB)
+    (tmp_path / "big").write_bytes(os.urandom(6 * MIB))
+    with FaultyProxy(moto_server.endpoint, rate=0, seed=0) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        backend = open_backend(url)
+
+        def meets(fault: Fault, method: str) -> None:
+            proxy.forced.append((lambda asked, _: asked == method, fault))
+
+        for number, fault in enumerate((Fault.LOST_ANSWER, Fault.DUPLICATE)):
+            meets(fault, "PUT")
+            assert backend.create(f"small {number}", b"mine")
+            assert not backend.create(f"small {number}", b"mine")
+            # Only the request that completes the upload; that which begins it has another query.
+            completes = (lambda asked, target: asked == "POST" and "uploadId" in target, fault)
+            proxy.forced.append(completes)
+            assert backend.create_from(f"big {number}", tmp_path / "big")
+            meets(fault, "PUT")
+            assert backend.swap(f"small {number}", b"mine", b"other")
+            store = Store(f"{url}/{number}", tmp_path / "cache")
+            meets(fault, "PUT")
+            assert store.append("chain", ".x", b"1")
+            assert backend.list(f"{number}/chain").keys() == {f"{number}/chain/000000.x"}
+        assert proxy.injected.total() == 8
+        assert not proxy.forced
 
 
 def test_one_client_for_each_environment(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

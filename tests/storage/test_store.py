@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import Popen
@@ -76,17 +76,44 @@ class TestMemoryStore(RemoteContract):
     def door(self, url: str) -> BackDoor:
         return MemoryDoor(url)
 
-    def test_a_backend_that_overwrites_is_named_plainly(self, client: Client) -> None:
-        class Overwriting(MemoryBackend):
-            def create(self, path: str, data: bytes) -> bool:
-                self.put(path, data)
-                return True
-
+    def test_a_backend_that_overwrites_is_named_plainly(
+        self, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         store = client.open()
         store.backend = Overwriting(store.backend.fs, store.backend.root)
         with pytest.raises(StoreFormatError, match="does not refuse a second create") as caught:
             store.check()
         assert "16 of 16 racing writers were told they won" in str(caught.value)
+        assert "MIXPOOL_ALONE=1" in str(caught.value)
+        monkeypatch.setenv("MIXPOOL_ALONE", "1")
+        (lacking,) = store.check()
+        assert "only one process at a time may use it" in lacking
+
+    def test_a_server_is_looked_at_by_every_run_and_a_disk_once(self, client: Client) -> None:
+        for is_remote, number in ((True, 2), (False, 1)):
+            backend = Counting(open_backend(f"{client.url}/{is_remote}").fs, f"/x/{is_remote}")
+            backend.is_remote = is_remote
+            for create in (True, True, False):
+                Store("some store", client.room, create=create, backend=backend)
+            assert backend.checks == number
+
+
+class Overwriting(MemoryBackend):
+    """A backend without conditional creation."""
+
+    def create(self, path: str, data: bytes) -> bool:
+        self.put(path, data)
+        return True
+
+
+class Counting(MemoryBackend):
+    """Counts how often somebody asks what it lacks."""
+
+    checks = 0
+
+    def lacks(self, folder: str) -> Sequence[str]:
+        self.checks += 1
+        return super().lacks(folder)
 
 
 RACE = """
