@@ -79,8 +79,11 @@ def _is_fault(error: Exception) -> bool:
 def _ended(error: Exception, code: int) -> typer.Exit:
     from storage.provenance import USER
 
+    words = str(error)
+    if isinstance(error, OSError) and error.filename is None:
+        words = error.strerror or words  # the number before it tells a person nothing
     # A URL may hold a password, and messages end up in logs.
-    err.print(f"error: {USER.sub('://***@', str(error))}", soft_wrap=True)
+    err.print(f"error: {USER.sub('://***@', words)}", soft_wrap=True)
     return typer.Exit(code)
 
 

@@ -144,16 +144,13 @@ def test_credentials_are_refused_and_not_repeated(
 def test_object_stores_that_cannot_be_reached(
     finished: Place, monkeypatch: pytest.MonkeyPatch, name: str | None
 ) -> None:
-    from s3fs import S3FileSystem
-
-    S3FileSystem.clear_instance_cache()
     for variable in [v for v in os.environ if v.startswith("AWS_")]:
         monkeypatch.delenv(variable)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("MIXPOOL_PATIENCE_SECONDS", "1")
     if name is not None:
         monkeypatch.setenv(name, "AKIA")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
