@@ -1,8 +1,11 @@
 """Whole runs with store and corpus on a real S3 server: shared, killed, read by others, cut off."""
 
 import os
+import re
 import signal
 import time
+import urllib.parse
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -181,6 +184,21 @@ def download(server: "S3Server", handle: Handle, place: Place, target: Path) -> 
         path.parent.mkdir(parents=True, exist_ok=True)
         client.download_file(BUCKET, found["Key"], str(path))
     return target
+
+
+def test_a_browser_can_walk_from_the_index_page_to_everything(
+    recipe: Recipe, place: Place, server: "S3Server"
+) -> None:
+    result = execute(InlineRunner(Store(place.url), Runtime(threads=1)), recipe)
+    page = f"{server.endpoint}/{place.url.removeprefix('s3://')}/index.html"
+    with urllib.request.urlopen(page) as answer:
+        assert answer.headers["Content-Type"] == "text/html"
+        text = answer.read().decode()
+    links = re.findall(r'href="([^"#]+)"', text)
+    assert f"{result.folder}/report.html" in links
+    for link in links:
+        with urllib.request.urlopen(urllib.parse.urljoin(page, link)) as answer:
+            assert answer.status == 200, link
 
 
 def test_only_what_is_new_in_the_corpus_is_read(
