@@ -132,12 +132,14 @@ def find_garbage(store: Store, keep: Iterable[str] | None) -> Garbage:
         ValueError: there is nothing to keep, or a run in ``keep`` does not exist or never ended.
         CorruptError: a manifest or a ``run.json`` that says what is needed is damaged.
     """
+    # Before it is known that nobody works: the lease of a run that waits is none of these.
+    work = store.backend.list("work")
     _check_idle(store)
     kept = _chosen(run_folders(store), keep)
     tables = {key for run in kept.values() for key in run["losses"]}
     used = {path for run in kept.values() for path in run["manifests"]}
     chains = {_second(path) for path in used}
-    listed = {top: store.backend.list(top) for top in TOPS}
+    listed = {"work": work, **{top: store.backend.list(top) for top in TOPS}}
     manifests = [path for path in listed["manifests"] if _second(path) in chains]
     digests = _named_digests(store, _needed(manifests, used))
     records = {record.path: record for record in store.records()}
@@ -158,7 +160,7 @@ def find_garbage(store: Store, keep: Iterable[str] | None) -> Garbage:
     return Garbage(**doomed, unfinished=list(unfinished), num_bytes=freed)
 
 
-TOPS = ("runs", "manifests", "records", "losses", "work", "artifacts")
+TOPS = ("runs", "manifests", "records", "losses", "artifacts")
 
 
 def _second(path: str) -> str:
@@ -239,10 +241,20 @@ def collect(store: Store, keep: Iterable[str] | None) -> Garbage:
     """
     with store.lease(COLLECTING):
         garbage = find_garbage(store, keep)
-        # What names things goes before the things.
-        named = (garbage.runs, garbage.manifests, garbage.records, garbage.losses, garbage.work)
-        for paths in (*named, garbage.unfinished):
+        for paths in _in_order(garbage):
             store.backend.delete_each(paths)
         for prefix in garbage.artifacts:
             store.delete_artifact(prefix)
     return garbage
+
+
+def _in_order(garbage: Garbage) -> Iterator[list[str]]:
+    """Files, each group of which may go in any order: what names things goes before the things."""
+    ends = {path for path in garbage.runs if PurePosixPath(path).name == "run.json"}
+    yield sorted(ends)
+    yield sorted({*garbage.runs} - ends)
+    # An older manifest may name what is gone already, so it must not become the newest.
+    newest = {*{_second(path): path for path in garbage.manifests}.values()}
+    yield sorted({*garbage.manifests} - newest)
+    yield sorted(newest)
+    yield from (garbage.records, garbage.losses, garbage.work, garbage.unfinished)

@@ -16,8 +16,8 @@ from typing import Any
 
 from storage.backend import FileInfo, Look
 from storage.patience import TornAnswerError, status_of
-from storage.s3_client import PatientS3, crc32, gather
-from storage.s3_requests import BEHIND_END, REQUESTS, S3Requests, facts
+from storage.s3_client import BEHIND_END, PatientS3, crc32, gather
+from storage.s3_requests import REQUESTS, S3Requests, facts
 
 PART_BYTES = 16 << 20
 """Files above this size are sent in parts of it; each is in memory on its way."""

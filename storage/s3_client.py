@@ -8,6 +8,7 @@ that an outage costs one warning and a refusal comes back at once with operation
 import asyncio
 import base64
 import errno
+import io
 import os
 import zlib
 from collections.abc import Awaitable, Callable
@@ -17,15 +18,18 @@ from typing import Any, NamedTuple, TypeVar
 import fsspec
 from botocore.exceptions import NoCredentialsError, PartialCredentialsError, ProfileNotFound
 from fsspec.asyn import sync
+from fsspec.spec import AbstractBufferedFile
 from s3fs import S3FileSystem
-from s3fs.core import S3File
 
-from storage.patience import Patience, TornAnswerError
+from storage.patience import Patience, TornAnswerError, status_of
 
 T = TypeVar("T")
 
 READ_BLOCK = 8 << 20
 """Bytes that a reader of a corpus's file asks for at a time."""
+
+BEHIND_END = 416
+"""HTTP status: there is no such range."""
 
 PIECE = 1 << 20
 """Bytes of a body that are taken from the connection at once, at most."""
@@ -173,18 +177,32 @@ class PatientS3(S3FileSystem):  # type: ignore[misc] # s3fs has no types
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
         if mode != "rb":
             return super()._open(path, mode, **kwargs)
-        kwargs["block_size"] = kwargs.get("block_size") or READ_BLOCK
-        return PatientFile(self, path, mode, **kwargs)
+        head = self.run(lambda: self._beginning(path))
+        # A small file has come whole, with one request.
+        whole = len(head.data) == head.total
+        return io.BytesIO(head.data) if whole else PatientFile(self, path, head)
+
+    async def _beginning(self, path: str) -> Part:
+        try:
+            return await self.get(path, 0, READ_BLOCK - 1)
+        except OSError as error:
+            if status_of(error) != BEHIND_END:
+                raise
+            return await self.get(path)  # an empty object has no first byte
 
 
-class PatientFile(S3File):  # type: ignore[misc] # s3fs has no types
+class PatientFile(AbstractBufferedFile):  # type: ignore[misc] # fsspec has no types
     """A file of a corpus, read in blocks; it must stay what it was when it was opened."""
 
+    def __init__(self, fs: PatientS3, path: str, head: Part) -> None:
+        super().__init__(fs, path, "rb", READ_BLOCK, cache_type="readahead", size=head.total)
+        self._etag = head.etag
+        # What came with the opening is not asked for again.
+        self.cache.cache, self.cache.end = head.data, len(head.data)
+
     def _fetch_range(self, start: int, end: int) -> bytes:
-        if start >= end:
-            return b""
         part = self.fs.run(lambda: self.fs.get(self.path, start, end - 1))
-        if part.etag != self.details.get("ETag", part.etag):
+        if part.etag != self._etag:
             raise OSError(
                 errno.EBUSY, f"s3://{self.path} was replaced while it was read: run again"
             )

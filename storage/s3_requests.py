@@ -21,8 +21,8 @@ T = TypeVar("T")
 REQUESTS = 32
 """Small requests on their way at the same time."""
 
-FAILED, GONE, BEHIND_END = 412, 404, 416
-"""HTTP status: a condition does not hold; no such object or upload; no such range."""
+FAILED, GONE = 412, 404
+"""HTTP status: a condition does not hold; there is no such object or upload."""
 
 
 class S3Requests(Backend):

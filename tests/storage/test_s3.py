@@ -153,6 +153,39 @@ def test_a_changed_byte_that_comes_once_is_read_again(
     assert backend.read("x") == b"rot"
 
 
+@pytest.mark.parametrize("size", [0, 1, 8 * MIB - 1, 8 * MIB, 8 * MIB + 1, 30 * MIB])
+def test_a_file_of_a_corpus_is_read_in_blocks_and_none_twice(
+    url: str, moto_server: "S3Server", monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    data = os.urandom(size)
+    system, path = file_system(f"{url}/some file.txt")
+    with system.open(path, "wb") as file:
+        file.write(data)
+    with FaultyProxy(moto_server.endpoint, rate=0, seed=0) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        system, path = file_system(f"{url}/some file.txt")
+        with system.open(path, "rb") as file:
+            read = b"".join(iter(lambda: file.read(70_000), b""))
+            assert read == data
+        with system.open(path, "rb") as file:
+            file.seek(-min(size, 10), 2)
+            assert file.read() == data[-10:]
+        needed = max(2, -(-size // (8 * MIB)) + 1 + (size > 8 * MIB))
+        assert proxy.requests <= needed + 2 * (size == 0)
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_refused(url: str) -> None:
+    system, path = file_system(f"{url}/corpus.txt")
+    for turn in range(2):
+        with system.open(path, "wb") as file:
+            file.write(b"%d" % turn * 9 * MIB)
+        if turn == 0:
+            reading = system.open(path, "rb")
+            assert reading.read(5) == b"00000"
+    with pytest.raises(OSError, match="was replaced while it was read: run again"):
+        reading.read()
+
+
 def test_a_store_may_fill_a_whole_bucket(moto_server: "S3Server", url: str, tmp_path: Path) -> None:
     del url
     moto_server.make_bucket("whole-bucket")
