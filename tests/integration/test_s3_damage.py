@@ -1,0 +1,225 @@
+"""A hundred corruptions, planted in a store on S3 by a back door: all are found, and made good."""
+
+import random
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from flows.recipe import Recipe
+from flows.run import RunResult, execute
+from flows.runners import InlineRunner
+from storage import audit
+from storage.cache import Runtime
+from storage.store import Store
+from tests.integration.conftest import Losses, Place
+from tests.s3 import S3Door
+from tests.servers import BUCKET
+
+if TYPE_CHECKING:
+    from tests.conftest import TinyRecipe
+    from tests.servers import S3Server
+
+pytestmark = pytest.mark.slow
+
+BATCHES, BATCH = 10, 10
+
+HISTORY = ("manifests/", "runs/")
+"""What cannot be made anew: a person restores it from a copy."""
+
+TRACELESS = ("losses/", "run.json")
+"""What leaves no trace where it is gone altogether, and does no harm."""
+
+
+DOCUMENTS = {"documents", "partition", "remainder", "heldout", "evaluation-set", "base"}
+"""Kinds and steps of documents; where they went is known from the index, and the index from them."""
+
+
+class Planted(NamedTuple):
+    """What was done to which file."""
+
+    damage: str
+    path: str
+
+
+class Saboteur:
+    """Damages a store behind its back, and knows what was there."""
+
+    def __init__(self, door: S3Door, seed: int) -> None:
+        self._door = door
+        self._chance = random.Random(seed)
+        self._touched: list[str] = []
+        self.good: dict[str, bytes] = {}
+
+    def plant(self, number: int) -> list[Planted]:
+        """Damage so many files, none of which hides the damage of another."""
+        tops = ("artifacts/", "records/", "losses/", *HISTORY)
+        self.good = {p: self._door.read(p) for p in self._door.paths() if p.startswith(tops)}
+        records = [path for path in self.good if path.startswith("records/")]
+        named = {self._digest(path) for path in records}
+        by_kind: dict[str, list[str]] = {}
+        for path in self.good:
+            if path.startswith("artifacts/") and self._digest(path) not in named:
+                continue  # no record names it any more: it is garbage, and nobody reads it
+            by_kind.setdefault("/".join(path.split("/")[:2]), []).append(path)
+        done: list[Planted] = []
+        while len(done) < number:
+            path = self._chance.choice(by_kind[self._chance.choice(sorted(by_kind))])
+            damages = [self._flip, self._cut, self._delete, self._edit, self._exchange]
+            damage = self._chance.choice(damages)
+            self._touched = [one.path for one in done]
+            if any(self._hides(other, path) for other in self._touched):
+                continue
+            if len(done) == number - 1 and damage == self._exchange:
+                continue
+            done += [Planted(damage.__name__.strip("_"), one) for one in damage(path)]
+        return done
+
+    def fits(self, planted: Planted, fault: audit.Fault) -> bool:
+        """Whether a finding is of what was planted; a record that is gone leaves an artifact without."""
+        is_gone = planted.damage == "delete" and planted.path.startswith("records/")
+        named = [planted.path, self._digest(planted.path)] if is_gone else [planted.path]
+        return any(name in f"{fault.path} {fault.what}" for name in named)
+
+    def restore_history(self) -> None:
+        """What a person does with a copy."""
+        for path, data in self.good.items():
+            if path.startswith(HISTORY):
+                self._door.write(path, data)
+
+    def _hides(self, one: str, other: str) -> bool:
+        """Whether one is lost in the other, or both together can only be restored from a copy."""
+        kinds = {path.split("/")[1] for path in (one, other)}
+        tops = {path.split("/")[0] for path in (one, other)}
+        if ("index" in kinds and kinds & DOCUMENTS) or tops == {"manifests", "records"}:
+            return True
+        digests = [self._digest(path) for path in (one, other)]
+        depth = 2 if tops == {"runs"} else 3
+        is_near = one.split("/")[:depth] == other.split("/")[:depth]
+        return is_near or digests[0] == digests[1]
+
+    def _digest(self, path: str) -> str:
+        """The artifact that a file belongs to or that a record names; else the file itself."""
+        if path.startswith("artifacts/"):
+            return path.split("/")[2]
+        if path.startswith("records/"):
+            named = [d for d in self._digests() if f'"{d}"'.encode() in self.good[path]]
+            output = self.good[path].partition(b'"output"')[2]
+            return next((d for d in named if d.encode() in output), path)
+        return path
+
+    def _digests(self) -> set[str]:
+        return {path.split("/")[2] for path in self.good if path.startswith("artifacts/")}
+
+    def _flip(self, path: str) -> list[str]:
+        data = bytearray(self.good[path])
+        place = self._chance.randrange(8 * len(data))
+        data[place // 8] ^= 1 << place % 8
+        self._door.write(path, bytes(data))
+        return [path]
+
+    def _cut(self, path: str) -> list[str]:
+        data = self.good[path]
+        self._door.write(path, data[: self._chance.randrange(len(data))])
+        return [path]
+
+    def _delete(self, path: str) -> list[str]:
+        if path.startswith(TRACELESS[0]) or path.endswith(TRACELESS[1]):
+            return []
+        self._door.delete(path)
+        return [path]
+
+    def _edit(self, path: str) -> list[str]:
+        data = self.good[path]
+        digits = [i for i in range(len(data)) if data[i : i + 1].isdigit()]
+        if not path.endswith(".json") or not digits:
+            return []
+        place = self._chance.choice(digits)
+        digit = (int(data[place : place + 1]) + self._chance.randrange(1, 10)) % 10
+        self._door.write(path, data[:place] + b"%d" % digit + data[place + 1 :])
+        return [path]
+
+    def _exchange(self, path: str) -> list[str]:
+        """With another file of the kind and name; each of the two is a corruption."""
+        kind = path.split("/")[:2]
+        others = [
+            other
+            for other, data in self.good.items()
+            if other.split("/")[:2] == kind
+            and other.rpartition(".")[2] == path.rpartition(".")[2]
+            and data != self.good[path]
+            and not any(self._hides(one, other) for one in [path, *self._touched])
+        ]
+        if not others:
+            return []
+        other = self._chance.choice(others)
+        self._door.write(path, self.good[other])
+        self._door.write(other, self.good[path])
+        return [path, other]
+
+
+@pytest.fixture
+def place(moto_server: "S3Server", monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Place:
+    """Where the store is to lie."""
+    for name, value in moto_server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "unused"))
+    return Place(f"s3://{BUCKET}/{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def recipe(tiny_recipe: "TinyRecipe", tmp_path: Path) -> Recipe:
+    """Three partitions, six mixtures, an open remainder; a run takes a second or two."""
+    return tiny_recipe(
+        tmp_path,
+        "corpus.source.include_domains=[birds, law, sums]",
+        "corpus.split.partitions_per_domain=null",
+        "corpus.split.tokens_per_partition=1500",
+        "train.steps=2",
+        "base.train.steps=2",
+    )
+
+
+def outputs(store: Store) -> dict[str, str]:
+    """Digest of everything made, by key; an index may come back in another order."""
+    return {r.key: r.output.digest for r in store.records() if r.step != "index"}
+
+
+def test_a_hundred_corruptions_are_found_and_repaired(
+    place: Place, recipe: Recipe, moto_server: "S3Server", tmp_path: Path
+) -> None:
+    def run(cache: str) -> RunResult:
+        # A cache of its own, in which no good copy hides what rotted in the store.
+        return execute(InlineRunner(Store(place.url, tmp_path / cache), Runtime(threads=1)), recipe)
+
+    run("first")
+    made, losses = outputs(place.store), place.losses()
+    saboteur = Saboteur(S3Door(moto_server, place.url), seed=7)
+    planted: list[Planted] = []
+    for batch in range(BATCHES):
+        now = saboteur.plant(BATCH)
+        planted += now
+        found = audit.verify(place.store, lambda done, total, unit: None)
+        missed = [one for one in now if not any(saboteur.fits(one, fault) for fault in found)]
+        assert missed == [], f"batch {batch}"
+        audit.repair(place.store, found)
+        saboteur.restore_history()
+        run(f"batch {batch}")
+        check_made_good(place, made, losses)
+    assert len(planted) == BATCHES * BATCH
+    kinds: dict[str, Callable[[Planted], str]] = {
+        "damage": lambda one: one.damage,
+        "top": lambda one: one.path.partition("/")[0],
+    }
+    seen = {name: {of(one) for one in planted} for name, of in kinds.items()}
+    assert seen["damage"] == {"flip", "cut", "delete", "edit", "exchange"}
+    assert seen["top"] == {"artifacts", "records", "losses", "manifests", "runs"}
+
+
+def check_made_good(place: Place, made: dict[str, str], losses: Losses) -> None:
+    """The store is sound and says what it said."""
+    assert audit.verify(place.store, lambda done, total, unit: None) == []
+    assert outputs(place.store) == made
+    assert place.losses() == losses
