@@ -4,6 +4,8 @@ The reference: reachability written down as sets, over small stores of drawn rec
 and tables.
 """
 
+import contextlib
+import hashlib
 import os
 import tempfile
 import time
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 
 from storage import audit, lineage
 from storage.artifact import CorruptError, Record, describe, seal, step_key
-from storage.backend import Backend
+from storage.backend import Backend, FileInfo
 from storage.lease import Busy
 from storage.local import LocalBackend
 from storage.place import open_backend
@@ -45,7 +47,8 @@ def _finish(store: Store, name: str, **used: list[str]) -> None:
     """A run folder with its page and ``run.json``."""
     store.backend.create(f"runs/{name}/report.html", b"page")
     content: dict[str, Any] = {"records": [], "manifests": [], "losses": [], **used}
-    store.backend.create(f"runs/{name}/run.json", seal({"name": name, "files": {}, **content}))
+    content |= {"name": name, "files": {"report.html": hashlib.sha256(b"page").hexdigest()}}
+    store.backend.create(f"runs/{name}/run.json", seal(content))
 
 
 def _publish(store: Store, chain: str, number: int, named: Iterable[Record]) -> str:
@@ -208,6 +211,64 @@ def test_two_do_not_collect_at_once_and_a_run_can_see_it(store: Store) -> None:
             lineage.collect(store, None)
     assert lineage.collector(store) is None
     assert lineage.collect(store, None).is_empty
+
+
+class HalvingBackend(LocalBackend):
+    """Of some group of files it deletes half, in an order of its own, as many requests at once may."""
+
+    left, first = 10**9, 0
+
+    def delete_each(self, paths: Iterable[str]) -> None:
+        self.left -= 1
+        super().delete_each(paths if self.left else sorted(paths)[self.first :: 2])
+        if not self.left:
+            raise InterruptedGcError
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("group", range(1, 9))
+def test_half_of_a_group_may_be_deleted_and_nothing_names_what_is_gone(
+    tmp_path: Path, group: int, first: int
+) -> None:
+    backend = HalvingBackend(open_backend(str(tmp_path)).fs, str(tmp_path))
+    store = Store(str(tmp_path), backend=backend)
+    old, new = _commit(store, 1, []), _commit(store, 2, [])
+    _publish(store, "chain", 0, [old])
+    _finish(store, "mine")
+    for name in ("other", "another"):
+        _finish(store, name, records=[new.path], manifests=[_publish(store, name, 0, [new])])
+    _finish(store, "last", manifests=[_publish(store, "chain", 1, [new])])
+    assert lineage.collect(store, None).records == [old.path]
+    backend.left, backend.first = group, first
+    with pytest.raises(InterruptedGcError):
+        lineage.collect(store, ["mine"])
+    assert _sound(store)
+
+
+class VisitedBackend(LocalBackend):
+    """Somebody comes before the n-th listing."""
+
+    left, come = 10**9, staticmethod(lambda: None)
+
+    def list(self, prefix: str) -> dict[str, FileInfo]:
+        self.left -= 1
+        if self.left == 0:
+            self.come()
+        return super().list(prefix)
+
+
+@pytest.mark.parametrize("listing", range(1, 13))
+def test_a_run_that_comes_meanwhile_keeps_its_lease(tmp_path: Path, listing: int) -> None:
+    backend = VisitedBackend(open_backend(str(tmp_path)).fs, str(tmp_path))
+    store, other = Store(str(tmp_path), backend=backend), Store(str(tmp_path))
+    _finish(store, "run")
+    with contextlib.ExitStack() as held:
+        backend.left = listing
+        backend.come = lambda: held.enter_context(other.lease("run/other"))  # type: ignore[assignment]
+        with contextlib.suppress(lineage.InUseError):
+            lineage.collect(store, ["run"])
+        assert backend.left < 0
+        assert "(run/other)" in str(lineage.live_work(other))
 
 
 def test_all_finished_runs_can_be_kept(store: Store) -> None:
