@@ -117,6 +117,9 @@ def verify(
         advice = "; the next run makes what was set aside anew" if aside else ""
         if not aside and any(fault.is_damage for fault in found):
             advice = "; `mixpool verify --repair` sets aside what is damaged"
+        if left := [path for path in audit.history(found) if repair]:
+            advice += f"; {len(left)} are history, which only a copy can restore: put one back, or "
+            advice += f"move away {', '.join(left)}"
         out.print(f"{len(found)} faults{advice}")
     if found:
         raise typer.Exit(FAULT)

@@ -126,6 +126,12 @@ def _gone(path: str, what: str) -> Fault:
     return Fault(path, f"{what}: run the recipe again, and it is made anew", is_damage=False)
 
 
+def history(faults: Iterable[Fault]) -> list[str]:
+    """The damaged files that ``repair`` leaves to a person."""
+    damaged = dict.fromkeys(fault.path for fault in faults if fault.is_damage)
+    return [path for path in damaged if path.startswith(("manifests/", "runs/"))]
+
+
 def repair(store: Store, faults: Iterable[Fault]) -> list[str]:
     """Set aside what is damaged, so that the next run makes it anew; the paths set aside.
 

@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -139,6 +140,9 @@ class Backend:
         """Where the file lies on this machine's disk, if it does."""
         return None
 
+    def hurry(self) -> None:
+        """The process is about to end: give up what waits, and wait for nothing long."""
+
     def lacks(self, folder: str) -> Sequence[str]:  # noqa: ARG002
         """What the backend cannot do and results do not need, in words; tried out in ``folder``."""
         return []
@@ -150,6 +154,19 @@ class Backend:
         stamp = self.list("work/clock")[probe].modified
         self.delete(probe)
         return stamp
+
+
+@contextlib.contextmanager
+def in_threads(backend: Backend, number: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool for work on ``backend``, whose end an interrupt does not wait for."""
+    with ThreadPoolExecutor(number) as pool:
+        try:
+            yield pool
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                pool.shutdown(wait=False, cancel_futures=True)
+                backend.hurry()
+            raise
 
 
 def _info(entry: dict[str, Any]) -> FileInfo:

@@ -51,6 +51,7 @@ class Lease:
         self._time_to_live = time_to_live
         self._owner = _this_process()
         self._path = ""
+        self._renewed = 0.0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -62,6 +63,7 @@ class Lease:
             mine = max(numbers, default=-1) + 1
             self._path = f"{self._folder}/lease.{mine}"
             # A create whose answer was lost is repeated by the client and then finds its own file.
+            self._renewed = time.monotonic()
             created = self._backend.create(self._path, self._content()) or self._is_mine()
             if created and self._is_alone(mine):
                 self._drop(numbers)
@@ -85,6 +87,8 @@ class Lease:
         trace: TracebackType | None,
     ) -> None:
         self._stop.set()
+        if kind is not None and not issubclass(kind, Exception):
+            self._backend.hurry()  # an interrupt does not wait for a server that is gone
         if self._thread is not None:
             self._thread.join()
         try:
@@ -102,12 +106,18 @@ class Lease:
     def _renew(self) -> None:
         while not self._stop.wait(self._time_to_live / 3):
             try:
-                mine = self._content()
+                mine, now = self._content(), time.monotonic()
                 if not self._backend.swap(self._path, mine, mine):
                     LOG.warning("%s was taken over by another run; going on", self._path)
                     return
+                self._renewed = now
             except Exception as error:  # clients of object stores have errors of their own
                 LOG.warning("could not renew %s (%s); trying again", self._path, error)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether nobody can have taken it over, however long this process was stopped."""
+        return time.monotonic() - self._renewed < self._time_to_live and self._is_mine()
 
     def _content(self) -> bytes:
         return json.dumps(self._owner).encode()

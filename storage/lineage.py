@@ -6,17 +6,26 @@ reaches is garbage; ``gc`` deletes what names things before the things, so that 
 leaves only files that nothing names.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from storage.artifact import CorruptError, Record, unseal
 from storage.fingerprint import short
-from storage.lease import TIME_TO_LIVE, live_holder
+from storage.lease import TIME_TO_LIVE, Busy, Lease, live_holder
+from storage.limit import limited
 from storage.store import Store
 
 COLLECTING = "gc"
 """Name of the lease under which garbage is deleted: a run that begins meanwhile waits for its end."""
+
+QUIET = 900.0
+"""Seconds without a sign of life after which a run of another host counts as dead: while it waits out
+an outage, it cannot renew its lease."""
+
+BATCH = 200
+"""Files that are deleted between two looks at the lease."""
 
 ABANDONED = 24 * 3600.0
 """Age in seconds from which a file that a writer did not finish belongs to nobody."""
@@ -108,7 +117,7 @@ def live_work(store: Store) -> list[str]:
         name = PurePosixPath(path).name
         is_lease = name.startswith("lease.") and name[6:].isdigit()
         is_lease &= _second(path) != COLLECTING
-        if is_lease and (holder := live_holder(store.backend, path, TIME_TO_LIVE)):
+        if is_lease and (holder := live_holder(store.backend, path, QUIET)):
             found.append(f"{holder} ({path.removeprefix('work/').rpartition('/')[0]})")
     return found
 
@@ -237,15 +246,33 @@ def collect(store: Store, keep: Iterable[str] | None) -> Garbage:
 
     Raises:
         InUseError, ValueError, CorruptError: see ``find_garbage``; nothing is deleted.
-        Busy: another one collects.
+        InUseError: also where another one collects, or the lease ran out on the way.
     """
-    with store.lease(COLLECTING):
-        garbage = find_garbage(store, keep)
-        for paths in _in_order(garbage):
-            store.backend.delete_each(paths)
-        for prefix in garbage.artifacts:
-            store.delete_artifact(prefix)
+    try:
+        with store.lease(COLLECTING) as lease:
+            garbage = find_garbage(store, keep)
+            for paths in _in_order(garbage):
+                for start in range(0, len(paths), BATCH):
+                    with _held(lease):
+                        store.backend.delete_each(paths[start : start + BATCH])
+            for prefix in garbage.artifacts:
+                with _held(lease):
+                    store.delete_artifact(prefix)
+    except Busy as busy:
+        raise InUseError(f"somebody else is deleting garbage: {busy.holder}") from busy
     return garbage
+
+
+@contextlib.contextmanager
+def _held(lease: Lease) -> Iterator[None]:
+    """Deletes only while no run can have begun: not after a sleep, nor after a long outage."""
+    if not lease.is_held:
+        raise InUseError(
+            "this process was stopped for so long that a run may have begun: nothing more is "
+            "deleted; run gc again"
+        )
+    with limited(TIME_TO_LIVE / 3):
+        yield
 
 
 def _in_order(garbage: Garbage) -> Iterator[list[str]]:

@@ -27,7 +27,12 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from storage.limit import current_limit
+
 LOG = logging.getLogger("mixpool.s3")
+
+HURRY = 2.0
+"""Seconds that a request may take while the process is about to end."""
 
 T = TypeVar("T")
 
@@ -109,13 +114,14 @@ class Patience:
         first: float = 0.1,
         longest: float = 15.0,
     ) -> None:
-        self.ceiling = ceiling or float(os.environ.get("MIXPOOL_PATIENCE_SECONDS", "600"))
+        self.ceiling = ceiling or _from_environment()
         self.introduction = min(introduction, self.ceiling)
         self.first = first
         self.longest = longest
         self.num_retries = 0
         """Requests that were sent again so far."""
         self._has_answered = False
+        self._hurries_until = -1e9
         self._said = -1e9
 
     async def ask(self, what: str, request: Callable[[], Awaitable[T]]) -> T:
@@ -128,14 +134,32 @@ class Patience:
             UnreachableError: the ceiling is reached.
             Exception: whatever ``request`` raises that does not pass.
         """
+        began = time.monotonic()
         try:
-            try:
-                # Nearly every request is answered at once: then tenacity would cost time only.
+            # Nearly every request is answered at once: then tenacity would cost time only.
+            return await self._once(request)
+        except Exception as error:
+            if not is_passing(error):
+                raise
+        self.num_retries += 1
+        await asyncio.sleep(random.uniform(0, self.first))
+        try:
+            async for attempt in self._attempts(what):
+                with attempt:
+                    answer = await self._once(request)
+        except RetryError as error:
+            raise self._given_up(what, began, error.last_attempt) from (
+                error.last_attempt.exception()
+            )
+        return answer
+
+    async def _once(self, request: Callable[[], Awaitable[T]]) -> T:
+        try:
+            if self._has_answered:
                 answer = await request()
-            except Exception as error:
-                if not is_passing(error):
-                    raise
-                answer = await self._ask_again(what, request)
+            else:
+                # Nobody is there, perhaps: a connection that is taken and never served.
+                answer = await asyncio.wait_for(request(), self._limit())
         except Exception as error:
             # Also a refusal shows that somebody is there.
             self._has_answered |= status_of(error) > 0
@@ -143,16 +167,9 @@ class Patience:
         self._has_answered = True
         return answer
 
-    async def _ask_again(self, what: str, request: Callable[[], Awaitable[T]]) -> T:
-        self.num_retries += 1
-        await asyncio.sleep(random.uniform(0, self.first))
-        try:
-            async for attempt in self._attempts(what):
-                with attempt:
-                    answer = await request()
-        except RetryError as error:
-            raise self._given_up(what, error.last_attempt) from error.last_attempt.exception()
-        return answer
+    def hurry(self) -> None:
+        """For some seconds, wait for nothing long: the process is about to end."""
+        self._hurries_until = time.monotonic() + 5 * HURRY
 
     def _attempts(self, what: str) -> AsyncRetrying:
         return AsyncRetrying(
@@ -163,7 +180,9 @@ class Patience:
         )
 
     def _limit(self) -> float:
-        return self.ceiling if self._has_answered else self.introduction
+        usual = self.ceiling if self._has_answered else self.introduction
+        hurry = HURRY if time.monotonic() < self._hurries_until else usual
+        return min(usual, hurry, current_limit())
 
     def _note(self, what: str, state: RetryCallState) -> None:
         self.num_retries += 1
@@ -179,9 +198,11 @@ class Patience:
                 self._limit(),
             )
 
-    def _given_up(self, what: str, last: Any) -> UnreachableError:
+    @staticmethod
+    def _given_up(what: str, began: float, last: Any) -> UnreachableError:
+        waited = time.monotonic() - began
         return UnreachableError(
-            f"{what} failed {last.attempt_number} times in {self._limit():.0f} s, last with: "
+            f"{what} failed {last.attempt_number + 1} times in {waited:.0f} s, last with: "
             f"{_words(last)}. Everything committed is kept: run again when the server is well, and "
             "check the address (AWS_ENDPOINT_URL) if it never was"
         )
@@ -189,4 +210,20 @@ class Patience:
 
 def _words(outcome: Any) -> str:
     error = outcome.exception()
-    return str(error) or type(error).__name__
+    if isinstance(error, TimeoutError) and not str(error):
+        return "no answer in time"
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).rstrip(". ")
+
+
+def _from_environment() -> float:
+    given = os.environ.get("MIXPOOL_PATIENCE_SECONDS") or "600"
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not seconds > 0:
+        raise ValueError(
+            f"MIXPOOL_PATIENCE_SECONDS is {given!r}: give the seconds for which a failing server is "
+            "waited for, such as 600"
+        )
+    return seconds

@@ -22,10 +22,6 @@ def open_backend(url: str) -> Backend:
     Raises:
         ValueError: fsspec knows no such protocol, or the URL carries a user name or password.
     """
-    if CREDENTIALS.search(url):
-        raise ValueError(
-            "the store's URL carries credentials: leave them to the environment, a profile or a role"
-        )
     fs, root = file_system(url)
     protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
     if protocol in {"file", "local"}:
@@ -43,7 +39,16 @@ def file_system(url: str) -> tuple[Any, str]:
     Raises:
         ValueError: fsspec knows no such protocol.
     """
+    if CREDENTIALS.search(url):
+        raise ValueError(
+            f"an address at {url.partition('://')[0]}:// carries credentials: leave them to the "
+            "environment, a profile or a role"
+        )
     if url.partition("://")[0] in S3:
+        if not url.partition("://")[2].strip("/"):
+            raise ValueError(f"the address {url!r} names no bucket: write s3://bucket/folder")
+        if "?versionId=" in url:
+            raise ValueError(f"{url} asks for one version of an object: give a plain address")
         from storage.s3_client import connect
 
         client = connect()

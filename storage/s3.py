@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from storage.backend import FileInfo, Look
-from storage.patience import TornAnswerError, status_of
-from storage.s3_client import BEHIND_END, PatientS3, crc32, gather
+from storage.patience import TornAnswerError, UnreachableError, status_of
+from storage.s3_client import BEHIND_END, TRIES, PatientS3, crc32, gather
 from storage.s3_requests import REQUESTS, S3Requests, facts
 
 PART_BYTES = 16 << 20
@@ -140,6 +140,13 @@ class S3Backend(S3Requests):
 
     async def _send(self, path: str, source: Path, **condition: str) -> bool:
         """Write a big object in parts; whether the condition held."""
+        for _ in range(TRIES):
+            # An upload can be gone when it is to be completed: another one won, and then vanished.
+            with contextlib.suppress(FileNotFoundError):
+                return await self._send_once(path, source, **condition)
+        raise UnreachableError(f"{TRIES} uploads of s3://{self.full(path)} vanished: run again")
+
+    async def _send_once(self, path: str, source: Path, **condition: str) -> bool:
         writer = uuid.uuid4().hex
         begun = await self._call(
             "create_multipart_upload",
@@ -148,15 +155,21 @@ class S3Backend(S3Requests):
             ChecksumAlgorithm="CRC32",
         )
         upload = {"UploadId": begun["UploadId"]}
-        stands = False
+        stands = is_over = False
         try:
             sent = {"Parts": await self._send_parts(path, source, upload)}
             whole = {**upload, "MultipartUpload": sent, **condition}
             stands = await self._written(
-                path, writer, lambda: self._call("complete_multipart_upload", path, **whole)
+                path,
+                writer,
+                lambda: self._call("complete_multipart_upload", path, **whole),
+                is_conditional=bool(condition),
             )
+        except (UnreachableError, asyncio.CancelledError):
+            is_over = True  # to ask that server once more would be to wait once more
+            raise
         finally:
-            if not stands:  # what was sent would be kept, and paid for
+            if not stands and not is_over:  # what was sent would be kept, and paid for
                 with contextlib.suppress(Exception):
                     await self._call("abort_multipart_upload", path, **upload)
         return stands

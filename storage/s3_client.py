@@ -10,18 +10,20 @@ import base64
 import errno
 import io
 import os
+import threading
 import zlib
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 from botocore.exceptions import NoCredentialsError, PartialCredentialsError, ProfileNotFound
-from fsspec.asyn import sync
 from fsspec.spec import AbstractBufferedFile
 from s3fs import S3FileSystem
 
-from storage.patience import Patience, TornAnswerError, status_of
+from storage.limit import current_limit, limited
+from storage.patience import HURRY, Patience, TornAnswerError, status_of
 
 T = TypeVar("T")
 
@@ -78,11 +80,36 @@ class PatientS3(S3FileSystem):  # type: ignore[misc] # s3fs has no types
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.patience = Patience()
+        self._waiting: set[Future[Any]] = set()
 
     def run(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do asynchronous work from any thread."""
-        done: T = sync(self.loop, work)
-        return done
+        """Do asynchronous work from any thread; where the thread is interrupted, it ends first."""
+        limit, ended = current_limit(), threading.Event()
+
+        async def watched() -> T:
+            try:
+                with limited(limit):
+                    return await work()
+            finally:
+                ended.set()
+
+        future = asyncio.run_coroutine_threadsafe(watched(), self.loop)
+        self._waiting.add(future)
+        try:
+            return future.result()
+        except BaseException:
+            # It must not go on writing to a file that its caller has closed.
+            if future.cancel():
+                ended.wait(HURRY)
+            raise
+        finally:
+            self._waiting.discard(future)
+
+    def hurry(self) -> None:
+        """The process is about to end: give up what waits, and wait for nothing long."""
+        self.patience.hurry()
+        for future in [*self._waiting]:
+            future.cancel()
 
     async def _call_s3(self, method: str, *given: Any, **kwargs: Any) -> Any:
         call = super()._call_s3
@@ -116,7 +143,7 @@ class PatientS3(S3FileSystem):  # type: ignore[misc] # s3fs has no types
         its checksum: then it is damaged on the server, and who knows the content will say so.
         Raises FileNotFoundError.
         """
-        bucket, key, _ = self.split_path(path)
+        bucket, _, key = path.partition("/")
         some = {} if first is None else {"Range": f"bytes={first}-{'' if last is None else last}"}
 
         async def once() -> Part:
@@ -146,7 +173,7 @@ class PatientS3(S3FileSystem):  # type: ignore[misc] # s3fs has no types
         written; ``told`` gets the size of the whole object as soon as that is known. Raises
         FileNotFoundError, and an error with status 416 where the object ends before ``first``.
         """
-        bucket, key, _ = self.split_path(path)
+        bucket, _, key = path.partition("/")
         at, etag = first, ""
 
         async def once() -> None:

@@ -47,6 +47,9 @@ class S3Requests(Backend):
         done: T = self.fs.run(work)
         return done
 
+    def hurry(self) -> None:
+        self.fs.hurry()
+
     def _each(self, work: Callable[[str], Awaitable[T]], items: Iterable[str]) -> list[T]:
         """The results of small requests, many at a time, in order."""
 
@@ -81,11 +84,19 @@ class S3Requests(Backend):
         check = crc32(data)
         said = facts(path, writer=writer, crc32=check) | {"Body": data, "ChecksumCRC32": check}
         return await self._written(
-            path, writer, lambda: self._call("put_object", path, **said, **condition)
+            path,
+            writer,
+            lambda: self._call("put_object", path, **said, **condition),
+            is_conditional=bool(condition),
         )
 
     async def _written(
-        self, path: str, writer: str, write: Callable[[], Awaitable[object]]
+        self,
+        path: str,
+        writer: str,
+        write: Callable[[], Awaitable[object]],
+        *,
+        is_conditional: bool,
     ) -> bool:
         """Whether a write is the one that stands: its own answer may be that to a repetition."""
         try:
@@ -96,7 +107,7 @@ class S3Requests(Backend):
             head = await self._head(path)
             if head is not None and head["Metadata"].get("writer") == writer:
                 return True
-            if status_of(error) == GONE:
+            if status_of(error) == GONE and (head is None or not is_conditional):
                 raise
             return False
         return True

@@ -8,12 +8,11 @@ no locks; of two writers of one key the first wins, and the second is given what
 import logging
 import os
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from storage import verify
 from storage.artifact import FORMAT, Artifact, CorruptError, Record, seal, unseal
-from storage.backend import Backend
+from storage.backend import Backend, in_threads
 from storage.lease import Lease
 from storage.place import open_backend
 from storage.records import Records, StoreFormatError
@@ -85,7 +84,7 @@ class Store(Records):
                 there is never a second run or process.
         """
         path = f"work/check/{uuid.uuid4().hex}"
-        with ThreadPoolExecutor(16) as pool:
+        with in_threads(self.backend, 16) as pool:
             won = list(pool.map(lambda n: self.backend.create(path, b"%d" % n), range(16)))
         stands = self.backend.read(path)
         self.backend.delete(path)
@@ -95,14 +94,16 @@ class Store(Records):
                 f"the backend of {self.url} does not refuse a second create ({won.count(True)} of "
                 "16 racing writers were told they won)"
             )
-            if not os.environ.get("MIXPOOL_ALONE"):
+            if os.environ.get("MIXPOOL_ALONE") != "1":
                 raise StoreFormatError(
                     f"{fault}: mixpool cannot keep results right there, unless you promise with "
                     "MIXPOOL_ALONE=1 that one process at a time uses it"
                 )
-            lacking.append(f"{fault}: only one process at a time may use it")
+            lacking.append(
+                f"a second create that fails: {fault}; only one process at a time may use it"
+            )
         for words in lacking:
-            LOG.warning("%s lacks %s", self.url, words)
+            LOG.warning("the backend of %s lacks %s", self.url, words)
         return lacking
 
     # Commit and retract ------------------------------------------------------------------------

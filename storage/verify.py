@@ -8,11 +8,10 @@ result is deleted because it could not be looked at.
 import errno
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from storage.artifact import Artifact, FileEntry, hash_file
-from storage.backend import Backend
+from storage.backend import Backend, in_threads
 
 TRIES = 4
 """A flaw on the way here is none in the store: only what comes damaged so often is."""
@@ -22,7 +21,7 @@ FILES = 8
 
 def faults(backend: Backend, artifact: Artifact) -> list[str]:
     """What is wrong with the artifact's files in the store, in words; re-hashes all of them."""
-    return _each(artifact, lambda path, _, entry: fault(backend, path, entry))
+    return _each(backend, artifact, lambda path, _, entry: fault(backend, path, entry))
 
 
 def fault(backend: Backend, path: str, entry: FileEntry) -> str | None:
@@ -43,16 +42,18 @@ def fill(backend: Backend, artifact: Artifact, folder: Path) -> list[str]:
         found = _fault_in(folder / name, entry)
         return found and _download(backend, path, entry, folder / name)
 
-    return _each(artifact, one)
+    return _each(backend, artifact, one)
 
 
-def _each(artifact: Artifact, look: Callable[[str, str, FileEntry], str | None]) -> list[str]:
+def _each(
+    backend: Backend, artifact: Artifact, look: Callable[[str, str, FileEntry], str | None]
+) -> list[str]:
     def one(name: str) -> str | None:
         path = f"{artifact.prefix}/{name}"
         words = look(path, name, artifact.files[name])
         return words and f"{path} {words}"
 
-    with ThreadPoolExecutor(FILES) as pool:
+    with in_threads(backend, FILES) as pool:
         return [words for words in pool.map(one, artifact.files) if words]
 
 

@@ -112,8 +112,13 @@ def _root(path: str, kind: str) -> str:
 def _found(filesystem: Any, path: str, kind: str) -> dict[str, Mapping[str, Any]]:
     if kind == "file":
         return {path: filesystem.info(path)}
-    search = filesystem.find if kind == "directory" else filesystem.glob
-    found = search(path, detail=True)
+    if kind == "directory":
+        found = filesystem.find(path, detail=True)
+    else:
+        found = filesystem.glob(path, detail=True)
+        # In object storage a name can be both, and then a glob tells of the folder only.
+        both = [n for n, info in found.items() if info["type"] != "file" and layout(n) is not None]
+        found |= {name: filesystem.info(name) for name in both}
     return {name: info for name, info in found.items() if info["type"] == "file"}
 
 

@@ -150,7 +150,7 @@ def test_object_stores_that_cannot_be_reached(
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    monkeypatch.setenv("MIXPOOL_PATIENCE_SECONDS", "1")
+    monkeypatch.setenv("MIXPOOL_PATIENCE_SECONDS", "5")
     if name is not None:
         monkeypatch.setenv(name, "AKIA")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")

@@ -188,6 +188,20 @@ def test_a_create_whose_answer_was_lost_is_recognised(memory_url: str) -> None:
     assert memory.list("") == {}
 
 
+def test_a_process_that_was_stopped_for_long_knows_that_it_may_hold_it_no_more(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Lease(backend, "work/x", time_to_live=30) as lease:
+        assert lease.is_held
+        clock = time.monotonic
+        with monkeypatch.context() as later:
+            later.setattr(time, "monotonic", lambda: clock() + 31)
+            assert not lease.is_held
+        assert lease.is_held
+        backend.delete("work/x/lease.0")
+        assert not lease.is_held
+
+
 class NoRouteError(Exception):
     """As clients of object stores have: no OSError."""
 

@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
+from storage.limit import limited
 from storage.patience import Patience, TornAnswerError, UnreachableError, is_passing, status_of
 
 
@@ -128,7 +129,7 @@ def test_pauses_grow_and_are_bounded() -> None:
 def test_a_server_that_never_answered_gets_less_time() -> None:
     patience = Patience(ceiling=60, introduction=0.3, first=0.01, longest=0.05)
     began = time.monotonic()
-    with pytest.raises(UnreachableError, match=r"get_object of s3://a/b failed \d+ times in 0 s"):
+    with pytest.raises(UnreachableError, match=r"get_object of s3://a/b failed \d+ times in \d s"):
         ask(patience, Failing(*[ConnectionRefusedError("refused")] * 1000))
     assert time.monotonic() - began < 5
     with pytest.raises(ClientError):
@@ -152,6 +153,44 @@ def test_the_ceiling_can_be_set_from_outside(monkeypatch: pytest.MonkeyPatch) ->
     assert (Patience().ceiling, Patience().introduction) == (7.5, 7.5)
     monkeypatch.delenv("MIXPOOL_PATIENCE_SECONDS")
     assert Patience().ceiling == 600
+
+
+@pytest.mark.parametrize("given", ["abc", "-3", "0", "nan"])
+def test_a_ceiling_that_is_no_number_of_seconds(
+    monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setenv("MIXPOOL_PATIENCE_SECONDS", given)
+    with pytest.raises(
+        ValueError, match=f"MIXPOOL_PATIENCE_SECONDS is '{given}': give the seconds"
+    ):
+        Patience()
+
+
+def test_a_server_that_refuses_work_for_now_has_answered() -> None:
+    patience = Patience(ceiling=60, introduction=0.3, first=0.01, longest=0.05)
+    request = Failing(*[answer(503, "SlowDown")] * 40)
+    assert ask(patience, request) == "done"
+    assert request.times[-1] - request.times[0] > 0.3
+
+
+def test_a_server_that_takes_the_first_request_and_says_nothing() -> None:
+    patience = Patience(ceiling=60, introduction=0.3, first=0.01, longest=0.05)
+    began = time.monotonic()
+    with pytest.raises(UnreachableError, match=r"failed \d+ times in \d s"):
+        ask(patience, lambda: asyncio.sleep(60))
+    assert time.monotonic() - began < 10
+
+
+def test_a_caller_can_have_less_patience_and_an_end_of_all_less_still() -> None:
+    patience = Patience(ceiling=60, first=0.01, longest=0.05)
+    ask(patience, Failing())
+    began = time.monotonic()
+    with limited(0.3), pytest.raises(UnreachableError):
+        ask(patience, Failing(*[TimeoutError()] * 1000))
+    patience.hurry()
+    with pytest.raises(UnreachableError):
+        ask(patience, Failing(*[TimeoutError()] * 1000))
+    assert time.monotonic() - began < 20
 
 
 def test_a_long_outage_is_said_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,9 +11,10 @@ from subprocess import Popen
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from flows.recipe import load_recipe
 from storage.backend import Backend, MemoryBackend
 from storage.local import LocalBackend
-from storage.place import open_backend
+from storage.place import file_system, open_backend
 from storage.records import StoreFormatError
 from storage.store import Store
 from tests.storage.contract import (
@@ -118,7 +119,7 @@ class Counting(MemoryBackend):
 
 RACE = """
 import pathlib, sys, time
-from storage.place import open_backend
+from storage.place import file_system, open_backend
 url, number, start = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
 backend = open_backend(url)
 print("ready", flush=True)
@@ -261,6 +262,22 @@ def test_a_url_with_credentials_is_refused_and_not_repeated(url: str, tmp_path: 
     with pytest.raises(ValueError, match="leave them to the environment") as caught:
         Store(url, tmp_path)
     assert "hunt" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("s3://", "names no bucket"),
+        ("s3a:///", "names no bucket"),
+        ("s3://bucket/store?versionId=abc", "give a plain address"),
+        ("s3://AKIA:hunter2@bucket/recipe.yaml", "leave them to the environment"),
+    ],
+)
+def test_addresses_that_cannot_be_meant(url: str, words: str) -> None:
+    for opened in (open_backend, file_system, load_recipe):
+        with pytest.raises(ValueError, match=words) as caught:
+            opened(url)
+        assert "hunter2" not in str(caught.value)
 
 
 def test_an_unknown_protocol_is_refused_by_name(tmp_path: Path) -> None:
