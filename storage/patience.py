@@ -155,17 +155,17 @@ class Patience:
 
     async def _once(self, request: Callable[[], Awaitable[T]]) -> T:
         try:
-            if self._has_answered:
-                answer = await request()
-            else:
-                # Nobody is there, perhaps: a connection that is taken and never served.
-                answer = await asyncio.wait_for(request(), self._limit())
+            answer = await request()
         except Exception as error:
             # Also a refusal shows that somebody is there.
             self._has_answered |= status_of(error) > 0
             raise
         self._has_answered = True
         return answer
+
+    async def first_contact(self, request: Awaitable[T]) -> T:
+        """A single request; before the server has ever answered, it may be taken and never served."""
+        return await (request if self._has_answered else asyncio.wait_for(request, self._limit()))
 
     def hurry(self) -> None:
         """For some seconds, wait for nothing long: the process is about to end."""

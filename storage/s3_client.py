@@ -116,7 +116,9 @@ class PatientS3(S3FileSystem):  # type: ignore[misc] # s3fs has no types
         place = kwargs.get("Key") or kwargs.get("Prefix") or ""
         what = f"{method} of s3://{kwargs.get('Bucket', '')}/{place}"
         try:
-            return await self.patience.ask(what, lambda: call(method, *given, **kwargs))
+            return await self.patience.ask(
+                what, lambda: self.patience.first_contact(call(method, *given, **kwargs))
+            )
         except PermissionError as error:
             raise PermissionError(
                 errno.EACCES,

@@ -177,7 +177,7 @@ def test_a_server_that_takes_the_first_request_and_says_nothing() -> None:
     patience = Patience(ceiling=60, introduction=0.3, first=0.01, longest=0.05)
     began = time.monotonic()
     with pytest.raises(UnreachableError, match=r"failed \d+ times in \d s"):
-        ask(patience, lambda: asyncio.sleep(60))
+        ask(patience, lambda: patience.first_contact(asyncio.sleep(60)))
     assert time.monotonic() - began < 10
 
 
