@@ -21,6 +21,9 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 
+# A shell that runs tests in the background has them ignore interrupts, and their children with them.
+HEED = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
 SCRIPT = """
 import os, sys
 from pathlib import Path
@@ -71,7 +74,7 @@ def test_an_interrupt_does_not_wait_for_a_dead_server(
     faults = (Fault.UNAVAILABLE, Fault.RESET)
     with FaultyProxy(moto_server.endpoint, 0, seed=0, faults=faults, longest=10**9) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        script = HOLDING if what == "lease" else SCRIPT
+        script = HEED + (HOLDING if what == "lease" else SCRIPT)
         running = subprocess.Popen(
             [sys.executable, "-c", script, url, str(tmp_path), what],
             stdin=subprocess.PIPE,
