@@ -141,6 +141,7 @@ def scan_corpus(run: Runner, recipe: Recipe) -> Manifest:
         base_source=source,
         progress=run.reporter.task("scan"),
         scratch=run.runtime.scratch,
+        settle_seconds=run.runtime.settle_seconds,
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.cli_prefect import deploy, landed, serve
 from flows.cli_store import export, gc, show, verify
 from flows.console import TerminalReporter, print_json, print_rows
 from flows.options import (
@@ -232,7 +233,7 @@ def demo(
         run_demo(store, corpus, references=references)
 
 
-for command in (show, verify, gc, export):
+for command in (show, verify, gc, export, serve, deploy, landed):
     app.command()(command)
 
 

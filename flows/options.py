@@ -37,7 +37,7 @@ RuntimeOptions = Annotated[
     list[str] | None,
     typer.Option(
         "--runtime",
-        help="How it is computed, never what: device=cuda, threads=2, compile=true, "
+        help="How it is computed, never what: device=cuda:0, threads=2, compile=true, "
         "batch_tokens=16384, checkpoint_seconds=60, chunk=64, scratch=DIR. May be repeated.",
     ),
 ]

@@ -1,74 +1,192 @@
-"""The flow that Prefect shows, schedules and starts from a form.
+"""The flows that a person finds in Prefect: each with a form, and artifacts that tell what came of it.
 
-A flow run does what ``mixpool run`` does, into the same store, and leaves in Prefect what a person
-wants to see there: the ranking, what was trained and what it cost, and where the report lies. All of
-it is in the store as well; nothing is read back from Prefect.
+``ablate`` does what ``mixpool run`` does, into the same store; ``ingest`` does it where data has
+landed; ``sweep`` evaluates and trains nothing; ``report``, ``verify`` and ``gc`` look at a store.
+Parameters name the recipe or hold it, and say where results go; what they cannot mean is refused by
+the form, or by the run at once, with the path of the field.
 """
 
-import html
-import re
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+# Not `from __future__ import annotations`: Prefect would find strings where the forms need types.
+import logging
+from pathlib import PurePosixPath
+from typing import Annotated, Any
 
 from flows.prefect_settings import set_defaults
 
 set_defaults()  # before the import of Prefect, which reads them
 
 from prefect import flow  # noqa: E402
-from prefect.artifacts import (  # noqa: E402
-    create_link_artifact,
-    create_markdown_artifact,
-    create_table_artifact,
-)
-from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
+from prefect.runtime import flow_run  # noqa: E402
+from prefect.states import Completed, Failed  # noqa: E402
+from pydantic import Field  # noqa: E402
 
-from flows.costs import to_json  # noqa: E402
+from flows import show  # noqa: E402
+from flows.index import refresh_index  # noqa: E402
+from flows.landing import is_unchanged  # noqa: E402
+from flows.planner import plan  # noqa: E402
+from flows.prefect_artifacts import (  # noqa: E402
+    leave_faults,
+    leave_garbage,
+    leave_plan,
+    leave_ranking,
+)
+from flows.prefect_queue import cover_waiting  # noqa: E402
 from flows.prefect_runner import PrefectRunner  # noqa: E402
-from flows.recipe import Recipe  # noqa: E402
-from flows.run import RunResult, execute  # noqa: E402
+from flows.recipe import Recipe, load_recipe, override_recipe  # noqa: E402
+from flows.run import execute  # noqa: E402
+from flows.runners import Quiet  # noqa: E402
+from storage import audit, lineage  # noqa: E402
 from storage.cache import Runtime  # noqa: E402
 from storage.store import Store  # noqa: E402
-from tasks import tables  # noqa: E402
-from tasks.ranking import MACRO_MEAN  # noqa: E402
 
-if TYPE_CHECKING:
-    import pandas as pd
+LOG = logging.getLogger("mixpool.run")
+
+RecipeChoice = Annotated[str, Field(title="address", min_length=1)] | Recipe
+"""Where a recipe in YAML lies, or the recipe itself."""
+
+StoreUrl = Annotated[str, Field(min_length=1)]
+Override = Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_.]*=")]
 
 DEFAULT_RUNTIME = Runtime()
-SHOWN = 50
-"""Mixtures in the table artifact."""
-COLUMNS = ["rank", "mixture", "k", "loss", "perplexity", "bits_per_byte", "low", "high", "tied"]
 
 
-def _threads(workers: int) -> Any:
-    return ThreadPoolTaskRunner(max_workers=workers)
+def run_name() -> str:
+    """A flow run is called after its recipe, or after its flow where it has none."""
+    recipe = flow_run.parameters.get("recipe")
+    if isinstance(recipe, str):
+        return PurePosixPath(recipe).stem
+    named = recipe.get("name") if isinstance(recipe, dict) else getattr(recipe, "name", None)
+    return str(named or flow_run.flow_name)
 
 
-@flow(
-    name="ablate",
-    flow_run_name="{recipe.name}",
-    # Trainings share one device, and a step on the CPU uses all cores by itself.
-    task_runner=_threads(1),
-    persist_result=False,
-)
+@flow(name="ablate", flow_run_name=run_name, persist_result=False)
 def ablate_flow(
-    recipe: Recipe,
-    store: str,
-    runtime: Runtime = DEFAULT_RUNTIME,
+    recipe: RecipeChoice,
+    store: StoreUrl,
+    overrides: list[Override] = [],  # noqa: B006 - Prefect reads the default and never changes it
     with_references: bool = False,
+    runtime: Runtime = DEFAULT_RUNTIME,
 ) -> dict[str, Any]:
     """Train what is missing, evaluate what is missing, rank every mixture.
 
     Args:
-        recipe: Everything that can change a result.
-        store: Where results are kept: a folder or fsspec URL.
-        runtime: How it is computed, never what.
+        recipe: Everything that can change a result: the address of a recipe in YAML (a file of the
+            worker or any fsspec URL), or the recipe itself.
+        store: Where results are kept: a folder of the worker or an fsspec URL.
+        overrides: Changes to the recipe, each as field.path=value, such as train.learning_rate=3e-4.
         with_references: Also train a sample of mixtures for real, to see how far the ranking holds.
+        runtime: How it is computed, never what.
     """
-    runner = PrefectRunner(Store(store), runtime)
-    result = execute(runner, recipe, with_references=with_references)
-    leave_artifacts(recipe, store, result)
-    return {"run": result.folder, **result.summary}
+    wanted = chosen_recipe(recipe, overrides)
+    return carry_out_recipe(wanted, Store(store), runtime, with_references=with_references)
+
+
+@flow(name="ingest", flow_run_name=run_name, persist_result=False)
+def ingest_flow(
+    recipe: RecipeChoice,
+    store: StoreUrl,
+    overrides: list[Override] = [],  # noqa: B006
+    settle_seconds: Annotated[float, Field(ge=0, le=3600)] = 10.0,
+    uri: str | None = None,
+    runtime: Runtime = DEFAULT_RUNTIME,
+) -> Any:
+    """Look for new data and, if there is any, do what it makes necessary.
+
+    Where nothing is new since the last finished run, that costs one listing of the corpus.
+
+    Args:
+        recipe: The address of a recipe in YAML, or the recipe itself.
+        store: Where results are kept: a folder of the worker or an fsspec URL.
+        overrides: Changes to the recipe, each as field.path=value.
+        settle_seconds: New files must have kept size and time for so many seconds to be read.
+        uri: What landed, where an event started this run; all new data is looked for anyway.
+        runtime: How it is computed, never what.
+    """
+    wanted, opened = chosen_recipe(recipe, overrides), Store(store)
+    if uri is not None:
+        LOG.info("%s has landed", uri)
+    cover_waiting()
+    if (before := is_unchanged(opened, wanted, settle_seconds)) is not None:
+        return Completed(name="Unchanged", message=f"nothing is new since run {before.run}")
+    settled = runtime.model_copy(update={"settle_seconds": settle_seconds})
+    return carry_out_recipe(wanted, opened, settled)
+
+
+@flow(name="sweep", flow_run_name=run_name, persist_result=False)
+def sweep_flow(
+    recipe: RecipeChoice,
+    store: StoreUrl,
+    overrides: list[Override] = [],  # noqa: B006
+    runtime: Runtime = DEFAULT_RUNTIME,
+) -> dict[str, Any]:
+    """Evaluate mixtures of models that are trained already, and rank them; train nothing.
+
+    Args:
+        recipe: The address of a recipe in YAML, or the recipe itself.
+        store: Where results are kept: a folder of the worker or an fsspec URL.
+        overrides: Changes to the recipe, such as mixtures.limit=50000.
+        runtime: How it is computed, never what.
+    """
+    wanted = chosen_recipe(recipe, overrides)
+    return carry_out_recipe(wanted, Store(store, create=False), runtime, may_train=False)
+
+
+@flow(name="report", persist_result=False)
+def report_flow(store: StoreUrl, run: str | None = None) -> str:
+    """Show a finished run here: ranking, costs and links; and write the store's index page again.
+
+    Args:
+        store: Where results are kept: a folder of the worker or an fsspec URL.
+        run: Name of a run, as in the store's folder runs; none is the latest.
+    """
+    opened = Store(store, create=False)
+    found = show.find_run(opened, run)
+    refresh_index(opened)
+    leave_ranking(opened, found)
+    return found.name
+
+
+@flow(name="verify", persist_result=False)
+def verify_flow(store: StoreUrl, repair: bool = False) -> Any:
+    """Re-hash everything in a store and say what is damaged; fails if anything is.
+
+    Args:
+        store: Where results are kept: a folder of the worker or an fsspec URL.
+        repair: Set aside what is damaged; the next run makes it anew.
+    """
+    opened = Store(store, create=False)
+    with PrefectRunner(opened) as runner:
+        found = audit.verify(opened, runner.reporter.task("verify"))
+    aside = audit.repair(opened, found) if repair else []
+    if aside:
+        refresh_index(opened)
+    for fault in found:
+        LOG.warning("%s: %s", fault.path, fault.what)
+    leave_faults(opened, found, aside)
+    said = f"{len(found)} faults, {len(aside)} files set aside"
+    return Failed(message=said) if found else Completed(message=said)
+
+
+@flow(name="gc", persist_result=False)
+def gc_flow(store: StoreUrl, keep: list[str] = [], delete: bool = False) -> Any:  # noqa: B006
+    """Find, and if wanted delete, what no kept run needs.
+
+    Args:
+        store: Where results are kept: a folder of the worker or an fsspec URL.
+        keep: Names of the runs whose results stay; none keeps those of every finished run.
+        delete: Really delete; otherwise it is only said what could be.
+    """
+    opened = Store(store, create=False)
+    find = lineage.collect if delete else lineage.find_garbage
+    garbage = find(opened, keep or None)
+    if delete:
+        refresh_index(opened)
+    leave_garbage(opened, garbage, delete)
+    what = "deleted" if delete else "could be deleted"
+    return Completed(message=f"{garbage.num_bytes:,} bytes {what}")
+
+
+FLOWS = (ablate_flow, ingest_flow, sweep_flow, report_flow, verify_flow, gc_flow)
 
 
 def run_with_prefect(
@@ -77,12 +195,8 @@ def run_with_prefect(
     runtime: Runtime = DEFAULT_RUNTIME,
     *,
     with_references: bool = False,
-    workers: int = 1,
 ) -> dict[str, Any]:
-    """Run the flow here, recorded by the server that ``PREFECT_API_URL`` names or a temporary one.
-
-    Args:
-        workers: task runs at a time; look-ups and tokenization overlap, trainings never do.
+    """Run ``ablate`` here, recorded by the server that ``PREFECT_API_URL`` names or a temporary one.
 
     Returns:
         ``run``, the folder in the store, and the summary that its ``run.json`` holds.
@@ -90,84 +204,31 @@ def run_with_prefect(
     Raises:
         ValueError: data or recipe cannot be used; everything committed stays.
     """
-    run = ablate_flow.with_options(task_runner=_threads(workers))
-    return run(recipe, store, runtime, with_references)
+    return ablate_flow(recipe, store, [], with_references, runtime)
 
 
-def leave_artifacts(recipe: Recipe, store: str, result: RunResult) -> None:
-    """Show a run's outcome in Prefect; artifacts of one recipe follow one another under one key."""
-    name = artifact_key(recipe.name)
-    report = address(store, f"{result.folder}/report.html")
-    ranking = result.report.rankings[MACRO_MEAN]
-    best = ranking.iloc[0]
-    create_link_artifact(report, "report.html", f"{name}-report", "The run's report.")
-    create_table_artifact(
-        to_json(ranking[COLUMNS].head(SHOWN)),
-        f"{name}-ranking",
-        f"Best {min(SHOWN, len(ranking))} of {len(ranking):,} mixtures by macro mean.",
-    )
-    create_markdown_artifact(
-        summary_page(recipe, result, report),
-        f"{name}-summary",
-        f"Best mixture: {best['mixture']}, perplexity {best['perplexity']:.3f}.",
-    )
+def chosen_recipe(recipe: str | Recipe, overrides: list[str]) -> Recipe:
+    """The recipe that parameters mean. Raises RecipeError."""
+    if isinstance(recipe, str):
+        return load_recipe(recipe, overrides)
+    return override_recipe(recipe, overrides)
 
 
-def artifact_key(name: str) -> str:
-    """``name`` as Prefect wants keys: lower case letters, digits, dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "recipe"
+def carry_out_recipe(
+    recipe: Recipe,
+    store: Store,
+    runtime: Runtime,
+    *,
+    with_references: bool = False,
+    may_train: bool = True,
+) -> dict[str, Any]:
+    """Plan, execute and show a recipe inside a flow run."""
+    with PrefectRunner(store, runtime, may_train=may_train) as runner:
 
+        def announce() -> None:
+            made = plan(store.url, recipe, runtime, Quiet(), with_references=with_references)
+            leave_plan(recipe.name, made)
 
-def address(store: str, path: str) -> str:
-    """Where a file of the store lies, as a URL."""
-    if "://" in store:
-        return f"{store.rstrip('/')}/{path}"
-    return (Path(store).expanduser().resolve() / path).as_uri()
-
-
-def summary_page(recipe: Recipe, result: RunResult, report: str) -> str:
-    """Markdown: what was trained, what the store had, what it cost."""
-    summary = result.summary
-    trained = ", ".join(map(_text, summary["trained"]))
-    lines = [
-        f"# {_text(recipe.name)}",
-        f"{summary['partitions']} partitions, {summary['mixtures']:,} mixtures, "
-        f"{summary['evaluation_sets']} evaluation sets",
-        "",
-        f"- trained now: {len(summary['trained'])}" + (f" ({trained})" if trained else ""),
-        f"- trainings from the store: {len(summary['trainings_from_store'])}",
-        f"- losses evaluated now: {summary['losses_evaluated']:,} (mixture x evaluation set)",
-        f"- losses from the store: {summary['losses_from_store']:,}",
-        f"- report: `{report}`",
-        "",
-        "## Best mixture for each evaluation set",
-        *_best_rows(summary["best"]),
-        "",
-        "## Cost",
-        *_cost_rows(result.report.cost),
-    ]
-    if result.report.notes:
-        lines += ["", "## Notes", *(f"- {_text(note)}" for note in result.report.notes)]
-    return "\n".join(lines)
-
-
-def _best_rows(best: dict[str, dict[str, Any]]) -> list[str]:
-    rows = [
-        [_text(name), _text(row["mixture"]), f"{row['perplexity']:.3f}"]
-        for name, row in best.items()
-    ]
-    return _markdown_table(["evaluation set", "best mixture", "perplexity"], rows)
-
-
-def _cost_rows(cost: "pd.DataFrame") -> list[str]:
-    table = tables.table_of(cost, tables.COST)
-    return _markdown_table(table.heads, [[_text(cell) for cell in row] for row in table.rows])
-
-
-def _markdown_table(heads: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *rows]]
-
-
-def _text(value: str) -> str:
-    """Names come from data: they may hold what Markdown or a browser would read as markup."""
-    return re.sub(r"([\\`*_{}\[\]|])", r"\\\1", html.escape(value, quote=False))
+        result = execute(runner, recipe, with_references=with_references, announce=announce)
+    leave_ranking(store, show.find_run(store, PurePosixPath(result.folder).name))
+    return {"run": result.folder, **result.summary}

@@ -1,8 +1,10 @@
 """Progress of long work as progress artifacts of the run that does it.
 
-An artifact appears with the first report and is updated every two seconds at most. Showing progress
-must never end the work that is shown: where the server does not answer, the bar stops and the work
-goes on. Work that does not know its total has no bar: a percentage is all that one can show.
+An artifact appears when the work has gone on for a few seconds, is updated every few seconds, and is
+removed when the work is done, so that plan, ranking and links are not lost among hundreds of finished
+bars. Showing progress must never end the work that is shown: where the server does not answer, the bar
+stops and the work goes on. Work that does not know its total has no bar: a percentage is all that one
+can show.
 """
 
 import logging
@@ -10,12 +12,15 @@ import time
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.client.orchestration import get_client
 
 from storage.cache import Progress
 
 LOG = logging.getLogger("mixpool.run")
 
-UPDATE_SECONDS = 2.0
+FIRST_SECONDS = 3.0
+"""Work that is done by then has no bar."""
+UPDATE_SECONDS = 5.0
 
 
 class PrefectReporter:
@@ -34,17 +39,15 @@ class _Bar:
     def __init__(self, name: str) -> None:
         self._name = name
         self._artifact: UUID | None = None
-        self._next = 0.0
+        self._next = time.monotonic() + FIRST_SECONDS
 
     def show(self, done: int, total: int, unit: str) -> None:
-        now = time.monotonic()
-        # Work that is done at its first report needs no bar; a bar always gets its end.
-        wanted = self._artifact is not None if done >= total else now >= self._next
-        if not total or not wanted:
-            return
-        self._next = now + UPDATE_SECONDS
         try:
-            self._send(done, total, unit)
+            if done >= total:
+                self._remove()
+            elif time.monotonic() >= self._next:
+                self._next = time.monotonic() + UPDATE_SECONDS
+                self._send(done, total, unit)
         except Exception as error:  # of httpx, of Prefect, of the system
             LOG.warning("%s: its progress is not shown any more (%s)", self._name, error)
             self._artifact, self._next = None, float("inf")
@@ -58,3 +61,9 @@ class _Bar:
             self._artifact = made
         else:
             update_progress_artifact(self._artifact, percent, description)
+
+    def _remove(self) -> None:
+        artifact, self._artifact = self._artifact, None
+        if artifact is not None:
+            with get_client(sync_client=True) as client:
+                client.delete_artifact(artifact)

@@ -1,9 +1,10 @@
 """The chain under Prefect: every use of a step, and every chunk of a sweep, is one task run.
 
 Prefect shows, retries and limits; it decides nothing. Our own look-up is the first thing in a task
-run, and a hit ends it as ``Cached``; Prefect's cache and result storage are off. A task run that finds
-another run at the same work ends at once as ``Elsewhere``, so that it keeps no slot, and is submitted
-again when that work is done or its lease has ended.
+run, and a hit ends it as ``Cached``; Prefect's cache and result storage are off. What needs a device is
+computed in that device's process (``flows.devices``). A task run that finds another run at the same work
+ends at once as ``Elsewhere``, so that it keeps no slot, and is submitted again when that work is done or
+its lease has ended.
 """
 
 import errno
@@ -12,25 +13,27 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging.handlers import APILogHandler
 from prefect.states import Cancelled, Completed
+from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.device_worker import check, checked
+from flows.devices import Devices, Stopped
+from flows.prefect_devices import hold_device
 from flows.prefect_progress import PrefectReporter
 from flows.runners import (
     POLL_SECONDS,
     Ledger,
     Reporter,
-    ResidentSweeper,
     SweepPlan,
     SweepWork,
     note,
-    offset,
-    run_chunk,
     step_meter,
 )
 from storage.cache import (
@@ -44,9 +47,11 @@ from storage.cache import (
     lookup,
 )
 from storage.lease import Busy
+from storage.patience import UnreachableError
 from storage.store import Store
 from tasks.losses import Row
 from tasks.sweep import Job
+from tasks.tables import duration
 
 if TYPE_CHECKING:
     from prefect import Task
@@ -57,15 +62,18 @@ LOG = logging.getLogger("mixpool.run")
 LONGEST_POLL_SECONDS = 15.0
 """Work that another run holds is looked at ever more rarely, down to this."""
 
-LASTING = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
-"""What another attempt would meet again."""
+LASTING = (
+    FileExistsError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    OutOfSpaceError,
+    UnreachableError,
+)
+"""What another attempt would meet again, or has been waited for long enough."""
 
-# Torch's random state and the device belong to the process, whatever else runs beside.
+# What is computed in this process uses all its cores, one after the other.
 _TURN = threading.Lock()
-
-
-class Stopped(Exception):  # noqa: N818 - a consequence, not a fault
-    """The run has failed elsewhere or was interrupted, so this piece of it goes no further."""
 
 
 class Piece(NamedTuple):
@@ -80,10 +88,10 @@ class Piece(NamedTuple):
 
 
 def may_pass(task: "Task[..., Any]", task_run: "TaskRun", state: "State[Any]") -> bool:
-    """Whether another attempt can help: faults of disks and networks pass, all others stay."""
+    """Whether another attempt can help: faults of disks, networks and devices pass, others stay."""
     del task, task_run
     error = state.data
-    if not isinstance(error, OSError) or isinstance(error, (*LASTING, OutOfSpaceError)):
+    if not isinstance(error, OSError) or isinstance(error, LASTING):
         return False
     return error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -98,14 +106,19 @@ def may_pass(task: "Task[..., Any]", task_run: "TaskRun", state: "State[Any]") -
 )
 def carry_out(name: str, act: Callable[[], bool]) -> Any:
     """Do one piece of work; the result, for the flow only, is whether it is done."""
+    began = time.monotonic()
     try:
         hit = act()
     except Busy as busy:
         LOG.info("%s: %s is at it; waiting", name, busy.holder)
         return Completed(name="Elsewhere", message=f"{busy.holder} is at it", data=False)
     except Stopped as stopped:
+        LOG.info("%s: stopped; what it had done is kept", name)
         return Cancelled(message=str(stopped))
-    return Completed(name="Cached", message="the store had it", data=True) if hit else True
+    if hit:
+        return Completed(name="Cached", message="the store had it", data=True)
+    LOG.info("%s: done in %s", name, duration(time.monotonic() - began))
+    return True
 
 
 @functools.cache
@@ -115,20 +128,51 @@ def task_of(step: str) -> "Task[..., Any]":
 
 
 class PrefectRunner:
-    """Makes task runs of what the chain asks for; to be used inside a flow run."""
+    """Makes task runs of what the chain asks for; to be used as a context inside a flow run.
+
+    Args:
+        may_train: whether a model that is not in the store is trained, or refused.
+    """
 
     def __init__(
-        self, store: Store, runtime: Runtime | None = None, reporter: Reporter | None = None
+        self,
+        store: Store,
+        runtime: Runtime | None = None,
+        reporter: Reporter | None = None,
+        *,
+        may_train: bool = True,
     ) -> None:
         self.store = store
         self.runtime = runtime or Runtime()
         self.reporter: Reporter = reporter or PrefectReporter()
         self.ledger = Ledger()
+        self.devices = Devices(store.url, self.runtime, self._hold)
+        self._may_train = may_train
         forward_logs()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.devices.close()
+
+    def _hold(self, device: str) -> Any:
+        return hold_device(device, self.devices.names.count(device))
+
     def map(self, calls: Sequence[Call[Any]]) -> list[Handle]:
-        """The results of calls that do not need one another, in order; one task run for each."""
+        """The results of calls that do not need one another, in order; one task run for each.
+
+        Raises:
+            ValueError: a model would have to be trained, and this runner trains none.
+        """
         look_ahead(self.store, calls)
+        lacking = [call for call in calls if lookup(self.store, call) is None]
+        self._check_trained(lacking)
         found: dict[int, Handle] = {}
 
         def piece(number: int, call: Call[Any]) -> Piece:
@@ -138,19 +182,31 @@ class PrefectRunner:
 
             return Piece(call.step.name, call.name, act, lambda: self._is_free(call))
 
-        self._carry_out([piece(number, call) for number, call in enumerate(calls)])
+        needs_device = any(call.step.kind == "model" for call in lacking)
+        workers = len(self.devices.names) if needs_device else 1
+        carry_out_all([piece(number, call) for number, call in enumerate(calls)], workers)
         return [note(self.ledger, call, found[number]) for number, call in enumerate(calls)]
 
+    def _check_trained(self, lacking: Sequence[Call[Any]]) -> None:
+        untrained = [call.label for call in lacking if call.step.kind == "model"]
+        if untrained and not self._may_train:
+            raise ValueError(
+                f"{len(untrained)} models are not in the store ({', '.join(untrained[:8])}), and this "
+                "flow only evaluates: run ablate or ingest first"
+            )
+
     def _obtain(self, call: Call[Any], stop: threading.Event) -> Handle:
-        found = lookup(self.store, call)
-        if found is not None:
+        if (found := lookup(self.store, call)) is not None:
             return found
-        meter = step_meter(call, self.runtime)
-        progress = stoppable(self.reporter.task(call.name), stop)
-        if call.step.kind != "model":
-            return build(self.store, call, self.runtime, meter, progress)
+        progress = self.reporter.task(call.name)
+        if call.step.kind == "model":
+            with self.devices.take(stop) as device:
+                LOG.info("%s: computing on %s", call.name, device.name)
+                return device.build(call, progress, stop)
         with _TURN:
-            return build(self.store, call, self.runtime, meter, progress)
+            meter = step_meter(call, self.runtime)
+            stoppable = checked(progress, lambda: check(stop))
+            return build(self.store, call, self.runtime, meter, stoppable)
 
     def _is_free(self, call: Call[Any]) -> bool:
         if lookup(self.store, call, fresh=True) is not None:
@@ -169,78 +225,83 @@ class PrefectRunner:
         if not chunks:
             self.reporter.say(f"sweep: all {plan.num_known:,} losses are in the store")
             return plan.rows()
-        self._carry_out(self._sweep_pieces(plan, chunks))
+        carry_out_all(self._sweep_pieces(plan, chunks), len(self.devices.names))
         return plan.rows()
 
     def _sweep_pieces(self, plan: SweepPlan, chunks: list[list[Job]]) -> list[Piece]:
-        sweeper = ResidentSweeper(self.store, plan.work, self.runtime)
-        progress = self.reporter.task("sweep")
-        progress(0, len(plan.jobs), "mixtures")
-        done = 0
+        shown = Together(self.reporter.task("sweep"), len(plan.jobs))
 
-        def act(chunk: list[Job], stop: threading.Event) -> bool:
-            nonlocal done
-            # All chunks write their merges into one flat buffer.
-            with _TURN:
-                before = self.ledger.num_evaluated
-                shown = stoppable(offset(progress, done, len(plan.jobs)), stop)
-                run_chunk(self.store, plan.table, chunk, sweeper, self.ledger, shown)
-                done += len(chunk)
-                return self.ledger.num_evaluated == before
+        def act(number: int, chunk: list[Job], stop: threading.Event) -> bool:
+            with self.devices.take(stop) as device:
+                swept = device.sweep(plan.work, chunk, shown.part(number), stop)
+            shown.part(number)(len(chunk), len(chunk), "mixtures")
+            self.ledger.num_evaluated += swept.num_evaluated
+            self.ledger.num_known += swept.num_known
+            self.ledger.sweep_costs.extend(swept.costs)
+            return not swept.num_evaluated
 
         return [
             # A chunk takes minutes at most, so it is simply tried again.
-            Piece("sweep", name, functools.partial(act, chunk), lambda: True)
+            Piece("sweep", name, functools.partial(act, number, chunk), lambda: True)
             for number, chunk in enumerate(chunks, 1)
             if (name := f"sweep chunk {number} of {len(chunks)}")
         ]
 
-    def _carry_out(self, pieces: Sequence[Piece]) -> None:
-        """Do all pieces; what another run holds is left for last."""
-        held = submit(pieces)
-        pause = POLL_SECONDS
-        while held:
-            time.sleep(pause)
-            pause = min(1.5 * pause, LONGEST_POLL_SECONDS)
-            free = {piece.name for piece in held if piece.is_free()}
-            still = [piece for piece in held if piece.name not in free]
-            held = still + submit([piece for piece in held if piece.name in free])
+
+class Together:
+    """Progress of parts that go on at the same time, shown as progress of the whole."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._total = progress, total
+        self._done: dict[int, int] = {}
+
+    def part(self, number: int) -> Progress:
+        """Progress of one part."""
+
+        def show(done: int, total: int, unit: str) -> None:
+            del total
+            self._done[number] = done
+            self._progress(sum(self._done.copy().values()), self._total, unit)
+
+        return show
 
 
-def submit(pieces: Sequence[Piece]) -> list[Piece]:
+def carry_out_all(pieces: Sequence[Piece], workers: int) -> None:
+    """Do all pieces, ``workers`` at a time; what another run holds is left for last."""
+    held = submit(pieces, workers)
+    pause = POLL_SECONDS
+    while held:
+        time.sleep(pause)
+        pause = min(1.5 * pause, LONGEST_POLL_SECONDS)
+        free = {piece.name for piece in held if piece.is_free()}
+        still = [piece for piece in held if piece.name not in free]
+        held = still + submit([piece for piece in held if piece.name in free], workers)
+
+
+def submit(pieces: Sequence[Piece], workers: int) -> list[Piece]:
     """Do pieces, each in a task run; those that another run is at. The first fault ends them all."""
     stop = threading.Event()
-    futures = [
-        task_of(piece.step).submit(piece.name, functools.partial(_unless_stopped, piece, stop))
-        for piece in pieces
-    ]
-    try:
-        done = [future.result() for future in futures]
-    except BaseException:  # also an interrupt, which would leave a training to its thread
-        stop.set()
-        raise
+    with ThreadPoolTaskRunner[Any](max_workers=workers) as threads:
+        futures = [
+            threads.submit(
+                task_of(piece.step),
+                {"name": piece.name, "act": functools.partial(_unless_stopped, piece, stop)},
+            )
+            for piece in pieces
+        ]
+        try:
+            done = [future.result() for future in futures]
+        except BaseException:  # also an interrupt, which would leave a training to its thread
+            stop.set()
+            for future in futures:
+                future.wait()  # the pool would end what still runs, and what waits, as crashed
+            raise
     return [piece for piece, is_done in zip(pieces, done, strict=True) if not is_done]
 
 
 def _unless_stopped(piece: Piece, stop: threading.Event) -> bool:
     check(stop)
     return piece.act(stop)
-
-
-def check(stop: threading.Event) -> None:
-    """Raise Stopped where the run is to end."""
-    if stop.is_set():
-        raise Stopped("another part of the run failed, or it was interrupted")
-
-
-def stoppable(progress: Progress, stop: threading.Event) -> Progress:
-    """Progress that ends the work which reports it; its last checkpoint stays."""
-
-    def show(done: int, total: int, unit: str) -> None:
-        check(stop)
-        progress(done, total, unit)
-
-    return show
 
 
 def forward_logs() -> None:

@@ -8,17 +8,29 @@ these settings all 800.
 
 import os
 
-SETTINGS = {
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+CLIENT = {
+    # A run whose process is gone is noticed after three beats that are missing.
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    # A worker started in a checkout would otherwise build another environment with uv.
+    "PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES": "false",
+    "DO_NOT_TRACK": "1",
+}
+"""For whatever runs flows: workers, and the processes they start."""
+
+SERVER = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
 }
+"""For servers: every row is kept, nothing is sent anywhere, no other site's page may start a run."""
+
+TEMPORARY = {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"}
+"""For the server that Prefect starts by itself where ``PREFECT_API_URL`` is not set."""
 
 
 def set_defaults() -> None:
-    """Put ``SETTINGS`` into the environment, each only where it is not set."""
-    for name, value in SETTINGS.items():
+    """Put all settings into the environment, each only where it is not set."""
+    for name, value in {**CLIENT, **SERVER, **TEMPORARY}.items():
         os.environ.setdefault(name, value)

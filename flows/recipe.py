@@ -173,6 +173,14 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     return parse_recipe(tree, str(path))
 
 
+def override_recipe(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+    """The recipe with ``a.b=c`` overrides applied. Raises RecipeError."""
+    tree = recipe.model_dump(mode="json")
+    for override in overrides:
+        apply_override(tree, override)
+    return parse_recipe(tree)
+
+
 class Loader(yaml.SafeLoader):
     """YAML 1.1 of PyYAML, in which 5e-4 is a number, as people who write recipes expect."""
 

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.ablation import Outcome, ablate
+from flows.ablation import Outcome, ablate, scan_corpus
 from flows.costs import cost_frame, to_json
 from flows.frames import losses_frame
 from flows.index import refresh_index
@@ -59,16 +59,26 @@ class RunResult:
         return best_changes(self.report.rankings[MACRO_MEAN], self.report.members)
 
 
-def execute(run: Runner, recipe: Recipe, *, with_references: bool = False) -> RunResult:
+def execute(
+    run: Runner,
+    recipe: Recipe,
+    *,
+    with_references: bool = False,
+    announce: Callable[[], None] | None = None,
+) -> RunResult:
     """Carry out a recipe and write the run's folder.
 
     Args:
         with_references: also train references and compare (``mixpool validate``).
+        announce: called once new data has been read, and before anything else is computed.
 
     Raises:
         ValueError: data or recipe cannot be used; everything committed stays.
     """
     with _folder(run.store, recipe) as folder:
+        if announce is not None:
+            scan_corpus(run, recipe)
+            announce()
         outcome = ablate(run, recipe)
         validation = validate(run, recipe, outcome) if with_references else None
         report = _report(run, recipe, outcome, validation)

@@ -37,7 +37,10 @@ class Runtime(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     device: str = "auto"
-    """torch device; ``auto`` is the first GPU where there is one, else the CPU."""
+    """torch devices, separated by commas (``cuda:0,cuda:1``); ``auto`` is every GPU, else the CPU.
+
+    Whoever computes in one process uses the first.
+    """
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of one process; None leaves torch's default."""
     compile: bool = False
@@ -48,6 +51,13 @@ class Runtime(BaseModel):
     """Tokens in one forward pass of an evaluation."""
     chunk: int = Field(default=64, ge=1)
     """Mixtures evaluated between two writes to the losses table."""
+    time_limit_hours: float | None = Field(default=None, gt=0)
+    """Hours after which one training or one chunk of a sweep is ended; None sets no limit.
+
+    Resume points stay. The limit holds where devices have processes of their own (``flows.devices``).
+    """
+    settle_seconds: float = Field(default=0, ge=0)
+    """Seconds for which new files of a corpus must have kept their size and time before they are read."""
     scratch: str | None = None
     """Folder for unfinished outputs; None is the system's temporary folder."""
 

@@ -189,8 +189,8 @@ class _FaultyDocumentError(ValueError):
     """Why a document is skipped: a fault without the document's own values, and a detail."""
 
 
-def list_files(source: Source) -> list[SourceFile]:
-    """Every file of ``source``, sorted by path, as the file system has them now.
+def list_files(source: Source, marker: str | None = None) -> list[SourceFile]:
+    """Every file of ``source``, sorted by path, as it is now; for ``marker`` see ``url_files``.
 
     Raises:
         EmptyCorpusError: an address matches no readable file.
@@ -198,7 +198,7 @@ def list_files(source: Source) -> list[SourceFile]:
     """
     if source.dataset is not None:
         return dataset_files(source.dataset, source.dataset_name, source.split)
-    return url_files(source.urls)
+    return url_files(source.urls, marker)
 
 
 def read_documents(file: SourceFile, source: Source, problems: Problems) -> Iterator[Document]:

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from storage.artifact import Artifact
 from storage.cache import Progress, deposit
@@ -34,6 +35,10 @@ class CorpusConfig(Config):
     """Name of the corpus: the chain of its manifests carries it."""
     source: Source
     """Where the documents lie and how they are read."""
+    marker: str | None = None
+    """Name of a file, such as _SUCCESS, that must lie in a file's folder, or in one above it up to
+    the corpus root, before the file is read; files without it are left for a later scan. None reads
+    every file."""
     split: SplitConfig = SplitConfig()
     """How documents are assigned to partitions, held-out sets and the base model."""
     withdraw: list[str] = []
@@ -43,6 +48,22 @@ class CorpusConfig(Config):
     short_partitions: bool = False
     """Whether the open remainder of a domain is trained too, as a short partition that becomes
     another one when it grows."""
+
+    @field_validator("marker")
+    @classmethod
+    def _is_a_name(cls, marker: str | None) -> str | None:
+        if marker is not None and (marker.strip() in {"", ".", ".."} or "/" in marker):
+            raise ValueError(f"{marker!r} is no name of a file: give one without folders")
+        return marker
+
+    @model_validator(mode="after")
+    def _marks_files(self) -> Self:
+        if self.marker is not None and self.source.dataset is not None:
+            raise ValueError(
+                f"marker {self.marker!r} is given with source.dataset, whose files nobody lays "
+                "beside a marker: take it out, or give files in source.urls"
+            )
+        return self
 
 
 class EvaluationSetConfig(Config):

@@ -4,15 +4,18 @@ A path counts from a root that the address itself fixes: the folder, or the last
 glob's first wildcard. So it is the same in another bucket, and does not depend on which other files
 happen to be there. Which files count is decided by their names alone: hidden files, markers such as
 ``_SUCCESS`` and unknown suffixes are passed over where a folder or a wildcard swept them up, and
-refused where somebody named them.
+refused where somebody named them. Where the corpus has a marker, the same listing tells which files
+it covers.
 """
 
 import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from typing import Any, NamedTuple
+
+from fsspec.utils import glob_translate
 
 from storage.fingerprint import fingerprint
 from storage.place import file_system
@@ -21,6 +24,8 @@ from tasks.readers import layout
 _WILDCARD = re.compile(r"[*?\[]")
 _UNFINISHED = frozenset({"_temporary", "_delta_log", "__MACOSX"})
 _STAMPS = "ETag etag md5Hash checksum LastModified last_modified updated mtime modified created"
+_UNTOLD = "listed"
+"""Stands in a stamp where a file system tells nothing by which two versions of a file differ."""
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -33,30 +38,40 @@ class SourceFile(NamedTuple):
 
     ``path`` is unique and the same wherever the corpus lies; ``size`` is in bytes (0 where unknown);
     ``stamp`` changes when the file does, as far as its size and the file system's ETag or time tell:
-    it may spare a reading and never identifies anything.
+    it may spare a reading and never identifies anything. ``is_marked`` is False where a marker is
+    asked for and lies neither in the file's folder nor above it.
     """
 
     path: str
     url: str
     size: int
     stamp: str
+    is_marked: bool = True
 
 
-def url_files(urls: Sequence[str]) -> list[SourceFile]:
+def url_files(urls: Sequence[str], marker: str | None = None) -> list[SourceFile]:
     """Every readable file that ``urls`` match (globs, folders, files), sorted by path.
+
+    Args:
+        marker: name of a file that must lie in a file's folder, or above it up to its root, for it
+            to be marked. It is never read itself. It costs a folder nothing. A glob then lists all
+            names in the folders it reaches, with no more requests than without; only a beginning
+            of names ("part-*") no longer spares object storage the others. A file that is given by
+            itself costs one more look, into its folder.
 
     Raises:
         EmptyCorpusError: a URL matches no readable file.
         ValueError: a URL names a file, or a suffix, whose format is not known.
     """
-    places = [_place(url) for url in urls]
+    places = [_place(url, marker) for url in urls]
     roots = list(dict.fromkeys(root for root, _ in places))
     prefixes = dict(zip(roots, _prefixes(roots), strict=True))
     files: dict[str, SourceFile] = {}
     for root, found in places:
         for file in found:
             path = f"{prefixes[root]}/{file.path}".removeprefix("/")
-            files.setdefault(file.url, file._replace(path=path))
+            first = files.setdefault(file.url, file._replace(path=path))
+            files[file.url] = first._replace(is_marked=first.is_marked or file.is_marked)
     return sorted(files.values())
 
 
@@ -70,7 +85,7 @@ def _prefixes(roots: Sequence[str]) -> list[str]:
     return tails
 
 
-def _place(url: str) -> tuple[str, list[SourceFile]]:
+def _place(url: str, marker: str | None) -> tuple[str, list[SourceFile]]:
     filesystem, path = file_system(url)
     filesystem.invalidate_cache()
     try:
@@ -78,7 +93,10 @@ def _place(url: str) -> tuple[str, list[SourceFile]]:
     except (FileNotFoundError, NotADirectoryError):
         kind = "glob"
     start, root = _start(filesystem, url, path), _root(path, kind)
-    found = _found(filesystem, path, kind)
+    if marker is None:
+        found, marked = _found(filesystem, path, kind), None
+    else:
+        found, marked = _found_with(filesystem, path, kind, root, marker)
     names = list(_readable(found, root, kind, path))
     if not names:
         raise EmptyCorpusError(_nothing_at(url, list(found)))
@@ -86,7 +104,8 @@ def _place(url: str) -> tuple[str, list[SourceFile]]:
         SourceFile(
             name[len(root) :].lstrip("/"),
             start + name,
-            *_size_and_stamp(found[name], start + name),
+            *size_and_stamp(found[name], start + name),
+            marked is None or _is_below(name, marked),
         )
         for name in names
     ]
@@ -122,6 +141,35 @@ def _found(filesystem: Any, path: str, kind: str) -> dict[str, Mapping[str, Any]
     return {name: info for name, info in found.items() if info["type"] == "file"}
 
 
+def _found_with(
+    filesystem: Any, path: str, kind: str, root: str, marker: str
+) -> tuple[dict[str, Mapping[str, Any]], set[str]]:
+    """What ``_found`` gives, less the markers, and the folders that hold one."""
+    if kind == "file":
+        has_marker = filesystem.isfile(f"{root}/{marker}")
+        return _found(filesystem, path, kind), {root} if has_marker else set()
+    if kind == "directory":
+        listed, matches = _found(filesystem, path, kind), None
+    else:
+        # What ``glob`` does as well, but the markers do not match the pattern.
+        depth = None if "**" in path else path[len(root) :].count("/")
+        listed = filesystem.find(f"{root}/", maxdepth=depth, detail=True)
+        matches = re.compile(glob_translate(path)).match
+    marked = {folder for folder, _, last in (n.rpartition("/") for n in listed) if last == marker}
+    return {
+        name: info
+        for name, info in listed.items()
+        if info["type"] == "file"
+        and name.rpartition("/")[2] != marker
+        and (matches is None or matches(name))
+    }, marked
+
+
+def _is_below(name: str, folders: set[str]) -> bool:
+    above = accumulate(name.split("/")[:-1], "{}/{}".format)
+    return not folders.isdisjoint(above)
+
+
 def _readable(found: Mapping[str, Any], root: str, kind: str, path: str) -> Iterator[str]:
     last = path.rpartition("/")[2].rpartition(".")[2]
     named = kind == "file" or (kind == "glob" and not _WILDCARD.search(last))
@@ -150,15 +198,21 @@ def _nothing_at(url: str, found: Sequence[str]) -> str:
     return f"{url} matches no file: correct it, or take it out of the source"
 
 
-def _size_and_stamp(info: Mapping[str, Any], url: str = "") -> tuple[int, str]:
+def size_and_stamp(info: Mapping[str, Any], url: str = "") -> tuple[int, str]:
+    """Size in bytes and stamp of a file, from what its file system tells of it."""
     # Where a file system tells nothing, the stamp is new each time, so that the file is read again.
     tokens = [info[name] for name in _STAMPS.split() if info.get(name) is not None]
-    token = tokens[0] if tokens else f"listed {time.time_ns()}"
+    token = tokens[0] if tokens else f"{_UNTOLD} {time.time_ns()}"
     size = info["size"] or 0
     # Other files may have the same size and time (unpacked archives, rsync -t): local ones differ
     # in inode and time of change, and a corpus at another address is read again.
     local = [info[name] for name in ("ino", "created") if "ino" in info and name in info]
     return size, " ".join(map(str, [size, token, *local, url])).rstrip().replace('"', "")
+
+
+def is_told(file: SourceFile) -> bool:
+    """Whether the file system tells anything but the size by which a file's versions differ."""
+    return file.stamp.split(" ")[1:2] != [_UNTOLD]
 
 
 def dataset_files(address: str, name: str | None, split: str) -> list[SourceFile]:
@@ -205,7 +259,7 @@ def _saved_files(filesystem: Any, address: str, root: str, folder: str) -> list[
         SourceFile(
             name[len(parent) :].lstrip("/"),
             start + name,
-            *_size_and_stamp(filesystem.info(name), start + name),
+            *size_and_stamp(filesystem.info(name), start + name),
         )
         for name in sorted(names)
     ]
@@ -214,7 +268,7 @@ def _saved_files(filesystem: Any, address: str, root: str, folder: str) -> list[
 def _folder_stamp(root: str) -> tuple[int, str]:
     filesystem, path = file_system(root)
     found = filesystem.find(path, detail=True)
-    facts = {name[len(path) :]: _size_and_stamp(info) for name, info in sorted(found.items())}
+    facts = {name[len(path) :]: size_and_stamp(info) for name, info in sorted(found.items())}
     return sum(size for size, _ in facts.values()), fingerprint("data set folder", facts)
 
 

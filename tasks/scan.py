@@ -18,8 +18,9 @@ from storage.cache import Progress, deposit_key
 from storage.fingerprint import Config, canonical
 from storage.store import Store
 from tasks import manifest
+from tasks.arrival import Landed, look
 from tasks.assign import assign
-from tasks.corpus import Source, SourceFile, list_files
+from tasks.corpus import Source, SourceFile
 from tasks.freeze import collect_base, freeze_sets, set_identity
 from tasks.intake import CorpusConfig, EvaluationSetConfig, Intake
 from tasks.manifest import DomainState, Manifest
@@ -46,25 +47,29 @@ def scan(
     base_source: Source | None = None,
     progress: Progress = lambda done, total, unit: None,
     scratch: str | None = None,
+    settle_seconds: float = 0.0,
 ) -> Manifest:
     """Bring the corpus's chain up to date and return its newest manifest.
+
+    Its ``problems`` also name new files that wait for a later scan; these alone publish nothing.
 
     Args:
         tokenizer: what identifies the tokenizer: the digest of a given one, or how it is trained.
         make_tokenizer: called once in a chain's life, with the base documents.
         base_source: documents for the base model that are no part of the corpus.
+        settle_seconds: for how long a new file must have stayed as it is (see ``tasks.arrival``).
 
     Raises:
-        EmptyCorpusError: an address matches nothing.
+        EmptyCorpusError: an address matches nothing, or, in a first scan, no complete file.
         ValueError: no domain fills one partition; an evaluation set lost all its documents.
     """
     rules = rules_of(corpus, tokenizer, base_source)
     chain = manifest.chain_name(corpus.name, rules)
     for _ in range(ATTEMPTS):
-        files = list_files(corpus.source)
         previous = manifest.latest(store, chain)
-        if previous is not None and is_current(store, previous, files, corpus, sets):
-            return _with_sets(previous, sets)
+        landed = look(corpus, previous, settle_seconds)
+        if previous is not None and is_current(store, previous, landed.new, corpus, sets):
+            return _told(previous, sets, landed.notes)
         with (
             tempfile.TemporaryDirectory(dir=scratch, prefix="mixpool-scan-") as folder,
             closing(Seen(Path(folder))) as seen,
@@ -73,22 +78,23 @@ def scan(
             pending = {name for name in corpus.withdraw if name not in _withdrawn(state)}
             root = Path(folder)
             job = Intake(store, corpus, sets, base_source, progress, root, seen, state, pending)
-            _advance(job, files, make_tokenizer)
+            _advance(job, landed, make_tokenizer)
         found = job.state
         if previous is not None and _same(previous, found):
             previous = previous.model_copy(update={"problems": found.problems})
-            return _with_sets(previous, sets)
+            return _told(previous, sets, landed.notes)
         if manifest.publish(store, found):
-            return _with_sets(found, sets)
+            return _told(found, sets, landed.notes)
         LOG.info("another run published %s first; scanning again", manifest.path_of(found))
     raise RuntimeError(f"{ATTEMPTS} other scans of {chain} were faster; run again")
 
 
-def _with_sets(found: Manifest, sets: list[EvaluationSetConfig]) -> Manifest:
+def _told(found: Manifest, sets: list[EvaluationSetConfig], notes: list[str]) -> Manifest:
+    """The manifest as one run is told of it, which is more, and less, than is published."""
     # The chain may know a set of the same name from another recipe.
     identities = {set_identity(config) for config in sets}
     wanted = [entry for entry in found.sets if entry.identity in identities]
-    return found.model_copy(update={"sets": wanted})
+    return found.model_copy(update={"sets": wanted, "problems": [*found.problems, *notes]})
 
 
 def _withdrawn(state: Manifest) -> set[str]:
@@ -115,14 +121,17 @@ def rules_of(corpus: CorpusConfig, tokenizer: Config, base: Source | None) -> di
 def is_current(
     store: Store,
     previous: Manifest,
-    files: list[SourceFile],
+    new: list[SourceFile],
     corpus: CorpusConfig,
     sets: list[EvaluationSetConfig],
 ) -> bool:
-    """Whether nothing has changed since ``previous``: files, sets, withdrawals, stored documents."""
+    """Whether nothing has changed since ``previous``: files, sets, withdrawals, stored documents.
+
+    ``new`` are the files that are to be read, as ``tasks.arrival.look`` found them.
+    """
     known = {entry.identity for entry in previous.sets}
     return (
-        all(previous.files.get(file.path) == file.stamp for file in files)
+        not new
         and all(set_identity(config) in known for config in sets)
         and _withdrawn(previous).issuperset(corpus.withdraw)
         and not missing(store, previous)
@@ -185,22 +194,20 @@ def _start(chain: str, rules: dict[str, Any], previous: Manifest | None) -> Mani
     )
 
 
-def _advance(job: Intake, files: list[SourceFile], make_tokenizer: MakeTokenizer) -> None:
+def _advance(job: Intake, landed: Landed, make_tokenizer: MakeTokenizer) -> None:
     """Bring ``job.state`` up to date."""
-    state = job.state
-    new = [file for file in files if state.files.get(file.path) != file.stamp]
-    if state.number == 0:
+    if job.state.number == 0:
         job.update(sets=freeze_sets(job))
-        job.update(base_documents=collect_base(job, new))
+        job.update(base_documents=collect_base(job, landed.new))
         job.update(tokenizer=_tokenizer(job, make_tokenizer))
     else:
-        _restore(job, files, make_tokenizer)
+        _restore(job, landed.files, make_tokenizer)
         job.update(domains=withdraw(job))
         job.update(sets=[*job.state.sets, *freeze_sets(job)])
     encoder = Encoder(job.store.fetch(job.state.tokenizer))
-    job.update(domains=assign(job, new, encoder))
+    job.update(domains=assign(job, landed.new, encoder))
     report_unknown(job)
-    _check_some_partition(job)
+    _check_some_partition(job, landed.notes)
     waiting = _waiting(job.state.domains, job.corpus)
     job.update(
         index=[*job.state.index, *_save_index(job)],
@@ -244,14 +251,14 @@ def _save_index(job: Intake) -> list[Artifact]:
     return [job.deposit("index", job.state.chain, folder, {})]
 
 
-def _check_some_partition(job: Intake) -> None:
+def _check_some_partition(job: Intake, notes: list[str]) -> None:
     domains, corpus = job.state.domains, job.corpus
     if any(state.partitions for state in domains.values()):
         return
     if corpus.short_partitions and any(state.remainder for state in domains.values()):
         return
     waiting = "; ".join(_waiting(domains, corpus)) or "it has no usable document"
-    problems = job.problems.text()
+    problems = "\n".join(filter(None, [job.problems.text(), *notes]))
     raise ValueError(
         f"corpus {corpus.name!r} fills no partition of "
         f"{corpus.split.tokens_per_partition:,} tokens: {waiting}. "

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("mixpool.train")
 
+PATIENT_SECONDS = 10.0
+"""A training that is stopped is saved first, unless an earlier save of it took longer than this."""
+
 
 def save_state(
     model: "PreTrainedModel",
@@ -41,6 +44,21 @@ def save_state(
         save_file(random, folder / "random.safetensors")
         (folder / "losses.json").write_text(json.dumps(losses))
         workspace.checkpoints.save(folder, len(losses))
+
+
+def save_last(
+    model: "PreTrainedModel",
+    optimizer: "torch.optim.AdamW",
+    losses: list[float],
+    workspace: Workspace,
+) -> None:
+    """Save the state of a training that was stopped; where that fails, the earlier one stands."""
+    try:
+        save_state(model, optimizer, losses, workspace)
+    except Exception as error:  # the caller must hear of what stopped the training, not of this
+        LOG.warning("stopped after step %d, which could not be saved (%s)", len(losses), error)
+    else:
+        LOG.info("stopped after step %d, which is saved", len(losses))
 
 
 def load_state(

@@ -23,7 +23,14 @@ from tasks.device import choose_device
 from tasks.energy import Attention, training_flops
 from tasks.merging import Facts, facts_of
 from tasks.model import check_context, digest_of, load_model, save_model
-from tasks.state import load_optimizer, load_state, save_optimizer, save_state
+from tasks.state import (
+    PATIENT_SECONDS,
+    load_optimizer,
+    load_state,
+    save_last,
+    save_optimizer,
+    save_state,
+)
 from tasks.tokenize import load_tokens
 
 if TYPE_CHECKING:
@@ -206,7 +213,7 @@ def _train(
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
     # The compiled function shares the model's parameters, which stay what is saved.
     forward: Any = torch.compile(model) if workspace.runtime.compile else model
-    saved = time.monotonic()
+    saved, longest = time.monotonic(), 0.0
     workspace.progress(len(losses) * per_step, config.steps * per_step, "tokens")
     for step in range(len(losses), config.steps):
         for group in optimizer.param_groups:
@@ -221,11 +228,17 @@ def _train(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         workspace.meter.add(tokens=per_step, flops=flops * per_step)
-        workspace.progress((step + 1) * per_step, config.steps * per_step, "tokens")
-        due = time.monotonic() - saved >= workspace.runtime.checkpoint_seconds
-        if due and step + 1 < config.steps:
+        try:
+            workspace.progress((step + 1) * per_step, config.steps * per_step, "tokens")
+        except BaseException:  # whoever stops a training, or an interrupt, does so here
+            if longest <= PATIENT_SECONDS:
+                save_last(model, optimizer, losses, workspace)
+            raise
+        began = time.monotonic()
+        if began - saved >= workspace.runtime.checkpoint_seconds and step + 1 < config.steps:
             save_state(model, optimizer, losses, workspace)
             saved = time.monotonic()
+            longest = max(longest, saved - began)
     if not all(bool(p.isfinite().all()) for p in model.parameters()):
         raise TrainingError(f"weights are not finite after the last step: {REMEDY}")
     return losses

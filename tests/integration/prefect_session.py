@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from flows.prefect_flows import ablate_flow, run_with_prefect
+from flows.prefect_flows import ablate_flow, run_with_prefect, sweep_flow
 
 # isort: split
 # Prefect reads its settings when it is imported; in a process of ours our defaults are set by then.
@@ -22,8 +22,8 @@ from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.settings import get_current_settings
-from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.prefect_progress import FIRST_SECONDS
 from flows.prefect_runner import PrefectRunner
 from flows.recipe import load_recipe
 from storage.cache import Call, Progress, Runtime, Step, Workspace
@@ -56,10 +56,7 @@ def note(text: str, act: Act = lambda progress: None) -> Call[NoteConfig]:
     return Call(Step("note", 1, "note", NoteConfig, write), NoteConfig(text=text), {}, text)
 
 
-TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1)
-
-
-@flow(task_runner=TASK_RUNNER)
+@flow
 def held_flow(url: str) -> list[bool]:
     """Two notes; another holds the first until the second is written."""
     store, wanted, done = Store(url), note("wanted"), threading.Event()
@@ -76,7 +73,7 @@ def held_flow(url: str) -> list[bool]:
     return [handle.hit for handle in handles]
 
 
-@flow(task_runner=TASK_RUNNER)
+@flow
 def stumbling_flow(url: str) -> list[bool]:
     """A note that can be written at the second attempt only."""
     faults = iter([OSError("connection lost")])
@@ -89,7 +86,7 @@ def stumbling_flow(url: str) -> list[bool]:
     return [handle.hit for handle in PrefectRunner(Store(url)).map([note("stumbling", stumble)])]
 
 
-@flow(task_runner=TASK_RUNNER)
+@flow
 def failing_flow(url: str) -> None:
     """A note that cannot be written, and one that would take very long."""
 
@@ -103,6 +100,25 @@ def failing_flow(url: str) -> None:
             time.sleep(0.2)
 
     PrefectRunner(Store(url)).map([note("failing", fail), note("lingering", linger)])
+
+
+@flow
+def showing_flow(url: str) -> list[list[Any]]:
+    """What Prefect shows in the middle of work that takes some seconds."""
+    seen: list[list[Any]] = []
+
+    def show(progress: Progress) -> None:
+        progress(0, 10, "notes")
+        time.sleep(FIRST_SECONDS)
+        progress(5, 10, "notes")
+        with get_client(sync_client=True) as client:
+            bars = [a for a in client.read_artifacts() if a.type == "progress"]
+        seen.extend([bar.data, bar.description] for bar in bars)
+        progress(10, 10, "notes")
+
+    with PrefectRunner(Store(url)) as runner:
+        runner.map([note("showing", show)])
+    return seen
 
 
 def outcome(run: Callable[[], Any]) -> dict[str, Any]:
@@ -163,12 +179,16 @@ def main(folder: Path) -> None:
         "recipe": recipe.model_dump(mode="json"),
         "runtime": {"device": "cpu", "threads": 1},
     }
+    other = {**form, "recipe": {**form["recipe"], "name": "sweeping"}}
     named: dict[str, Any] = {"flow_run_name": "{url}"}
     outcomes = {
         "first": outcome(
             lambda: run_with_prefect(recipe, store, Runtime(device="cpu", threads=1, chunk=8))
         ),
         "second": outcome(lambda: ablate_flow(**form, store=store)),
+        "sweeping": outcome(lambda: sweep_flow(**other, overrides=["train.steps=6"], store=store)),
+        "sweeping again": outcome(lambda: sweep_flow(**other, store=store)),
+        "showing": outcome(lambda: showing_flow.with_options(**named)("memory://showing")),
         "held": outcome(lambda: held_flow.with_options(**named)("memory://held")),
         "stumbling": outcome(lambda: stumbling_flow.with_options(**named)("memory://stumbling")),
         "failing": outcome(lambda: failing_flow.with_options(**named)("memory://failing")),

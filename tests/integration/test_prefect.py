@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from flows.ablation import ablate
+from flows.costs import EVERY_MIXTURE
 from flows.recipe import Recipe, to_yaml
 from flows.runners import InlineRunner
 from storage.cache import Runtime
@@ -122,15 +123,36 @@ def test_leaves_ranking_summary_and_report_in_prefect(session: Session) -> None:
     assert "trained now: 7 (base, birds-0," in page
     report = session.folder / "store" / result["run"] / "report.html"
     assert report.exists()
-    assert report.as_uri() in left["tiny-b-1-report"]["data"]
+    assert f"report: `{report.as_uri()}`" in page
+    assert "tiny-b-1-report" not in left, "a browser does not follow a link to a file"
+    items = [row["item"] for row in json.loads(left["tiny-b-1-cost"]["data"])]
+    assert items == ["training, now", "other steps, now", "evaluating, now", EVERY_MIXTURE]
 
 
-def test_bars_of_long_work_reach_their_end(session: Session) -> None:
-    bars = [a["data"] for a in session.artifacts if a["type"] == "progress"]
-    # The scan, seven trainings, the sweep.
-    assert bars.count(100.0) >= 9
-    # The first attempt of the note that stumbled, and the one that another's fault stopped.
-    assert len([bar for bar in bars if bar != 100.0]) <= 2
+def test_plan_says_before_anything_runs_what_will(session: Session) -> None:
+    first, second = (
+        next(a for a in session.artifacts if (a["key"], a["flow_run"]) == ("tiny-b-1-plan", run))
+        for run in ids_of_ablations(session)
+    )
+    assert (
+        "| train | 0 | 7 | base, birds-0, cooking-0, law-0, letters-0, rivers-0, sums-0 |"
+        in first["data"]
+    )
+    assert "| losses | 0 | 126 |  |" in first["data"]
+    assert "train base: no record of this step yet" in first["data"]
+    assert "| train | 7 | 0 |  |" in second["data"]
+    assert "Nothing to compute: everything is in the store." in second["data"]
+
+
+def test_bar_is_there_while_work_goes_on_and_gone_when_it_is_done(session: Session) -> None:
+    assert session.outcomes["showing"] == {"result": [[50.0, "note showing: 5 of 10 notes"]]}
+    assert not [a for a in session.artifacts if a["type"] == "progress"]
+
+
+def test_flow_that_only_evaluates_trains_nothing(session: Session) -> None:
+    error = session.outcomes["sweeping"]["error"]
+    assert "6 models are not in the store (birds-0, cooking-0," in error
+    assert session.outcomes["sweeping again"]["result"]["losses_evaluated"] == 0
 
 
 def test_logs_of_steps_reach_the_task_run(session: Session) -> None:

@@ -12,7 +12,7 @@ from transformers import GPT2Config
 
 from storage.cache import Runtime
 from storage.store import Store
-from tasks.device import choose_device
+from tasks.device import choose_device, devices_of
 from tasks.merging import load_weights
 from tasks.model import GivenModel
 from tasks.outside import given_model, given_tokenizer
@@ -110,7 +110,13 @@ def test_device() -> None:
     assert choose_device(Runtime(device="cpu", threads=1)) == "cpu"
     assert torch.get_num_threads() == 1
     auto = choose_device(Runtime(device="auto"))
-    assert auto == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert auto == ("cuda:0" if torch.cuda.is_available() else "cpu")
+    assert devices_of(Runtime(device="auto"))[0] == auto
+    several = Runtime(device="cpu, cpu:0,cpu")
+    assert devices_of(several) == ["cpu", "cpu:0", "cpu"]
+    assert choose_device(several) == "cpu"
+    with pytest.raises(ValueError, match=r"device '' is none that torch knows"):
+        devices_of(Runtime(device="cpu,"))
     with pytest.raises(ValueError, match=r"device 'gpu' is none that torch knows: use 'auto'"):
         choose_device(Runtime(device="gpu"))
     with pytest.raises(ValueError, match=r"device 'cuda:97' is asked for, and torch .* sees"):

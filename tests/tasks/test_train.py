@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import math
 import shutil
 import subprocess
@@ -89,14 +90,20 @@ def through_store(
     config: TrainConfig,
     inputs: Mapping[str, Handle],
     stop: int | None = None,
+    before: Callable[[str], object] | None = None,
     **runtime: Any,
 ) -> Handle:
-    """Build under a store; ``stop`` kills it when so many steps are done."""
+    """Build under a store; ``stop`` kills it when so many steps are done.
+
+    ``before`` is called first, with the folder for scratch.
+    """
 
     def progress(done: int, total: int, unit: str) -> None:
         assert 0 <= done <= total
         assert unit == "tokens"
         if stop is not None and done == stop * config.batch_size * config.context_length:
+            if before is not None:
+                before(runtime["scratch"])
             raise KilledError
 
     settings = Runtime.model_validate({"device": "cpu", "threads": 1, **runtime})
@@ -130,11 +137,50 @@ def test_killed_and_resumed_is_bit_identical(
         torch.rand(7)  # a new process has another random state
     assert not list(hard.records("train"))
     kept = [path for path in hard.backend.list("work") if "/checkpoint." in path]
-    assert any("checkpoint.000000004/" in path for path in kept)
-    assert not any("checkpoint.000000003/" in path for path in kept)
+    assert any("checkpoint.000000005/" in path for path in kept)
+    assert not any("checkpoint.000000004/" in path for path in kept)
     found = through_store(hard, settings, inputs, checkpoint_seconds=0)
     assert found.digest == expected.digest
     assert not [path for path in hard.backend.list("work") if "checkpoint" in path]
+
+
+def test_stopped_between_two_resume_points_loses_no_step(
+    llama: Path,
+    corpus: Path,
+    tmp_path: Path,
+    trained: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is saved first, unless saving is slow; where that fails, the stop is raised all the same."""
+    caplog.set_level(logging.INFO, "mixpool")
+    store = Store(str(tmp_path / "store"))
+    inputs = stored(store, model=llama, tokens=corpus)
+    config = TrainConfig.model_validate(SHORT)
+    scratch = tmp_path / "scratch"
+    with pytest.raises(KilledError):
+        through_store(store, config, inputs, 2)
+    with pytest.raises(KilledError):
+        through_store(store, config, inputs, 3)
+    scratch.mkdir()
+    with pytest.raises(KilledError):
+        through_store(store, config, inputs, 4, shutil.rmtree, scratch=str(scratch))
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.train.PATIENT_SECONDS", 0.0)
+        with pytest.raises(KilledError):
+            through_store(store, config, inputs, 6, checkpoint_seconds=0)
+    found = through_store(store, config, inputs)
+    assert found.digest == digest_of(trained(llama, corpus))
+    told = [record.getMessage() for record in caplog.records if record.name == "mixpool.train"]
+    assert "could not be saved" in told[4]
+    assert [line for line in told if "could not" not in line] == [
+        "stopped after step 2, which is saved",
+        "resuming at step 2",
+        "stopped after step 3, which is saved",
+        "resuming at step 3",
+        "resuming at step 3",
+        "resuming at step 5",
+    ]
 
 
 def test_optimizer_state_is_carried(

@@ -1,0 +1,223 @@
+"""What a Prefect server must know, so that people and events can start mixpool's flows.
+
+A work pool, one deployment for each flow with working defaults, the event that starts ``ingest``, a
+limit for each device, and the automation that ends runs whose process is gone. Registering again
+changes what differs and keeps the rest: runs, and schedules that were made by hand.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+from prefect import Flow
+from prefect.automations import EventTrigger
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import (
+    ConcurrencyLimitConfig,
+    ConcurrencyLimitStrategy,
+    StateType,
+    WorkPool,
+)
+from prefect.deployments.runner import RunnerDeployment
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, Posture
+from prefect.events.schemas.deployment_triggers import DeploymentEventTrigger
+from prefect.exceptions import ObjectNotFound
+from prefect.schedules import Cron, Interval, Schedule
+from prefect.types.entrypoint import EntrypointType
+from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
+
+from flows.deployment import PROCESS, Deploy
+from flows.prefect_devices import limit_name, make_limit
+from flows.prefect_flows import FLOWS, ablate_flow, ingest_flow, sweep_flow
+from flows.prefect_settings import CLIENT
+from flows.prefect_text import dashed
+from storage.cache import Runtime
+
+LOG = logging.getLogger("mixpool.deploy")
+
+LANDED = "corpus.data.landed"
+"""The event that starts ``ingest``."""
+ANY_CORPUS = "any"
+"""Stands for the corpus of an event that concerns every corpus."""
+
+WITH_RECIPE = (ablate_flow, ingest_flow, sweep_flow)
+
+TAGS = {
+    "ablate": ["trains", "evaluates"],
+    "ingest": ["trains", "evaluates", "data"],
+    "sweep": ["evaluates"],
+    "report": ["reads"],
+    "verify": ["maintenance"],
+    "gc": ["maintenance"],
+}
+
+MISSED_BEATS = 3
+GONE = "mixpool: end runs whose process is gone"
+
+
+def deploy(wanted: Deploy) -> dict[str, str]:
+    """Register everything with the server at ``PREFECT_API_URL``.
+
+    Returns:
+        id of each deployment, by ``flow/name``.
+
+    Raises:
+        ValueError: the pool is there with another type, or the schedule is none.
+    """
+    with get_client(sync_client=True) as client:
+        _make_pool(client, wanted)
+        _end_runs_that_are_gone(client)
+    deployments = list(deployments_of(wanted))
+    if wanted.pool_type == PROCESS:
+        _make_limits()
+    return {made.full_name: str(made.apply()) for made in deployments}
+
+
+def deployments_of(wanted: Deploy) -> Iterator[RunnerDeployment]:
+    """The deployment of each flow. Raises ValueError where the schedule is none."""
+    schedule = schedule_of(wanted)
+    for flow in FLOWS:
+        is_ingest = flow is ingest_flow
+        yield RunnerDeployment.from_flow(
+            flow,
+            name=wanted.name,
+            description=describe(flow),
+            tags=["mixpool", *TAGS[flow.name]],
+            parameters=_parameters(flow, wanted),
+            schedule=schedule if is_ingest else None,
+            triggers=[landed_trigger(wanted)] if is_ingest else [],
+            # Those that wait are answered by the one that works (flows.prefect_queue).
+            concurrency_limit=ConcurrencyLimitConfig(
+                limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE
+            )
+            if is_ingest
+            else None,
+            work_pool_name=wanted.pool,
+            job_variables=_job_variables(wanted),
+            # The code is installed where workers are, so nothing has to be fetched.
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
+
+
+def describe(flow: Flow[..., Any]) -> str:
+    """What a flow does: its docstring without the parameters, which the form describes."""
+    return (flow.description or "").split("Args:")[0].strip()
+
+
+def _parameters(flow: Flow[..., Any], wanted: Deploy) -> dict[str, Any]:
+    recipe = {"recipe": wanted.recipe} if flow in WITH_RECIPE else {}
+    return {**recipe, "store": wanted.store}
+
+
+def _job_variables(wanted: Deploy) -> dict[str, Any]:
+    place = {"working_dir": wanted.folder, "command": wanted.command, "image": wanted.image}
+    return {"env": CLIENT, **{name: value for name, value in place.items() if value is not None}}
+
+
+def schedule_of(wanted: Deploy) -> Schedule | None:
+    """When ``ingest`` looks by itself; None where nobody asked for it.
+
+    Raises:
+        ValueError: both ``every`` and ``cron`` are given, or one of them says nothing sensible.
+    """
+    if wanted.every is not None and wanted.cron is not None:
+        raise ValueError("both every and cron say when to look for new data: give one of them")
+    if wanted.every is not None:
+        if wanted.every < 1:
+            raise ValueError(f"every is {wanted.every:g} seconds: give at least one")
+        return Interval(timedelta(seconds=wanted.every))
+    if wanted.cron is None:
+        return None
+    try:
+        return Cron(wanted.cron, timezone="UTC")
+    except ValueError as error:
+        raise ValueError(f"cron {wanted.cron!r} says no time: give five fields of cron") from error
+
+
+def resource_id(corpus: str) -> str:
+    """What an event of landed data is about: ``corpus.<name>``."""
+    return f"corpus.{dashed(corpus)}"
+
+
+def landed_trigger(wanted: Deploy) -> DeploymentEventTrigger:
+    """Starts ``ingest`` for each event that says that data of its corpus has landed."""
+    return DeploymentEventTrigger(
+        name=f"mixpool: {wanted.name}: data landed in {wanted.corpus}",
+        expect={LANDED},
+        match={"prefect.resource.id": [resource_id(wanted.corpus), resource_id(ANY_CORPUS)]},
+        parameters={
+            "uri": {"__prefect_kind": "jinja", "template": "{{ event.payload.uri }}"},
+        },
+    )
+
+
+def _make_pool(client: SyncPrefectClient, wanted: Deploy) -> None:
+    pool = _find_pool(client, wanted.pool)
+    if pool is None:
+        make = get_default_base_job_template_for_infrastructure_type
+        template = wanted.job_template or asyncio.run(make(wanted.pool_type))
+        if template is None:
+            raise ValueError(
+                f"Prefect knows no work pools of the type {wanted.pool_type!r}: give process, docker "
+                "or kubernetes"
+            )
+        client.create_work_pool(
+            WorkPoolCreate(name=wanted.pool, type=wanted.pool_type, base_job_template=template)
+        )
+    elif pool.type != wanted.pool_type:
+        raise ValueError(
+            f"the work pool {wanted.pool!r} has the type {pool.type!r}, not {wanted.pool_type!r}: "
+            "give another name, or that type"
+        )
+
+
+def _find_pool(client: SyncPrefectClient, name: str) -> WorkPool | None:
+    try:
+        return client.read_work_pool(name)
+    except ObjectNotFound:
+        return None
+
+
+def _make_limits() -> None:
+    """One slot for each device of this host; workers make those of theirs when they need them."""
+    from tasks.device import devices_of
+
+    for name in devices_of(Runtime()):
+        if make_limit(limit_name(name), 1):
+            LOG.info("made the concurrency limit %s", limit_name(name))
+
+
+def _end_runs_that_are_gone(client: SyncPrefectClient) -> None:
+    """Without it, a run whose worker was killed too would be shown as running for ever."""
+    beat, ends = "prefect.flow-run.heartbeat", ("Completed", "Failed", "Cancelled", "Crashed")
+    seconds = MISSED_BEATS * int(CLIENT["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
+    automation = AutomationCore(
+        name=GONE,
+        description="A run that lives says so every half minute. The next run goes on from what it "
+        "had committed and from its resume points.",
+        tags=["mixpool"],
+        trigger=EventTrigger(
+            after={beat},
+            expect={beat, *(f"prefect.flow-run.{end}" for end in ends)},
+            match={"prefect.resource.id": ["prefect.flow-run.*"]},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=seconds),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                name=None,
+                force=False,
+                state=StateType.CRASHED,
+                message=f"nothing was heard of its process for {seconds} seconds; run it again: it "
+                "goes on from what was committed and from its resume points",
+            )
+        ],
+    )
+    if not client.read_automations_by_name(GONE):
+        client.create_automation(automation)

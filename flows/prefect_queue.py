@@ -1,0 +1,106 @@
+"""Runs that wait, and runs that are to wait.
+
+Many notifications, few runs: a run that looks for new data answers all that wait behind it.
+
+A thousand files that land together start a thousand runs, of which one at a time may work. A run lists
+the corpus after it has begun, so it sees everything that those behind it were started for: they are
+cancelled, and say why. One that is started later waits its turn, so that nothing that lands is missed.
+"""
+
+import logging
+import time
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+from prefect import runtime
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.states import Cancelled, Cancelling, Scheduled
+from prefect.types import DateTime
+
+LOG = logging.getLogger("mixpool.run")
+
+MOST = 200
+"""Runs that one request to the server tells of."""
+
+
+def cover_waiting() -> int:
+    """Cancel the runs of this run's deployment that wait with the same parameters; how many."""
+    deployment, own = runtime.deployment.id, runtime.flow_run.id
+    if deployment is None or own is None:
+        return 0
+    covered = 0
+    with get_client(sync_client=True) as client:
+        mine = client.read_flow_run(UUID(own))
+        while waiting := [run for run in _due(client, UUID(deployment)) if _same(run, mine)]:
+            for run in waiting:
+                message = f"flow run {mine.name!r} looks at everything that had landed"
+                client.set_flow_run_state(run.id, Cancelled(name="Covered", message=message), True)
+            covered += len(waiting)
+    if covered:
+        LOG.info("%d other runs were waiting for the same data: this one answers them", covered)
+    return covered
+
+
+def _due(client: SyncPrefectClient, deployment: UUID) -> list[FlowRun]:
+    state = FlowRunFilterStateType(any_=[StateType.SCHEDULED, StateType.PENDING])
+    return client.read_flow_runs(
+        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment])),
+        flow_run_filter=FlowRunFilter(
+            state=FlowRunFilterState(type=state),
+            expected_start_time=FlowRunFilterExpectedStartTime(before_=DateTime.now("utc")),
+        ),
+        limit=MOST,
+    )
+
+
+def _same(run: FlowRun, mine: FlowRun) -> bool:
+    """Whether it asks for the same; what landed makes no difference."""
+    return run.id != mine.id and _asked(run) == _asked(mine)
+
+
+def _asked(run: FlowRun) -> dict[str, object]:
+    return {name: value for name, value in run.parameters.items() if name != "uri"}
+
+
+def end_runs(pool: str, patience: float) -> list[FlowRun]:
+    """Cancel the runs of a work pool that are going on, as a person would do it; which they were.
+
+    So trainings leave resume points and leases end; for that ``patience`` seconds are waited.
+    """
+    with get_client(sync_client=True) as client:
+        ending = _in_pool(client, pool, [StateType.RUNNING, StateType.PENDING])
+        for run in ending:
+            client.set_flow_run_state(run.id, Cancelling(message="its server is being stopped"))
+        limit = time.monotonic() + patience
+        while _in_pool(client, pool, [StateType.CANCELLING]) and time.monotonic() < limit:
+            time.sleep(0.5)
+    return ending
+
+
+def schedule_again(runs: Iterable[FlowRun]) -> None:
+    """Let runs go on as soon as there is a worker; what they had committed is not done again."""
+    waiting: State[Any] = Scheduled(message="its server was stopped; it goes on when that is back")
+    with get_client(sync_client=True) as client:
+        for run in runs:
+            client.set_flow_run_state(run.id, waiting, force=True)
+
+
+def _in_pool(client: SyncPrefectClient, pool: str, states: list[StateType]) -> list[FlowRun]:
+    state = FlowRunFilterState(type=FlowRunFilterStateType(any_=states))
+    return client.read_flow_runs(
+        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
+        flow_run_filter=FlowRunFilter(state=state),
+        limit=MOST,
+    )

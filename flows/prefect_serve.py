@@ -1,0 +1,310 @@
+"""Everything that one machine needs: Prefect's server with its page, the deployments, and a worker.
+
+Server and worker are processes of their own, in process groups of their own, so that Ctrl-C reaches
+only this one and it can end them in order: runs first, which keep what they have done and go on at the
+next start; then the worker; then the server. Prefect's database is in ``home``, where the next start
+finds it. This module imports Prefect only once the server's address is in the environment.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import psutil
+
+from flows.deployment import Deploy
+from flows.links import VARIABLE as LINKS
+from flows.prefect_settings import CLIENT, SERVER
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+START_SECONDS = 180.0
+"""For the server to answer, and for the worker to be there; they take 10 to 30 s."""
+STOP_SECONDS = 40.0
+"""For runs to end; Prefect kills them after 30."""
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+Say = Callable[[str], None]
+
+
+class ServeError(RuntimeError):
+    """Something that is needed did not start, or ended."""
+
+
+@dataclass(frozen=True)
+class Serve:
+    """How the services are started."""
+
+    deploy: Deploy
+    """What is registered."""
+    home: Path
+    """Folder of Prefect's database and of what the services say."""
+    host: str = "127.0.0.1"
+    """Address the server listens at."""
+    port: int = 4200
+    """Its port; the store's pages are at the next one."""
+    runs: int = 1
+    """Runs at a time; trainings take turns on a device all the same."""
+
+    @property
+    def url(self) -> str:
+        """Where a browser finds the server."""
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def pages(self) -> str:
+        """Where a browser finds the store."""
+        return f"http://{self.host}:{self.port + 1}/"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What server, worker and this process need; the person's own settings stay in force."""
+        ours = {
+            "PREFECT_HOME": str(self.home),
+            "PREFECT_SERVER_API_HOST": self.host,
+            "PREFECT_SERVER_API_PORT": str(self.port),
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": self.url,
+            "PREFECT_API_URL": f"{self.url}/api",
+            "PYTHONUNBUFFERED": "1",
+        }
+        if auth := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+            ours["PREFECT_API_AUTH_STRING"] = auth
+        if self.host in LOOPBACK:
+            links = filter(None, [f"{self.deploy.store} {self.pages}", os.environ.get(LINKS)])
+            ours[LINKS] = ",".join(links)
+        wanted = {n: os.environ.get(n, value) for n, value in {**CLIENT, **SERVER}.items()}
+        return {**wanted, **ours}
+
+
+def serve(wanted: Serve, say: Say) -> None:
+    """Start everything, and return when a signal has asked for the end and all have ended.
+
+    Raises:
+        ValueError: the host can be reached from outside and there is no authentication, or the port
+            is in use, or what is to be registered is wrong.
+        ServeError: a service did not start, or ended by itself.
+    """
+    _check_address(wanted)
+    os.environ.pop("PREFECT_PROFILE", None)
+    os.environ.update(wanted.environment)
+    wanted.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _end_left_over(wanted, say)
+    _check_port(wanted)
+    with _asked_to_end() as end, contextlib.ExitStack() as started:
+        server = started.enter_context(_service(wanted, "server", ["server", "start"]))
+        _await("the server", server, lambda: _answers(f"{wanted.url}/api/health"), end)
+        if end.is_set():
+            return
+        _register(wanted, say)
+        # In the order of the end: runs end while there is a worker that can end them, and wait to
+        # go on when there is none that would take them up at once.
+        ended: list[FlowRun] = []
+        started.callback(_schedule_again, ended, say)
+        worker = started.enter_context(_service(wanted, "worker", _worker_command(wanted)))
+        started.callback(_end_runs, wanted, ended)
+        _await("the worker", worker, lambda: _has_worker(wanted), end)
+        _show_pages(wanted)
+        say(f"mixpool is at {wanted.url} (recipe {wanted.deploy.recipe})")
+        if wanted.host in LOOPBACK:
+            say(f"the store {wanted.deploy.store} is at {wanted.pages}")
+        say("Ctrl-C ends it; runs that are going on keep what they have done, and go on next time")
+        while not end.wait(1.0):
+            server.check()
+            worker.check()
+        say("ending runs, worker and server ...")
+
+
+def _check_address(wanted: Serve) -> None:
+    if wanted.host not in LOOPBACK and not os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+        raise ValueError(
+            f"host {wanted.host!r} can be reached from other machines, and nobody would have to log "
+            "in: set PREFECT_SERVER_API_AUTH_STRING=user:password, or leave the host at 127.0.0.1"
+        )
+
+
+def _check_port(wanted: Serve) -> None:
+    for port in (wanted.port, wanted.port + 1):
+        with socket.socket() as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                trial.bind((wanted.host, port))
+            except OSError as error:
+                raise ValueError(
+                    f"port {port} of {wanted.host} is in use ({error.strerror}): end what listens "
+                    "there, or give another --port; it and the next one must be free"
+                ) from error
+
+
+@contextlib.contextmanager
+def _asked_to_end() -> Iterator[threading.Event]:
+    """Set by the first signal; the second one ends this process at once."""
+    end = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        if end.is_set():
+            raise KeyboardInterrupt
+        end.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield end
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# Services ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Service:
+    """A process of Prefect's, and the file to which it writes."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def check(self) -> None:
+        """Raise ServeError, with what it said last, if it has ended."""
+        if (status := self.process.poll()) is not None:
+            said = self.log.read_text(errors="replace")[-1500:]
+            raise ServeError(
+                f"the {self.name} ended with status {status}; {self.log} says:\n{said}"
+            )
+
+    def end(self) -> None:
+        """Ask it to end; kill it, and what it started, where it does not."""
+        family = [self.process.pid]
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family += [p.pid for p in psutil.Process(self.process.pid).children(recursive=True)]
+        self.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(15)
+        for pid in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def _service(wanted: Serve, name: str, arguments: list[str]) -> Iterator[Service]:
+    log = wanted.home / f"{name}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    _note(wanted, process.pid)
+    service = Service(name, process, log)
+    try:
+        yield service
+    finally:
+        service.end()
+
+
+def _note(wanted: Serve, pid: int) -> None:
+    """Remember a service, so that the next start can end it if this process is killed."""
+    file = wanted.home / "services.json"
+    known = json.loads(file.read_text()) if file.exists() else []
+    known.append([pid, psutil.Process(pid).create_time()])
+    file.write_text(json.dumps(known))
+
+
+def _end_left_over(wanted: Serve, say: Say) -> None:
+    file = wanted.home / "services.json"
+    for pid, started in json.loads(file.read_text()) if file.exists() else []:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            if process.create_time() == started:
+                say(f"ending process {pid}, which an earlier start has left")
+                for one in [*process.children(recursive=True), process]:
+                    one.kill()
+                process.wait(10)
+    file.unlink(missing_ok=True)
+
+
+def _worker_command(wanted: Serve) -> list[str]:
+    pool = ["--pool", wanted.deploy.pool, "--type", "process"]
+    return ["worker", "start", *pool, "--limit", str(wanted.runs), "--name", "mixpool-serve"]
+
+
+def _await(what: str, service: Service, is_there: Callable[[], bool], end: threading.Event) -> None:
+    limit = time.monotonic() + START_SECONDS
+    while not is_there() and not end.is_set():
+        service.check()
+        if time.monotonic() > limit:
+            raise ServeError(f"{what} is not there after {START_SECONDS:g} s; see {service.log}")
+        end.wait(0.5)
+
+
+def _answers(url: str) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+        return bool(answer.status == 200)
+    return False
+
+
+# What is done through the server -------------------------------------------------------------------
+
+
+def _register(wanted: Serve, say: Say) -> None:
+    from flows.prefect_deployments import deploy
+
+    command = f"{sys.executable} -m prefect.engine"
+    folder = wanted.deploy.folder or str(Path.cwd())
+    made = deploy(replace(wanted.deploy, command=command, folder=folder))
+    say(f"flows: {', '.join(made)}")
+
+
+def _has_worker(wanted: Serve) -> bool:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        path = f"/work_pools/{wanted.deploy.pool}/workers/filter"
+        found = client.request("POST", path, json={}).json()  # type: ignore[arg-type]
+    return any(worker["status"] == "ONLINE" for worker in found)
+
+
+def _end_runs(wanted: Serve, ended: "list[FlowRun]") -> None:
+    from flows.prefect_queue import end_runs
+
+    ended.extend(end_runs(wanted.deploy.pool, STOP_SECONDS))
+
+
+def _schedule_again(ended: "list[FlowRun]", say: Say) -> None:
+    from flows.prefect_queue import schedule_again
+
+    schedule_again(ended)
+    for run in ended:
+        say(f"run {run.name!r} goes on at the next start")
+
+
+def _show_pages(wanted: Serve) -> None:
+    """Serve the store's pages from a thread; only to this machine."""
+    if wanted.host not in LOOPBACK:
+        return
+    import uvicorn
+
+    from flows.pages import pages
+
+    config = uvicorn.Config(
+        pages(wanted.deploy.store), host=wanted.host, port=wanted.port + 1, log_level="warning"
+    )
+    server = uvicorn.Server(config)
+    threading.Thread(target=server.run, name="mixpool-pages", daemon=True).start()
