@@ -23,11 +23,11 @@ from storage.fingerprint import Config, canonical_bytes, fingerprint
 from storage.place import file_system
 from storage.store import Store
 from tasks import manifest
-from tasks.arrival import look
+from tasks.arrival import look, unread_digest
 from tasks.corpus import Source
 from tasks.listing import size_and_stamp
 from tasks.outside import given_tokenizer
-from tasks.scan import is_current, rules_of
+from tasks.scan import is_whole, rules_of
 from tasks.tokenizer import GivenTokenizer
 
 LOG = logging.getLogger("mixpool.landing")
@@ -52,7 +52,7 @@ def is_unchanged(store: Store, recipe: Recipe, settle_seconds: float = 0.0) -> U
     """The finished run of exactly this recipe after which nothing has landed; None to run the chain.
 
     A run that crashed or was cancelled is no finished run. New files that wait for their marker are
-    nothing new. A given base model is taken to be what it was, as nothing but data is looked at; a
+    nothing new, nor is a damaged file that the run could not read. A given base model is taken to be what it was, as nothing but data is looked at; a
     given tokenizer is read, since the corpus's chain depends on it. Why not is logged.
 
     Args:
@@ -71,9 +71,12 @@ def is_unchanged(store: Store, recipe: Recipe, settle_seconds: float = 0.0) -> U
         LOG.info("run %s used another manifest than the newest", name)
         return None
     new = look(recipe.corpus, previous, settle_seconds).new
-    if not is_current(store, previous, new, recipe.corpus, recipe.evaluation.sets):
-        what = f"{len(new)} new files ({sum(file.size for file in new):,} bytes)"
-        LOG.info("since run %s: %s", name, what if new else "other sets, withdrawals or losses")
+    # What that run could not read, another one cannot read either, until it is written again.
+    if unread_digest(new, previous.files) != content.get("unread", ""):
+        LOG.info("since run %s: %s new files (%s bytes)", name, len(new), sum(f.size for f in new))
+        return None
+    if not is_whole(store, previous):
+        LOG.info("since run %s the store has lost something that is to be made anew", name)
         return None
     return Unchanged(name, len(previous.files))
 

@@ -91,6 +91,7 @@ def execute(
             "created": now(),
             "manifests": [manifest.path_of(outcome.manifest)],
             "records": sorted({e.record.path for e in run.ledger.entries if e.record}),
+            "unread": outcome.manifest.unread,
             "losses": [evaluation_key(recipe.evaluation.evaluate)],
             "models": {name: handle.digest for name, handle in outcome.pool.items()},
             "domains": outcome.domains,

@@ -7,9 +7,10 @@ times that files carry may be another machine's, or have been copied with them. 
 shows half an object, but half a folder it does. What waits is told to the run, and is in no manifest.
 """
 
+import hashlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from tasks.corpus import EmptyCorpusError, SourceFile, list_files
@@ -73,6 +74,13 @@ def _new(
 ) -> list[SourceFile]:
     known = {} if previous is None else previous.files
     return [f for f in files if f.is_marked == is_marked and known.get(f.path) != f.stamp]
+
+
+def unread_digest(files: Iterable[SourceFile], known: Mapping[str, str]) -> str:
+    """Names the versions of files that are none of ``known``; empty where there is none."""
+    unread = sorted((f.path, f.stamp) for f in files if known.get(f.path) != f.stamp)
+    text = repr(unread).encode(errors="backslashreplace")
+    return hashlib.sha256(text).hexdigest() if unread else ""
 
 
 def _check_told(files: list[SourceFile]) -> None:

@@ -18,7 +18,7 @@ from storage.cache import Progress, deposit_key
 from storage.fingerprint import Config, canonical
 from storage.store import Store
 from tasks import manifest
-from tasks.arrival import Landed, look
+from tasks.arrival import Landed, look, unread_digest
 from tasks.assign import assign
 from tasks.corpus import Source, SourceFile
 from tasks.freeze import collect_base, freeze_sets, set_identity
@@ -69,7 +69,7 @@ def scan(
         previous = manifest.latest(store, chain)
         landed = look(corpus, previous, settle_seconds)
         if previous is not None and is_current(store, previous, landed.new, corpus, sets):
-            return _told(previous, sets, landed.notes)
+            return _told(previous, sets, landed)
         with (
             tempfile.TemporaryDirectory(dir=scratch, prefix="mixpool-scan-") as folder,
             closing(Seen(Path(folder))) as seen,
@@ -82,19 +82,20 @@ def scan(
         found = job.state
         if previous is not None and _same(previous, found):
             previous = previous.model_copy(update={"problems": found.problems})
-            return _told(previous, sets, landed.notes)
+            return _told(previous, sets, landed)
         if manifest.publish(store, found):
-            return _told(found, sets, landed.notes)
+            return _told(found, sets, landed)
         LOG.info("another run published %s first; scanning again", manifest.path_of(found))
     raise RuntimeError(f"{ATTEMPTS} other scans of {chain} were faster; run again")
 
 
-def _told(found: Manifest, sets: list[EvaluationSetConfig], notes: list[str]) -> Manifest:
+def _told(found: Manifest, sets: list[EvaluationSetConfig], landed: Landed) -> Manifest:
     """The manifest as one run is told of it, which is more, and less, than is published."""
     # The chain may know a set of the same name from another recipe.
     identities = {set_identity(config) for config in sets}
     wanted = [entry for entry in found.sets if entry.identity in identities]
-    return found.model_copy(update={"sets": wanted, "problems": [*found.problems, *notes]})
+    told = {"sets": wanted, "problems": [*found.problems, *landed.notes]}
+    return found.model_copy(update={**told, "unread": unread_digest(landed.new, found.files)})
 
 
 def _withdrawn(state: Manifest) -> set[str]:
@@ -134,9 +135,13 @@ def is_current(
         not new
         and all(set_identity(config) in known for config in sets)
         and _withdrawn(previous).issuperset(corpus.withdraw)
-        and not missing(store, previous)
-        and _has_tokenizer(store, previous)
+        and is_whole(store, previous)
     )
+
+
+def is_whole(store: Store, state: Manifest) -> bool:
+    """Whether the store still has everything that a manifest names."""
+    return not missing(store, state) and _has_tokenizer(store, state)
 
 
 DEPOSITS = ("partition", "remainder", "heldout", "evaluation-set", "index", "base")

@@ -112,6 +112,20 @@ def test_a_new_file_without_its_marker_is_nothing_new(place: Place, template: Pl
     assert is_unchanged(Store(place.store), place.load(*overrides)) is None
 
 
+def test_what_cannot_be_read_is_tried_once_for_each_version(
+    place: Place, template: Place
+) -> None:
+    store, damaged = Store(place.store), template.corpus / "damaged.jsonl.gz"
+    everything = f"corpus.source.urls=['{template.corpus}']"
+    wanted = (everything, "corpus.withdraw=['birds.jsonl:999']")
+    damaged.write_bytes(b"no gzip")
+    assert is_unchanged(store, place.load(*wanted)) is None
+    name = run(place, *wanted)
+    assert is_unchanged(store, place.load(*wanted)) == Unchanged(name, 6)
+    damaged.write_bytes(b"no gzip either")
+    assert is_unchanged(store, place.load(*wanted)) is None
+
+
 def test_a_file_that_still_grows_is_nothing_new_to_who_waits(place: Place, template: Place) -> None:
     path = template.corpus / "birds-2.jsonl"
     writer = subprocess.Popen(

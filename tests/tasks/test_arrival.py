@@ -284,8 +284,9 @@ def test_whenever_markers_come_all_is_read_once_and_nothing_before(
     folders = {"start"}
     for number, (what, folder, count) in enumerate([*steps, ("mark", "", 0), ("scan", "", 0)]):
         if what == "file":
+            # A text that two domains have belongs to the one that is read first.
             for ground in (many, single):
-                ground.put(f"{folder or '.'}/{number}.jsonl", texts(f"text {count % 9}", 1 + count))
+                ground.put(f"{folder}/{number}.jsonl", texts(f"{folder} {count % 9}", 1 + count))
         elif what == "mark":
             folders.add(folder)
             for ground in (many, single):
