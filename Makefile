@@ -1,8 +1,9 @@
 # Everything a newcomer needs: `make demo`, `make test`. Everything a developer adds: `make check`.
 PYTHON ?= python3
 BIN := .venv/bin
+SERVERS := postgresql redis-server chromium
 
-.PHONY: demo demo-s3 test test-ceph check bench clean
+.PHONY: demo demo-s3 test test-ceph servers check bench clean
 
 demo: .venv/installed
 	$(BIN)/mixpool demo
@@ -10,13 +11,20 @@ demo: .venv/installed
 demo-s3: .venv/installed
 	$(BIN)/python -m tests.demo_on_s3
 
-test: .venv/installed
+test: .venv/installed servers
 	$(BIN)/python -m pytest
 
 test-ceph: .venv/installed
 	command -v radosgw || { apt-get update -q && \
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends ceph-mon ceph-osd radosgw; }
 	$(BIN)/python -m pytest -m ceph
+
+# What tests start beside Python. Who is not root is told what to install; those tests are skipped.
+servers:
+	@if command -v redis-server chromium && ls /usr/lib/postgresql/*/bin/postgres; then :; \
+	elif [ "$$(id -u)" = 0 ]; then apt-get update -q && \
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(SERVERS); \
+	else echo "some tests are skipped; for them: apt-get install $(SERVERS)"; fi
 
 check: .venv/installed
 	$(BIN)/ruff format --check .

@@ -11,6 +11,11 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from flows.deployment import Deploy
+from flows.prefect_deployments import deployments_of
+
+# isort: split
+# Our settings come before Prefect reads them.
 import prefect.settings
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
@@ -57,12 +62,29 @@ async def manifest(template: dict[str, Any], values: dict[str, Any]) -> dict[str
     return made
 
 
+def deployments() -> Iterator[dict[str, Any]]:
+    """What ``mixpool deploy`` registers, as prefect.yaml would write it."""
+    for made in deployments_of(Deploy(store="STORE", recipe="RECIPE", corpus="any")):
+        options = made.concurrency_options
+        triggers = [trigger.model_dump(mode="json") for trigger in made.triggers]
+        yield {
+            "entrypoint": made.entrypoint,
+            "description": made.description,
+            "tags": made.tags,
+            "parameters": made.parameters,
+            "env": made.job_variables["env"],
+            "concurrency": options and [made.concurrency_limit, options.collision_strategy.value],
+            "triggers": [[trigger["expect"], trigger["parameters"]] for trigger in triggers],
+        }
+
+
 def main() -> None:
     """Answer."""
     asked = json.load(sys.stdin)
     template = asked["template"]
     manifests = [asyncio.run(manifest(template, values)) for values in asked["values"]]
-    json.dump({"unknown": unknown(asked["names"]), "manifests": manifests}, sys.stdout)
+    found = {"unknown": unknown(asked["names"]), "manifests": manifests}
+    json.dump({**found, "deployments": list(deployments())}, sys.stdout)
 
 
 if __name__ == "__main__":
