@@ -21,7 +21,7 @@ test-ceph: .venv/installed
 
 # What tests start beside Python. Who is not root is told what to install; those tests are skipped.
 servers:
-	@if command -v redis-server chromium && ls /usr/lib/postgresql/*/bin/postgres; then :; \
+	@if command -v redis-server && command -v chromium && ls /usr/lib/postgresql/*/bin/postgres; then :; \
 	elif [ "$$(id -u)" = 0 ]; then apt-get update -q && \
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(SERVERS); \
 	else echo "some tests are skipped; for them: apt-get install $(SERVERS)"; fi
