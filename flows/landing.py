@@ -52,8 +52,9 @@ def is_unchanged(store: Store, recipe: Recipe, settle_seconds: float = 0.0) -> U
     """The finished run of exactly this recipe after which nothing has landed; None to run the chain.
 
     A run that crashed or was cancelled is no finished run. New files that wait for their marker are
-    nothing new, nor is a damaged file that the run could not read. A given base model is taken to be what it was, as nothing but data is looked at; a
-    given tokenizer is read, since the corpus's chain depends on it. Why not is logged.
+    nothing new, nor is a damaged file that the run could not read. A given base model is taken to be
+    what it was, as nothing but data is looked at; a given tokenizer is read, since the corpus's chain
+    depends on it. Why not is logged.
 
     Args:
         settle_seconds: as for a scan: with more than 0, new files that still change are nothing new

@@ -4,27 +4,35 @@ Each device of each host has a global concurrency limit of its own name with one
 slot while it computes there, as a lease that ends within a minute after the run has died. A person sees
 in Prefect who holds which device, and may give a device more slots. Where each run has its devices to
 itself, as in a pod, ``MIXPOOL_DEVICE_LIMITS=off`` says so.
+
+Limits order work, and nothing depends on them: where the server does not answer, work goes on. Prefect's
+own ``concurrency`` is not used, since each of its attempts that fails leaves an error in the log.
 """
 
 import contextlib
+import contextvars
+import functools
 import logging
 import os
 import platform
+import threading
 from collections.abc import Iterator
+from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
-from prefect.concurrency.sync import concurrency
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.client.schemas.objects import ConcurrencyLeaseHolder
+from prefect.context import TaskRunContext
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
 
 from flows.prefect_text import dashed
 
 LOG = logging.getLogger("mixpool.run")
 
 VARIABLE = "MIXPOOL_DEVICE_LIMITS"
-PATIENCE_SECONDS = 2.0
-"""How long one attempt waits for a slot; the caller tries other devices, and again."""
 LEASE_SECONDS = 60.0
+LOCKED = 423
+"""Status of the answer where no slot is free."""
 
 
 def limit_name(device: str) -> str:
@@ -50,21 +58,61 @@ def hold_device(device: str, slots: int = 1) -> Iterator[None]:
     Raises:
         TimeoutError: other runs have them all.
     """
-    with contextlib.ExitStack() as held:
-        if os.environ.get(VARIABLE) != "off":
-            name = limit_name(device)
-            make_limit(name, slots)
-            held.enter_context(
-                concurrency(
-                    name,
-                    timeout_seconds=PATIENCE_SECONDS,
-                    lease_duration=LEASE_SECONDS,
-                    strict=True,
-                    # A server that is restarted must not end a training.
-                    raise_on_lease_renewal_failure=False,
-                )
-            )
+    lease = None if os.environ.get(VARIABLE) == "off" else _acquire(limit_name(device), slots)
+    if lease is None:
         yield
+        return
+    done = threading.Event()
+    # A thread knows of the server that this one talks to by its context only.
+    act = functools.partial(contextvars.copy_context().run, _renew, lease, done)
+    renewal = threading.Thread(target=act, name="mixpool-slot", daemon=True)
+    renewal.start()
+    try:
+        yield
+    finally:
+        done.set()
+        renewal.join()
+        what = f"slot {lease} could not be given back and ends by itself"
+        with _only_told(what), get_client(sync_client=True) as client:
+            client.release_concurrency_slots_with_lease(lease)
+
+
+def _acquire(name: str, slots: int) -> UUID | None:
+    """A lease of one slot; None where the server does not answer. Raises TimeoutError."""
+    context = TaskRunContext.get()
+    holder = ConcurrencyLeaseHolder(type="task_run", id=context.task_run.id) if context else None
+    with _only_told(f"no slot of {name} is held, and work goes on without"):
+        make_limit(name, slots)
+        with get_client(sync_client=True) as client:
+            take = client.increment_concurrency_slots_with_lease
+            try:
+                answer = take([name], 1, "concurrency", LEASE_SECONDS, holder)
+            except PrefectHTTPStatusError as error:
+                if error.response.status_code == LOCKED:
+                    raise TimeoutError(f"other runs hold all slots of {name}") from error
+                raise
+            return UUID(answer.json()["lease_id"])
+    return None
+
+
+def _renew(lease: UUID, done: threading.Event) -> None:
+    while not done.wait(LEASE_SECONDS / 4):
+        with (
+            _only_told(f"slot {lease} could not be renewed"),
+            get_client(sync_client=True) as client,
+        ):
+            client.renew_concurrency_lease(lease, LEASE_SECONDS)
+
+
+@contextlib.contextmanager
+def _only_told(what: str) -> Iterator[None]:
+    """A server that is restarted must not end a training."""
+    try:
+        yield
+    except TimeoutError:
+        raise
+    except Exception as error:  # of httpx, of Prefect
+        LOG.warning("%s (%s)", what, error)
 
 
 def make_limit(name: str, slots: int) -> bool:

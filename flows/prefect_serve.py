@@ -114,7 +114,7 @@ def serve(wanted: Serve, say: Say) -> None:
         ended: list[FlowRun] = []
         started.callback(_schedule_again, ended, say)
         worker = started.enter_context(_service(wanted, "worker", _worker_command(wanted)))
-        started.callback(_end_runs, wanted, ended)
+        started.callback(_end_runs, wanted, ended, say)
         _await("the worker", worker, lambda: _has_worker(wanted), end)
         _show_pages(wanted)
         say(f"mixpool is at {wanted.url} (recipe {wanted.deploy.recipe})")
@@ -281,16 +281,22 @@ def _has_worker(wanted: Serve) -> bool:
     return any(worker["status"] == "ONLINE" for worker in found)
 
 
-def _end_runs(wanted: Serve, ended: "list[FlowRun]") -> None:
+def _end_runs(wanted: Serve, ended: "list[FlowRun]", say: Say) -> None:
+    import httpx
+
     from flows.prefect_queue import end_runs
 
-    ended.extend(end_runs(wanted.deploy.pool, STOP_SECONDS))
+    try:
+        ended.extend(end_runs(wanted.deploy.pool, STOP_SECONDS))
+    except httpx.HTTPError as error:  # must not hide that the server has ended
+        say(f"the server could not be asked to end runs ({error})")
 
 
 def _schedule_again(ended: "list[FlowRun]", say: Say) -> None:
     from flows.prefect_queue import schedule_again
 
-    schedule_again(ended)
+    if ended:
+        schedule_again(ended)
     for run in ended:
         say(f"run {run.name!r} goes on at the next start")
 
