@@ -55,12 +55,15 @@ def serve(
     ] = None,
 ) -> None:
     """Start Prefect's server and page, the flows, and a worker on this machine, until Ctrl-C."""
+    from flows.demo import GATHERED
     from flows.prefect_serve import Serve
     from flows.prefect_serve import serve as start
 
     with faults():
         wanted = _deploy(store, recipe, every=every, cron=cron)
         found = Serve(wanted, (home or _data_home()).resolve(), host, port, runs)
+        if recipe == str(DEMO_RECIPE) and not Path(GATHERED).exists():
+            err.print("the demo's corpus is not here: run `mixpool demo` first, or give --recipe")
         start(found, lambda line: err.print(line, soft_wrap=True))
 
 

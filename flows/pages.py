@@ -9,6 +9,7 @@ import html
 import mimetypes
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -19,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from flows.index import INDEX
 from storage.place import file_system
 
 CHUNK = 1 << 20
@@ -43,7 +45,7 @@ def respond(filesystem: Any, root: str, path: str) -> Response:
         HTTPException: 404 where there is nothing, 502 where the store does not answer.
     """
     if not path:
-        return RedirectResponse("/index.html")
+        return RedirectResponse(f"/{INDEX}")
     if ".." in path.split("/"):
         raise HTTPException(404, f"there is no {path}")
     place = f"{root.rstrip('/')}/{path.rstrip('/')}"
@@ -54,6 +56,10 @@ def respond(filesystem: Any, root: str, path: str) -> Response:
             return _folder(filesystem, place, path)
         return _file(filesystem, place, int(info["size"]))
     except FileNotFoundError as error:
+        if path == INDEX:
+            return HTMLResponse(
+                "<!doctype html><p>No run has ended yet: the first one writes this page."
+            )
         raise HTTPException(404, f"there is no {path} in the store") from error
     except OSError as error:
         raise HTTPException(502, f"the store does not answer: {error}") from error
@@ -80,7 +86,7 @@ def _folder(filesystem: Any, place: str, path: str) -> Response:
         for item in found
     )
     rows = "".join(
-        f'<li><a href="{html.escape(name)}">{html.escape(name)}</a></li>' for name in names if name
+        f'<li><a href="{quote(name)}">{html.escape(name)}</a></li>' for name in names if name
     )
     title = html.escape(path)
     return HTMLResponse(
