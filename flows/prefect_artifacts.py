@@ -15,7 +15,6 @@ from prefect.artifacts import (
     create_table_artifact,
 )
 
-from flows.costs import to_json
 from flows.links import is_clickable, link
 from flows.planner import Plan
 from flows.prefect_text import dashed, markdown_table, plain
@@ -30,7 +29,6 @@ LOG = logging.getLogger("mixpool.run")
 
 SHOWN = 50
 """Rows of a table at most."""
-COLUMNS = ["rank", "mixture", "k", "loss", "perplexity", "bits_per_byte", "low", "high", "tied"]
 MOST_NAMES = 12
 
 
@@ -101,10 +99,12 @@ def plan_page(name: str, plan: Plan) -> Iterator[str]:
 @only_warns
 def leave_ranking(store: Store, run: RunContent) -> None:
     """Show a finished run; artifacts of one recipe follow one another under one key."""
+    import pandas as pd
+
     name, best = run.content["recipe"], run.content["summary"]["best"][MACRO_MEAN]
     frame = ranking(store, run, MACRO_MEAN)
     create_table_artifact(
-        to_json(frame[COLUMNS].head(SHOWN)),
+        _rows(tables.ranking_table(frame.head(SHOWN))),
         dashed(name, "ranking"),
         f"Best {min(SHOWN, len(frame))} of {len(frame):,} mixtures by macro mean.",
     )
@@ -112,7 +112,7 @@ def leave_ranking(store: Store, run: RunContent) -> None:
     if is_clickable(report):
         create_link_artifact(report, "report.html", dashed(name, "report"), "The report.")
     create_table_artifact(
-        [_rounded(row) for row in run.content["summary"]["cost"]],
+        _rows(tables.table_of(pd.DataFrame(run.content["summary"]["cost"]), tables.COST)),
         dashed(name, "cost"),
         "What was spent now, what the store saved, what training every mixture would have cost.",
     )
@@ -195,15 +195,9 @@ def leave_garbage(store: Store, garbage: Garbage, deleted: bool) -> None:
 # Text --------------------------------------------------------------------------------------------
 
 
-def _rounded(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: tables.duration(value)
-        if name == "seconds" and value is not None
-        else f"{value:.4g}"
-        if isinstance(value, float)
-        else value
-        for name, value in row.items()
-    }
+def _rows(table: tables.Table) -> list[dict[str, Any]]:
+    """A table as Prefect draws it: heads of columns, and values as a person reads them."""
+    return [dict(zip(table.heads, cells, strict=True)) for cells in table.rows]
 
 
 def _names(names: Iterable[str]) -> str:

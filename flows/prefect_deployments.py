@@ -2,7 +2,7 @@
 
 A work pool, one deployment for each flow with working defaults, the event that starts ``ingest``, a
 limit for each device, and the automation that ends runs whose process is gone. Registering again
-changes what differs and keeps the rest: runs, and schedules that were made by hand.
+changes what differs and keeps the rest: runs, and schedules of one's own where all have slugs.
 """
 
 import asyncio
@@ -39,6 +39,8 @@ from storage.cache import Runtime
 
 LOG = logging.getLogger("mixpool.deploy")
 
+SCHEDULE = "mixpool"
+"""Slug of the schedule: registering again finds it, and leaves those that have other slugs."""
 LANDED = "corpus.data.landed"
 """The event that starts ``ingest``."""
 ANY_CORPUS = "any"
@@ -56,6 +58,8 @@ TAGS = {
 }
 
 MISSED_BEATS = 3
+ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Unchanged", "Covered")
+"""Names of the states after which no beat is expected; events are called after these, not after types."""
 GONE = "mixpool: end runs whose process is gone"
 
 
@@ -129,11 +133,11 @@ def schedule_of(wanted: Deploy) -> Schedule | None:
     if wanted.every is not None:
         if wanted.every < 1:
             raise ValueError(f"every is {wanted.every:g} seconds: give at least one")
-        return Interval(timedelta(seconds=wanted.every))
+        return Interval(timedelta(seconds=wanted.every), slug=SCHEDULE)
     if wanted.cron is None:
         return None
     try:
-        return Cron(wanted.cron, timezone="UTC")
+        return Cron(wanted.cron, timezone="UTC", slug=SCHEDULE)
     except ValueError as error:
         raise ValueError(f"cron {wanted.cron!r} says no time: give five fields of cron") from error
 
@@ -193,7 +197,7 @@ def _make_limits() -> None:
 
 def _end_runs_that_are_gone(client: SyncPrefectClient) -> None:
     """Without it, a run whose worker was killed too would be shown as running for ever."""
-    beat, ends = "prefect.flow-run.heartbeat", ("Completed", "Failed", "Cancelled", "Crashed")
+    beat = "prefect.flow-run.heartbeat"
     seconds = MISSED_BEATS * int(CLIENT["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
     automation = AutomationCore(
         name=GONE,
@@ -202,7 +206,7 @@ def _end_runs_that_are_gone(client: SyncPrefectClient) -> None:
         tags=["mixpool"],
         trigger=EventTrigger(
             after={beat},
-            expect={beat, *(f"prefect.flow-run.{end}" for end in ends)},
+            expect={beat, *(f"prefect.flow-run.{end}" for end in ENDS)},
             match={"prefect.resource.id": ["prefect.flow-run.*"]},
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,

@@ -89,6 +89,13 @@ def end_runs(pool: str, patience: float) -> list[FlowRun]:
     return ending
 
 
+def unfinished_runs(pool: str) -> list[FlowRun]:
+    """The runs of a work pool that began and have not ended."""
+    begun = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+    with get_client(sync_client=True) as client:
+        return _in_pool(client, pool, begun)
+
+
 def schedule_again(runs: Iterable[FlowRun]) -> None:
     """Let runs go on as soon as there is a worker; what they had committed is not done again."""
     waiting: State[Any] = Scheduled(message="its server was stopped; it goes on when that is back")

@@ -7,11 +7,9 @@ finds it. This module imports Prefect only once the server's address is in the e
 """
 
 import contextlib
-import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -22,11 +20,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-import psutil
-
 from flows.deployment import Deploy
 from flows.links import VARIABLE as LINKS
 from flows.prefect_settings import CLIENT, SERVER
+from flows.services import ServeError, Service, end_left_over, prefect_service
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -38,10 +35,6 @@ STOP_SECONDS = 40.0
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 Say = Callable[[str], None]
-
-
-class ServeError(RuntimeError):
-    """Something that is needed did not start, or ended."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +71,7 @@ class Serve:
             "PREFECT_SERVER_API_PORT": str(self.port),
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": self.url,
             "PREFECT_API_URL": f"{self.url}/api",
+            "PREFECT_WORKER_QUERY_SECONDS": "2",  # not 10: a person has pressed Run
             "PYTHONUNBUFFERED": "1",
         }
         if auth := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
@@ -101,19 +95,22 @@ def serve(wanted: Serve, say: Say) -> None:
     os.environ.pop("PREFECT_PROFILE", None)
     os.environ.update(wanted.environment)
     wanted.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _end_left_over(wanted, say)
+    end_left_over(wanted.home, say)
     _check_port(wanted)
     with _asked_to_end() as end, contextlib.ExitStack() as started:
-        server = started.enter_context(_service(wanted, "server", ["server", "start"]))
+        server = started.enter_context(prefect_service(wanted.home, "server", ["server", "start"]))
         _await("the server", server, lambda: _answers(f"{wanted.url}/api/health"), end)
         if end.is_set():
             return
         _register(wanted, say)
+        _take_up(wanted, say)
         # In the order of the end: runs end while there is a worker that can end them, and wait to
         # go on when there is none that would take them up at once.
         ended: list[FlowRun] = []
         started.callback(_schedule_again, ended, say)
-        worker = started.enter_context(_service(wanted, "worker", _worker_command(wanted)))
+        worker = started.enter_context(
+            prefect_service(wanted.home, "worker", _worker_command(wanted))
+        )
         started.callback(_end_runs, wanted, ended, say)
         _await("the worker", worker, lambda: _has_worker(wanted), end)
         _show_pages(wanted)
@@ -167,79 +164,6 @@ def _asked_to_end() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-# Services ----------------------------------------------------------------------------------------
-
-
-@dataclass
-class Service:
-    """A process of Prefect's, and the file to which it writes."""
-
-    name: str
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    def check(self) -> None:
-        """Raise ServeError, with what it said last, if it has ended."""
-        if (status := self.process.poll()) is not None:
-            said = self.log.read_text(errors="replace")[-1500:]
-            raise ServeError(
-                f"the {self.name} ended with status {status}; {self.log} says:\n{said}"
-            )
-
-    def end(self) -> None:
-        """Ask it to end; kill it, and what it started, where it does not."""
-        family = [self.process.pid]
-        with contextlib.suppress(psutil.NoSuchProcess):
-            family += [p.pid for p in psutil.Process(self.process.pid).children(recursive=True)]
-        self.process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(15)
-        for pid in family:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.process.wait()
-
-
-@contextlib.contextmanager
-def _service(wanted: Serve, name: str, arguments: list[str]) -> Iterator[Service]:
-    log = wanted.home / f"{name}.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    _note(wanted, process.pid)
-    service = Service(name, process, log)
-    try:
-        yield service
-    finally:
-        service.end()
-
-
-def _note(wanted: Serve, pid: int) -> None:
-    """Remember a service, so that the next start can end it if this process is killed."""
-    file = wanted.home / "services.json"
-    known = json.loads(file.read_text()) if file.exists() else []
-    known.append([pid, psutil.Process(pid).create_time()])
-    file.write_text(json.dumps(known))
-
-
-def _end_left_over(wanted: Serve, say: Say) -> None:
-    file = wanted.home / "services.json"
-    for pid, started in json.loads(file.read_text()) if file.exists() else []:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(pid)
-            if process.create_time() == started:
-                say(f"ending process {pid}, which an earlier start has left")
-                for one in [*process.children(recursive=True), process]:
-                    one.kill()
-                process.wait(10)
-    file.unlink(missing_ok=True)
-
-
 def _worker_command(wanted: Serve) -> list[str]:
     pool = ["--pool", wanted.deploy.pool, "--type", "process"]
     return ["worker", "start", *pool, "--limit", str(wanted.runs), "--name", "mixpool-serve"]
@@ -279,6 +203,15 @@ def _has_worker(wanted: Serve) -> bool:
         path = f"/work_pools/{wanted.deploy.pool}/workers/filter"
         found = client.request("POST", path, json={}).json()  # type: ignore[arg-type]
     return any(worker["status"] == "ONLINE" for worker in found)
+
+
+def _take_up(wanted: Serve, say: Say) -> None:
+    """Let the runs go on that had not ended when everything was killed."""
+    from flows.prefect_queue import schedule_again, unfinished_runs
+
+    if left := unfinished_runs(wanted.deploy.pool):
+        schedule_again(left)
+        say(f"{len(left)} runs that were broken off go on")
 
 
 def _end_runs(wanted: Serve, ended: "list[FlowRun]", say: Say) -> None:

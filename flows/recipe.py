@@ -37,7 +37,7 @@ class TrainBase(Config):
     train: TrainConfig
     """How it is trained."""
     source: Source | None = None
-    """Documents of its own; None takes the share ``corpus.split.base_fraction`` of the corpus."""
+    """Documents of its own; None takes the share corpus.split.base_fraction of the corpus."""
 
 
 BaseConfig = Annotated[TrainBase | GivenModel, Field(discriminator="kind")]
@@ -85,7 +85,7 @@ class Recipe(Config):
     mixtures: MixturesConfig = MixturesConfig()
     """Which mixtures are judged."""
     validation: ValidationConfig = ValidationConfig()
-    """Which mixtures ``mixpool validate`` really trains."""
+    """Which mixtures a validation really trains."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -37,7 +37,7 @@ class Runtime(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     device: str = "auto"
-    """torch devices, separated by commas (``cuda:0,cuda:1``); ``auto`` is every GPU, else the CPU.
+    """torch devices, separated by commas (cuda:0,cuda:1); auto is every GPU, else the CPU.
 
     Whoever computes in one process uses the first.
     """
@@ -54,7 +54,7 @@ class Runtime(BaseModel):
     time_limit_hours: float | None = Field(default=None, gt=0)
     """Hours after which one training or one chunk of a sweep is ended; None sets no limit.
 
-    Resume points stay. The limit holds where devices have processes of their own (``flows.devices``).
+    Resume points stay. The limit holds where devices have processes of their own.
     """
     settle_seconds: float = Field(default=0, ge=0)
     """Seconds for which new files of a corpus must have kept their size and time before they are read."""

@@ -42,7 +42,7 @@ class CorpusConfig(Config):
     split: SplitConfig = SplitConfig()
     """How documents are assigned to partitions, held-out sets and the base model."""
     withdraw: list[str] = []
-    """Documents to take out, by sha256 of the text or by origin (``path:row`` where it was first
+    """Documents to take out, by sha256 of the text or by origin (path:row, where it was first
     seen); only the partition that holds one is made anew, and a withdrawn document never comes
     back."""
     short_partitions: bool = False

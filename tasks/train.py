@@ -70,11 +70,11 @@ class TrainConfig(Config):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
     optimizer_state: Literal["fresh", "carried"] = "fresh"
-    """``carried`` starts from the base model's optimizer state."""
+    """Whether the optimizer starts afresh, or with the base model's state, carried on."""
     keep_optimizer: bool = False
     """Whether the optimizer's state is stored with the model."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """``bfloat16`` computes matrix products in it (autocast); weights stay in float32."""
+    """Bfloat16 computes matrix products in it (autocast); weights stay in float32."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Seed of the order of blocks and of dropout."""
 

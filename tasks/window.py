@@ -33,7 +33,7 @@ class WindowConfig(Config):
     """How documents are cut into windows."""
 
     format: Literal["paloma", "disjoint"] = "paloma"
-    """``paloma`` slides the last window back to full length, ``disjoint`` leaves it short."""
+    """Paloma slides the last window back to full length, disjoint leaves it short."""
     context_length: int = Field(default=2048, ge=2)
     """Tokens that the model sees at most."""
     max_document_tokens: int | None = Field(default=None, ge=1)

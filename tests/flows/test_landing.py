@@ -112,9 +112,7 @@ def test_a_new_file_without_its_marker_is_nothing_new(place: Place, template: Pl
     assert is_unchanged(Store(place.store), place.load(*overrides)) is None
 
 
-def test_what_cannot_be_read_is_tried_once_for_each_version(
-    place: Place, template: Place
-) -> None:
+def test_what_cannot_be_read_is_tried_once_for_each_version(place: Place, template: Place) -> None:
     store, damaged = Store(place.store), template.corpus / "damaged.jsonl.gz"
     everything = f"corpus.source.urls=['{template.corpus}']"
     wanted = (everything, "corpus.withdraw=['birds.jsonl:999']")

@@ -117,7 +117,9 @@ def test_leaves_ranking_summary_and_report_in_prefect(session: Session) -> None:
     ranking = json.loads(left["tiny-b-1-ranking"]["data"])
     assert left["tiny-b-1-ranking"]["type"] == "table"
     assert len(ranking) == 21
-    assert ranking[0] == result["best"]["macro mean"]
+    best = result["best"]["macro mean"]
+    assert (ranking[0]["mixture"], ranking[0]["rank"]) == (best["mixture"], str(best["rank"]))
+    assert ranking[0]["perplexity"] == f"{best['perplexity']:.3f}"
     page = left["tiny-b-1-summary"]["data"]
     assert page.startswith("# Tiny &lt;b&gt;1\n")
     assert "trained now: 7 (base, birds-0," in page

@@ -1,0 +1,98 @@
+"""Processes that another one needs for as long as it runs, and that are not to outlive it.
+
+They are in process groups of their own, so that Ctrl-C reaches only who started them and can end them
+in order. They are noted in a file: whoever is killed before it could end them ends them at its next
+start.
+"""
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+NOTE = "services.json"
+
+
+class ServeError(RuntimeError):
+    """Something that is needed did not start, or ended."""
+
+
+@dataclass
+class Service:
+    """A process of Prefect's, and the file to which it writes."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def check(self) -> None:
+        """Raise ServeError, with what it said last, if it has ended."""
+        if (status := self.process.poll()) is not None:
+            said = self.log.read_text(errors="replace")[-1500:]
+            raise ServeError(
+                f"the {self.name} ended with status {status}; {self.log} says:\n{said}"
+            )
+
+    def end(self) -> None:
+        """Ask it to end; kill it, and what it started, where it does not."""
+        started = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            started = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(15)
+        self.process.kill()
+        self.process.wait()
+        _kill(started)
+
+
+@contextlib.contextmanager
+def prefect_service(home: Path, name: str, arguments: list[str]) -> Iterator[Service]:
+    """``prefect ARGUMENTS`` for as long as the block runs; its output is in ``home/NAME.log``."""
+    log = home / f"{name}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    _note(home, process.pid)
+    service = Service(name, process, log)
+    try:
+        yield service
+    finally:
+        service.end()
+
+
+def _note(home: Path, pid: int) -> None:
+    """Remember a service, so that the next start can end it if this process is killed."""
+    file = home / NOTE
+    known = json.loads(file.read_text()) if file.exists() else []
+    known.append([pid, psutil.Process(pid).create_time()])
+    file.write_text(json.dumps(known))
+
+
+def end_left_over(home: Path, say: Callable[[str], None]) -> None:
+    """End the processes that a start before this one noted and could not end."""
+    file = home / NOTE
+    for pid, started in json.loads(file.read_text()) if file.exists() else []:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            if process.create_time() == started:
+                say(f"ending process {pid}, which an earlier start has left")
+                _kill([*process.children(recursive=True), process])
+    file.unlink(missing_ok=True)
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it looks whether it is still the same
+            process.kill()
+    psutil.wait_procs(processes, timeout=10)

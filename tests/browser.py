@@ -1,0 +1,91 @@
+"""Chromium without a window, and Prefect's form in it: nothing of the person's own browser is touched.
+
+The profile is a new folder each time; the browser ends with the process that started it. What a page
+says about itself when a wait ends in vain is in Playwright's message, so a test needs no sleeps.
+"""
+
+import contextlib
+import http.client
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from playwright.sync_api import Locator, Page, Response, sync_playwright
+
+CHROMIUM = Path(os.environ.get("MIXPOOL_CHROMIUM", "/usr/bin/chromium"))
+"""Debian's; Playwright's own builds would have to be downloaded."""
+
+SCREENSHOTS = "MIXPOOL_SCREENSHOTS"
+"""Variable with the folder for pictures; none are taken where it is not set."""
+
+ARGUMENTS = [
+    # Containers run tests as root, and Chromium's sandbox refuses that.
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+PATIENCE_SECONDS = 60.0
+"""For a page to show what is waited for; it takes one to five."""
+MOST_TRIES = 5
+
+
+@contextlib.contextmanager
+def new_page() -> Iterator[Page]:
+    """An empty page of 1400 by 1000 pixels in a browser of its own."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        with contextlib.closing(browser):
+            page = browser.new_page(viewport={"width": 1400, "height": 1000})
+            page.set_default_timeout(PATIENCE_SECONDS * 1000)
+            yield page
+
+
+def picture(page: Page, name: str) -> None:
+    """Save what the page shows, from its top, as ``name.png``, if pictures are wanted."""
+    if folder := os.environ.get(SCREENSHOTS):
+        page.evaluate("window.scrollTo(0, 0)")
+        page.wait_for_timeout(1000)  # transitions come to their ends
+        page.screenshot(path=Path(folder) / f"{name}.png")
+
+
+# Prefect's pages -----------------------------------------------------------------------------------
+
+
+def open_form(page: Page, url: str, deployment: str) -> None:
+    """Go from a deployment of the server at ``url`` to its form."""
+    page.goto(f"{url}/v2/deployments/deployment/{deployment}")
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Custom run").click()
+    page.get_by_role("button", name="Submit").wait_for()
+
+
+def list_item(page: Page) -> Locator:
+    """The text field of the one item that the form's lists have."""
+    item = (
+        page.locator("form").get_by_role("group").filter(has=page.get_by_label("Drag to reorder"))
+    )
+    return item.get_by_role("textbox")
+
+
+def press_submit(page: Page) -> Response:
+    """What the server answers.
+
+    Now and then its SQLite is busy: that is shown, and a person presses the button again.
+    """
+    for _ in range(MOST_TRIES):
+        with page.expect_response("**/create_flow_run") as answer:
+            page.get_by_role("button", name="Submit").click()
+        if answer.value.status != http.client.SERVICE_UNAVAILABLE:
+            break
+        page.wait_for_timeout(1000)
+    return answer.value
+
+
+def run_page(url: str, run: str, tab: str) -> str:
+    """Address of a tab of a flow run's page."""
+    return f"{url}/v2/runs/flow-run/{run}?tab={tab}"
