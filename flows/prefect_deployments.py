@@ -223,5 +223,15 @@ def _end_runs_that_are_gone(client: SyncPrefectClient) -> None:
             )
         ],
     )
-    if not client.read_automations_by_name(GONE):
+    found = client.read_automations_by_name(GONE)
+    for known in found:
+        # An automation that is written again forgets the beats that it has heard.
+        if not _says_the_same(known, automation):
+            client.update_automation(known.id, automation)
+    if not found:
         client.create_automation(automation)
+
+
+def _says_the_same(known: AutomationCore, wanted: AutomationCore) -> bool:
+    one, other = ((a.description, a.trigger, a.actions) for a in (known, wanted))
+    return one == other

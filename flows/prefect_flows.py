@@ -7,6 +7,7 @@ the form, or by the run at once, with the path of the field.
 """
 
 # Not `from __future__ import annotations`: Prefect would find strings where the forms need types.
+import contextlib
 import logging
 from pathlib import PurePosixPath
 from typing import Annotated, Any
@@ -37,6 +38,7 @@ from flows.run import execute  # noqa: E402
 from flows.runners import Quiet  # noqa: E402
 from storage import audit, lineage  # noqa: E402
 from storage.cache import Runtime  # noqa: E402
+from storage.records import NoStoreError  # noqa: E402
 from storage.store import Store  # noqa: E402
 
 LOG = logging.getLogger("mixpool.run")
@@ -102,14 +104,17 @@ def ingest_flow(
         uri: What landed, where an event started this run; all new data is looked for anyway.
         runtime: How it is computed, never what.
     """
-    wanted, opened = chosen_recipe(recipe, overrides), Store(store)
+    wanted = chosen_recipe(recipe, overrides)
     if uri is not None:
         LOG.info("%s has landed", uri)
     cover_waiting()
-    if (before := is_unchanged(opened, wanted, settle_seconds)) is not None:
-        return Completed(name="Unchanged", message=f"nothing is new since run {before.run}")
+    with contextlib.suppress(NoStoreError):
+        # A store that is only looked at need not prove that it is fit for writers.
+        before = is_unchanged(Store(store, create=False), wanted, settle_seconds)
+        if before is not None:
+            return Completed(name="Unchanged", message=f"nothing is new since run {before.run}")
     settled = runtime.model_copy(update={"settle_seconds": settle_seconds})
-    return carry_out_recipe(wanted, opened, settled)
+    return carry_out_recipe(wanted, Store(store), settled)
 
 
 @flow(name="sweep", flow_run_name=run_name, persist_result=False)

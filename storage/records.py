@@ -30,6 +30,10 @@ class StoreFormatError(ValueError):
     """The store was written by a newer mixpool, or the folder is no store."""
 
 
+class NoStoreError(StoreFormatError):
+    """There is no store at that address yet."""
+
+
 class _Listing(NamedTuple):
     """Names of a step's records by key, and when they were listed."""
 

@@ -15,7 +15,7 @@ from storage.artifact import FORMAT, Artifact, CorruptError, Record, seal, unsea
 from storage.backend import Backend, in_threads
 from storage.lease import Lease
 from storage.place import open_backend
-from storage.records import Records, StoreFormatError
+from storage.records import NoStoreError, Records, StoreFormatError
 
 LOG = logging.getLogger("mixpool.store")
 
@@ -60,7 +60,7 @@ class Store(Records):
             content = unseal(self.backend.read("store.json"), f"{self.url}/store.json")
         except FileNotFoundError:
             if not create:
-                raise StoreFormatError(
+                raise NoStoreError(
                     f"there is no store at {self.url}: check the URL, or make one with `mixpool run`"
                 ) from None
             self.check()

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, takewhile
 from typing import Any, NamedTuple
 
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from storage.fingerprint import fingerprint
@@ -54,10 +55,10 @@ def url_files(urls: Sequence[str], marker: str | None = None) -> list[SourceFile
 
     Args:
         marker: name of a file that must lie in a file's folder, or above it up to its root, for it
-            to be marked. It is never read itself. It costs a folder nothing. A glob then lists all
-            names in the folders it reaches, with no more requests than without; only a beginning
-            of names ("part-*") no longer spares object storage the others. A file that is given by
-            itself costs one more look, into its folder.
+            to be marked. It is never read itself. A file that is given by itself then costs one
+            more look, into its folder.
+
+    A folder, and a glob with ``**``, cost one listing; another glob one for each folder it reaches.
 
     Raises:
         EmptyCorpusError: a URL matches no readable file.
@@ -88,27 +89,35 @@ def _prefixes(roots: Sequence[str]) -> list[str]:
 def _place(url: str, marker: str | None) -> tuple[str, list[SourceFile]]:
     filesystem, path = file_system(url)
     filesystem.invalidate_cache()
+    listed: list[str] = []
+    for kind in _kinds(filesystem, path):
+        start, root = _start(filesystem, url, path), _root(path, kind)
+        found, marked = _found(filesystem, path, kind, root, marker)
+        listed += found
+        if names := list(_readable(found, root, kind, path)):
+            return start + root, [
+                SourceFile(
+                    name[len(root) :].lstrip("/"),
+                    start + name,
+                    *size_and_stamp(found[name], start + name),
+                    marker is None or _is_below(name, marked),
+                )
+                for name in names
+            ]
+    raise EmptyCorpusError(_nothing_at(url, listed))
+
+
+def _kinds(filesystem: Any, path: str) -> Iterator[str]:
+    """What may lie at a path: file, directory, or what a pattern stands for; the likely one first."""
+    is_pattern = _WILDCARD.search(path) is not None
+    # A name may hold what looks like a wildcard, but where each question is a request it rarely does.
+    if is_pattern and not isinstance(filesystem, LocalFileSystem):
+        yield "glob"
     try:
-        kind = filesystem.info(path)["type"]
+        yield str(filesystem.info(path)["type"])
     except (FileNotFoundError, NotADirectoryError):
-        kind = "glob"
-    start, root = _start(filesystem, url, path), _root(path, kind)
-    if marker is None:
-        found, marked = _found(filesystem, path, kind), None
-    else:
-        found, marked = _found_with(filesystem, path, kind, root, marker)
-    names = list(_readable(found, root, kind, path))
-    if not names:
-        raise EmptyCorpusError(_nothing_at(url, list(found)))
-    return start + root, [
-        SourceFile(
-            name[len(root) :].lstrip("/"),
-            start + name,
-            *size_and_stamp(found[name], start + name),
-            marked is None or _is_below(name, marked),
-        )
-        for name in names
-    ]
+        if isinstance(filesystem, LocalFileSystem) and is_pattern:
+            yield "glob"
 
 
 def _start(filesystem: Any, url: str, path: str) -> str:
@@ -128,41 +137,32 @@ def _root(path: str, kind: str) -> str:
     return "/".join(folders)
 
 
-def _found(filesystem: Any, path: str, kind: str) -> dict[str, Mapping[str, Any]]:
-    if kind == "file":
-        return {path: filesystem.info(path)}
-    if kind == "directory":
-        found = filesystem.find(path, detail=True)
-    else:
-        found = filesystem.glob(path, detail=True)
-        # In object storage a name can be both, and then a glob tells of the folder only.
-        both = [n for n, info in found.items() if info["type"] != "file" and layout(n) is not None]
-        found |= {name: filesystem.info(name) for name in both}
-    return {name: info for name, info in found.items() if info["type"] == "file"}
-
-
-def _found_with(
-    filesystem: Any, path: str, kind: str, root: str, marker: str
+def _found(
+    filesystem: Any, path: str, kind: str, root: str, marker: str | None
 ) -> tuple[dict[str, Mapping[str, Any]], set[str]]:
-    """What ``_found`` gives, less the markers, and the folders that hold one."""
-    if kind == "file":
-        has_marker = filesystem.isfile(f"{root}/{marker}")
-        return _found(filesystem, path, kind), {root} if has_marker else set()
-    if kind == "directory":
-        listed, matches = _found(filesystem, path, kind), None
-    else:
-        # What ``glob`` does as well, but the markers do not match the pattern.
-        depth = None if "**" in path else path[len(root) :].count("/")
-        listed = filesystem.find(f"{root}/", maxdepth=depth, detail=True)
-        matches = re.compile(glob_translate(path)).match
+    """The files that are meant, without markers, and the folders that hold a marker."""
+    listed = _listed(filesystem, path, kind, root)
     marked = {folder for folder, _, last in (n.rpartition("/") for n in listed) if last == marker}
+    if marker is not None and kind == "file" and filesystem.isfile(f"{root}/{marker}"):
+        marked = {root}
+    matches = re.compile(glob_translate(path)).match if kind == "glob" else None
     return {
         name: info
         for name, info in listed.items()
-        if info["type"] == "file"
-        and name.rpartition("/")[2] != marker
+        if (marker is None or name.rpartition("/")[2] != marker)
         and (matches is None or matches(name))
     }, marked
+
+
+def _listed(filesystem: Any, path: str, kind: str, root: str) -> dict[str, Mapping[str, Any]]:
+    """All files that may be meant; for a pattern those below its root, to the depth it reaches."""
+    if kind == "file":
+        return {path: filesystem.info(path)}
+    # What ``glob`` does as well, but markers do not match the pattern, and in object storage a name
+    # can be that of a file and of a folder, of which a glob tells the folder only.
+    depth = None if kind == "directory" or "**" in path else path[len(root) :].count("/")
+    found = filesystem.find(f"{root}/", maxdepth=depth, detail=True)
+    return {name: info for name, info in found.items() if info["type"] == "file"}
 
 
 def _is_below(name: str, folders: set[str]) -> bool:

@@ -162,13 +162,12 @@ def test_a_new_file_is_seen_at_once(tmp_path: Path) -> None:
         assert '<a href="two/">' in found.get("/runs/").text
 
 
-@pytest.mark.slow
 def test_a_store_that_does_not_answer_is_said(
     moto_server: "S3Server", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = write_to_s3(moto_server, monkeypatch)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("MIXPOOL_PATIENCE_SECONDS", "1")
     with client(url) as found:
         answer = found.get("/index.html")
     assert answer.status_code == 502

@@ -1,6 +1,6 @@
 """One flow run with very many task runs, made as the chain makes its own.
 
-Run by ``test_task_rows.py`` as a process of its own: ``python many_task_runs.py NUMBER``. Every other
+Run by ``test_team.py`` as a process of its own: ``python many_task_runs.py NUMBER``. Every other
 task run ends as a hit does. Prints the id of the flow run.
 """
 
@@ -38,4 +38,4 @@ def many(number: int) -> str:
 
 
 if __name__ == "__main__":
-    print(many(int(sys.argv[1])))
+    print("flow run", many(int(sys.argv[1])))
