@@ -15,6 +15,8 @@ from tests.ceph import Ceph
 
 # As the command line does; must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Tests that run beside one another get one, and tables would be drawn for it.
+os.environ.pop("COLUMNS", None)
 
 TINY_DOMAINS = ("birds", "cooking", "law", "letters", "rivers", "sums")
 

@@ -184,14 +184,18 @@ def test_an_unknown_domain_is_refused(tmp_path: Path) -> None:
 
 @given(TEXTS)
 def test_pieces_are_the_text_less_a_short_end(text: str) -> None:
-    position, left_out = 0, ""
+    position = 0
     for piece in pieces(text):
         assert 400 <= len(piece) <= 4000
         start = text.index(piece, position)
-        left_out += text[position:start]
+        assert is_short(text[position:start])
         position = start + len(piece)
-    assert not left_out.strip("\n")
-    assert len(text[position:].strip("\n")) < 400
+    assert is_short(text[position:])
+
+
+def is_short(left_out: str) -> bool:
+    """Whether it holds only pieces, of more than 3,000 characters, that are mostly empty lines."""
+    return len(left_out.replace("\n", "")) < 400 * (1 + len(left_out) // 3000)
 
 
 def test_minified_code_is_cut_at_the_end_of_statements() -> None:
