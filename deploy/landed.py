@@ -47,6 +47,8 @@ def objects(notification: dict[str, Any]) -> Iterator[tuple[str, str, str, int]]
             found = record["s3"]["object"]
             bucket = record["s3"]["bucket"]["name"]
             yield bucket, unquote_plus(found["key"]), found["eTag"], found["size"]
+    if "Message" in notification:  # a topic's envelope in a queue
+        yield from objects(json.loads(notification["Message"]))
     if notification.get("detail-type") == "Object Created":
         found = notification["detail"]["object"]
         bucket = notification["detail"]["bucket"]["name"]
@@ -56,8 +58,9 @@ def objects(notification: dict[str, Any]) -> Iterator[tuple[str, str, str, int]]
 def event(bucket: str, key: str, etag: str, size: int) -> dict[str, Any]:
     """What Prefect is told of one object."""
     uri, corpus = f"s3://{bucket}/{key}", os.environ["MIXPOOL_CORPUS"]
-    version = json.dumps([uri, etag.strip('"'), size], separators=(",", ":"), ensure_ascii=False)
     name = re.sub(r"[^a-z0-9]+", "-", corpus.lower()).strip("-")
+    named = [name, uri, etag.strip('"'), size]
+    version = json.dumps(named, separators=(",", ":"), ensure_ascii=False)
     return {
         "id": str(uuid.uuid5(NAMESPACE, version)),
         "occurred": datetime.now(UTC).isoformat(),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import urllib.request
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from flows.console import print_json
 from flows.deployment import Deploy
-from flows.options import AsJson, err, faults, out, read_recipe
+from flows.options import AsJson, UsageError, err, faults, out, read_recipe
 
 DEMO_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 
@@ -146,8 +147,15 @@ def _data_home() -> Path:
 
 
 def _check_server() -> None:
-    if not os.environ.get("PREFECT_API_URL"):
-        raise ValueError(
+    if not (url := os.environ.get("PREFECT_API_URL")):
+        raise UsageError(
             "PREFECT_API_URL is not set: give the address of a server, such as "
             "http://127.0.0.1:4200/api, or start one with `mixpool serve`"
         )
+    try:
+        urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=30).close()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the Prefect server at PREFECT_API_URL={url} does not answer ({error}): start it, or "
+            "correct the address, which ends in /api"
+        ) from error

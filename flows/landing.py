@@ -12,11 +12,14 @@ import re
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
+
+from pydantic import ValidationError
 
 from flows.ablation import Given
 from flows.planner import scratch_store
+from flows.prefect_text import dashed
 from flows.recipe import Recipe, TrainBase, to_yaml
 from storage.artifact import CorruptError, slug, unseal
 from storage.fingerprint import Config, canonical_bytes, fingerprint
@@ -131,19 +134,18 @@ class Landing(NamedTuple):
     """When the file, or the newest file, was written last, by the file system's clock in UTC; None
     where it does not tell."""
 
-    @property
-    def id(self) -> uuid.UUID:
-        """The same for the same version, however often it is asked for."""
-        return landing_id(self.uri, self.etag, self.size)
+    def id(self, corpus: str) -> uuid.UUID:
+        """The same for the same version in the same corpus, however often it is asked for."""
+        return landing_id(corpus, self.uri, self.etag, self.size)
 
 
-def landing_id(uri: str, etag: str | None, size: int | None) -> uuid.UUID:
-    """The id of an event: one for each version of what lies at ``uri``.
+def landing_id(corpus: str, uri: str, etag: str | None, size: int | None) -> uuid.UUID:
+    """The id of an event: one for each corpus and each version of what lies at ``uri``.
 
     Quotes around the ETag do not count: S3 leaves them out of its notifications. Where neither ETag
     nor size is known, all versions have one id.
     """
-    version = [uri, None if etag is None else etag.strip('"'), size]
+    version = [dashed(corpus), uri, None if etag is None else etag.strip('"'), size]
     return uuid.uuid5(NAMESPACE, canonical_bytes(version).decode())
 
 
@@ -157,7 +159,11 @@ def look_at(uri: str) -> Landing:
         ValueError: there is nothing at ``uri``, the folder is empty, or the address holds credentials.
         OSError: the file system cannot be asked.
     """
-    Source(urls=[uri])  # refuses credentials, also those in a query
+    try:
+        Source(urls=[uri])  # refuses credentials, also those in a query
+    except ValidationError as error:
+        raise ValueError(f"this cannot have landed: {error.errors()[0]['msg']}") from None
+    uri = uri if "://" in uri else str(Path(uri).expanduser().resolve())
     filesystem, path = file_system(uri)
     filesystem.invalidate_cache()
     uri = uri.rstrip("/")

@@ -49,8 +49,23 @@ DEFAULT_STORE = "mixpool-store"
 DONE, FAULT, USAGE = 0, 1, 2
 """Exit codes: done; something is wrong with data or store; wrong usage or recipe."""
 
-CLIENTS = {"aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "urllib3"}
+CLIENTS = {
+    "aiobotocore",
+    "aiohttp",
+    "azure",
+    "botocore",
+    "gcsfs",
+    "google",
+    "httpx",
+    "prefect",
+    "requests",
+    "urllib3",
+}
 """Libraries behind fsspec, whose faults (no credentials, no route) are not all OSErrors."""
+
+
+class UsageError(ValueError):
+    """Options that contradict one another, or lack something."""
 
 
 @contextmanager
@@ -60,7 +75,7 @@ def faults() -> Iterator[None]:
 
     try:
         yield
-    except RecipeError as error:
+    except (RecipeError, UsageError) as error:
         raise _ended(error, USAGE) from None
     except Exception as error:
         if not _is_fault(error) or os.environ.get("MIXPOOL_DEBUG"):

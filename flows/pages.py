@@ -61,6 +61,8 @@ def respond(filesystem: Any, root: str, path: str) -> Response:
                 "<!doctype html><p>No run has ended yet: the first one writes this page."
             )
         raise HTTPException(404, f"there is no {path} in the store") from error
+    except ValueError as error:  # such as a null byte
+        raise HTTPException(404, f"there is no {path!r}") from error
     except OSError as error:
         raise HTTPException(502, f"the store does not answer: {error}") from error
 

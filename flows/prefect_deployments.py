@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 from prefect import Flow
 from prefect.automations import EventTrigger
@@ -31,6 +32,7 @@ from prefect.types.entrypoint import EntrypointType
 from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
 
 from flows.deployment import PROCESS, Deploy
+from flows.options import UsageError
 from flows.prefect_devices import limit_name, make_limit
 from flows.prefect_flows import FLOWS, ablate_flow, ingest_flow, sweep_flow
 from flows.prefect_settings import CLIENT
@@ -59,6 +61,7 @@ TAGS = {
 
 MISSED_BEATS = 3
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Unchanged", "Covered")
+WAITS = ("Scheduled", "Late", "AwaitingRetry", "AwaitingConcurrencySlot", "Paused", "Suspended")
 """Names of the states after which no beat is expected; events are called after these, not after types."""
 GONE = "mixpool: end runs whose process is gone"
 
@@ -72,13 +75,25 @@ def deploy(wanted: Deploy) -> dict[str, str]:
     Raises:
         ValueError: the pool is there with another type, or the schedule is none.
     """
+    schedule = schedule_of(wanted)
     with get_client(sync_client=True) as client:
         _make_pool(client, wanted)
         _end_runs_that_are_gone(client)
     deployments = list(deployments_of(wanted))
     if wanted.pool_type == PROCESS:
         _make_limits()
-    return {made.full_name: str(made.apply()) for made in deployments}
+    made = {deployment.full_name: str(deployment.apply()) for deployment in deployments}
+    if schedule is None:
+        _end_schedule(UUID(made[f"{ingest_flow.name}/{wanted.name}"]))
+    return made
+
+
+def _end_schedule(ingest: UUID) -> None:
+    """Take back the schedule that an earlier registration made; Prefect leaves it in force."""
+    with get_client(sync_client=True) as client:
+        for found in client.read_deployment_schedules(ingest):
+            if found.slug == SCHEDULE:
+                client.delete_deployment_schedule(ingest, found.id)
 
 
 def deployments_of(wanted: Deploy) -> Iterator[RunnerDeployment]:
@@ -126,20 +141,20 @@ def schedule_of(wanted: Deploy) -> Schedule | None:
     """When ``ingest`` looks by itself; None where nobody asked for it.
 
     Raises:
-        ValueError: both ``every`` and ``cron`` are given, or one of them says nothing sensible.
+        UsageError: both ``every`` and ``cron`` are given, or one of them says nothing sensible.
     """
     if wanted.every is not None and wanted.cron is not None:
-        raise ValueError("both every and cron say when to look for new data: give one of them")
+        raise UsageError("both every and cron say when to look for new data: give one of them")
     if wanted.every is not None:
         if wanted.every < 1:
-            raise ValueError(f"every is {wanted.every:g} seconds: give at least one")
+            raise UsageError(f"every is {wanted.every:g} seconds: give at least one")
         return Interval(timedelta(seconds=wanted.every), slug=SCHEDULE)
     if wanted.cron is None:
         return None
     try:
         return Cron(wanted.cron, timezone="UTC", slug=SCHEDULE)
     except ValueError as error:
-        raise ValueError(f"cron {wanted.cron!r} says no time: give five fields of cron") from error
+        raise UsageError(f"cron {wanted.cron!r} says no time: give five fields of cron") from error
 
 
 def resource_id(corpus: str) -> str:
@@ -206,7 +221,7 @@ def _end_runs_that_are_gone(client: SyncPrefectClient) -> None:
         tags=["mixpool"],
         trigger=EventTrigger(
             after={beat},
-            expect={beat, *(f"prefect.flow-run.{end}" for end in ENDS)},
+            expect={beat, *(f"prefect.flow-run.{end}" for end in (*ENDS, *WAITS))},
             match={"prefect.resource.id": ["prefect.flow-run.*"]},
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,

@@ -8,9 +8,11 @@ the form, or by the run at once, with the path of the field.
 
 # Not `from __future__ import annotations`: Prefect would find strings where the forms need types.
 import contextlib
+import functools
 import logging
+from collections.abc import Callable
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, ParamSpec, TypeVar, cast
 
 from flows.prefect_settings import set_defaults
 
@@ -20,8 +22,10 @@ from prefect import flow  # noqa: E402
 from prefect.runtime import flow_run  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 from pydantic import Field  # noqa: E402
+from pydantic.config import JsonDict  # noqa: E402
 
 from flows import show  # noqa: E402
+from flows.devices import TimeLimitError  # noqa: E402
 from flows.index import refresh_index  # noqa: E402
 from flows.landing import is_unchanged  # noqa: E402
 from flows.planner import plan  # noqa: E402
@@ -38,15 +42,23 @@ from flows.run import execute  # noqa: E402
 from flows.runners import Quiet  # noqa: E402
 from storage import audit, lineage  # noqa: E402
 from storage.cache import Runtime  # noqa: E402
+from storage.place import PLAIN_ADDRESS  # noqa: E402
 from storage.records import NoStoreError  # noqa: E402
 from storage.store import Store  # noqa: E402
 
 LOG = logging.getLogger("mixpool.run")
 
-RecipeChoice = Annotated[str, Field(title="address", min_length=1)] | Recipe
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Prefect keeps and shows parameters: an address that holds credentials is refused before it is kept.
+PLAIN: JsonDict = {"pattern": PLAIN_ADDRESS}
+RecipeChoice = (
+    Annotated[str, Field(title="address", min_length=1, json_schema_extra=PLAIN)] | Recipe
+)
 """Where a recipe in YAML lies, or the recipe itself."""
 
-StoreUrl = Annotated[str, Field(min_length=1)]
+StoreUrl = Annotated[str, Field(min_length=1, json_schema_extra=PLAIN)]
 Override = Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_.]*=")]
 
 DEFAULT_RUNTIME = Runtime()
@@ -61,7 +73,23 @@ def run_name() -> str:
     return str(named or flow_run.flow_name)
 
 
+def says_what_is_wrong(act: Callable[P, R]) -> Callable[P, R]:
+    """A flow's function whose known faults end the run in words, and not in a traceback."""
+
+    @functools.wraps(act)
+    def attempt(*arguments: P.args, **named: P.kwargs) -> R:
+        try:
+            return act(*arguments, **named)
+        except (ValueError, lineage.InUseError, TimeLimitError) as error:
+            LOG.error("%s", error)
+            state: Any = Failed(message=str(error), data=error)
+            return cast(R, state)
+
+    return attempt
+
+
 @flow(name="ablate", flow_run_name=run_name, persist_result=False)
+@says_what_is_wrong
 def ablate_flow(
     recipe: RecipeChoice,
     store: StoreUrl,
@@ -84,12 +112,13 @@ def ablate_flow(
 
 
 @flow(name="ingest", flow_run_name=run_name, persist_result=False)
+@says_what_is_wrong
 def ingest_flow(
     recipe: RecipeChoice,
     store: StoreUrl,
     overrides: list[Override] = [],  # noqa: B006
     settle_seconds: Annotated[float, Field(ge=0, le=3600)] = 10.0,
-    uri: str | None = None,
+    uri: Annotated[str, Field(json_schema_extra=PLAIN)] | None = None,
     runtime: Runtime = DEFAULT_RUNTIME,
 ) -> Any:
     """Look for new data and, if there is any, do what it makes necessary.
@@ -118,6 +147,7 @@ def ingest_flow(
 
 
 @flow(name="sweep", flow_run_name=run_name, persist_result=False)
+@says_what_is_wrong
 def sweep_flow(
     recipe: RecipeChoice,
     store: StoreUrl,
@@ -137,6 +167,7 @@ def sweep_flow(
 
 
 @flow(name="report", persist_result=False)
+@says_what_is_wrong
 def report_flow(store: StoreUrl, run: str | None = None) -> str:
     """Show a finished run here: ranking, costs and links; and write the store's index page again.
 
@@ -152,6 +183,7 @@ def report_flow(store: StoreUrl, run: str | None = None) -> str:
 
 
 @flow(name="verify", persist_result=False)
+@says_what_is_wrong
 def verify_flow(store: StoreUrl, repair: bool = False) -> Any:
     """Re-hash everything in a store and say what is damaged; fails if anything is.
 
@@ -173,6 +205,7 @@ def verify_flow(store: StoreUrl, repair: bool = False) -> Any:
 
 
 @flow(name="gc", persist_result=False)
+@says_what_is_wrong
 def gc_flow(store: StoreUrl, keep: list[str] = [], delete: bool = False) -> Any:  # noqa: B006
     """Find, and if wanted delete, what no kept run needs.
 

@@ -21,13 +21,14 @@ def tell(uri: str, corpus: str) -> UUID:
         httpx.HTTPError: the server does not take it.
     """
     seen = look_at(uri)
+    identity = seen.id(corpus)
     event = {
-        "id": str(seen.id),
+        "id": str(identity),
         "occurred": datetime.now(UTC).isoformat(),
         "event": LANDED,
         "resource": {"prefect.resource.id": resource_id(corpus), "prefect.resource.name": corpus},
-        "payload": {"uri": uri, "etag": seen.etag, "size": seen.size},
+        "payload": {"uri": seen.uri, "etag": seen.etag, "size": seen.size},
     }
     with get_client(sync_client=True) as client:
         client.request("POST", "/events", json=[event]).raise_for_status()
-    return seen.id
+    return identity

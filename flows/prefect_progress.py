@@ -26,9 +26,18 @@ UPDATE_SECONDS = 5.0
 class PrefectReporter:
     """Bars as artifacts; lines to the run's log, where every ``mixpool`` logger goes."""
 
+    def __init__(self) -> None:
+        self._bars: list[_Bar] = []
+
     def task(self, name: str) -> Progress:
         """A bar on the task run, or the flow run, that first reports."""
-        return _Bar(name).show
+        self._bars.append(_Bar(name))
+        return self._bars[-1].show
+
+    def close(self) -> None:
+        """Remove the bars of work that did not come to its end."""
+        for bar in self._bars:
+            bar.show(1, 1, "")
 
     def say(self, message: str) -> None:
         """One line in the log."""

@@ -31,6 +31,7 @@ from prefect.types import DateTime
 
 LOG = logging.getLogger("mixpool.run")
 
+STOPPING = "its server is being stopped"
 MOST = 200
 """Runs that one request to the server tells of."""
 
@@ -82,18 +83,26 @@ def end_runs(pool: str, patience: float) -> list[FlowRun]:
     with get_client(sync_client=True) as client:
         ending = _in_pool(client, pool, [StateType.RUNNING, StateType.PENDING])
         for run in ending:
-            client.set_flow_run_state(run.id, Cancelling(message="its server is being stopped"))
+            client.set_flow_run_state(run.id, Cancelling(message=STOPPING))
         limit = time.monotonic() + patience
         while _in_pool(client, pool, [StateType.CANCELLING]) and time.monotonic() < limit:
             time.sleep(0.5)
     return ending
 
 
-def unfinished_runs(pool: str) -> list[FlowRun]:
-    """The runs of a work pool that began and have not ended."""
-    begun = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+def broken_off_runs(pool: str) -> list[FlowRun]:
+    """The runs of a work pool that began and have not ended, when no worker is left.
+
+    Those that a person was cancelling are cancelled now, and none of them.
+    """
     with get_client(sync_client=True) as client:
-        return _in_pool(client, pool, begun)
+        left = _in_pool(client, pool, [StateType.RUNNING, StateType.PENDING])
+        for run in _in_pool(client, pool, [StateType.CANCELLING]):
+            if run.state is not None and run.state.message == STOPPING:
+                left.append(run)
+            else:
+                client.set_flow_run_state(run.id, Cancelled(), force=True)
+    return left
 
 
 def schedule_again(runs: Iterable[FlowRun]) -> None:

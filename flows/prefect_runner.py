@@ -145,6 +145,7 @@ class PrefectRunner:
         self.store = store
         self.runtime = runtime or Runtime()
         self.reporter: Reporter = reporter or PrefectReporter()
+        self._close = getattr(self.reporter, "close", lambda: None)
         self.ledger = Ledger()
         self.devices = Devices(store.url, self.runtime, self._hold)
         self._may_train = may_train
@@ -159,6 +160,7 @@ class PrefectRunner:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._close()
         self.devices.close()
 
     def _hold(self, device: str) -> Any:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from flows.deployment import Deploy
 from flows.links import VARIABLE as LINKS
 from flows.prefect_settings import CLIENT, SERVER
-from flows.services import ServeError, Service, end_left_over, prefect_service
+from flows.services import ServeError, Service, alone_in, end_left_over, prefect_service
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -95,9 +95,10 @@ def serve(wanted: Serve, say: Say) -> None:
     os.environ.pop("PREFECT_PROFILE", None)
     os.environ.update(wanted.environment)
     wanted.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    end_left_over(wanted.home, say)
-    _check_port(wanted)
-    with _asked_to_end() as end, contextlib.ExitStack() as started:
+    with alone_in(wanted.home), _asked_to_end() as end, contextlib.ExitStack() as started:
+        _check_schedule(wanted)
+        end_left_over(wanted.home, say)
+        _check_port(wanted)
         server = started.enter_context(prefect_service(wanted.home, "server", ["server", "start"]))
         _await("the server", server, lambda: _answers(f"{wanted.url}/api/health"), end)
         if end.is_set():
@@ -143,6 +144,12 @@ def _check_port(wanted: Serve) -> None:
                     f"port {port} of {wanted.host} is in use ({error.strerror}): end what listens "
                     "there, or give another --port; it and the next one must be free"
                 ) from error
+
+
+def _check_schedule(wanted: Serve) -> None:
+    from flows.prefect_deployments import schedule_of
+
+    schedule_of(wanted.deploy)
 
 
 @contextlib.contextmanager
@@ -207,9 +214,9 @@ def _has_worker(wanted: Serve) -> bool:
 
 def _take_up(wanted: Serve, say: Say) -> None:
     """Let the runs go on that had not ended when everything was killed."""
-    from flows.prefect_queue import schedule_again, unfinished_runs
+    from flows.prefect_queue import broken_off_runs, schedule_again
 
-    if left := unfinished_runs(wanted.deploy.pool):
+    if left := broken_off_runs(wanted.deploy.pool):
         schedule_again(left)
         say(f"{len(left)} runs that were broken off go on")
 

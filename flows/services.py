@@ -6,7 +6,9 @@ start.
 """
 
 import contextlib
+import fcntl
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,11 +17,33 @@ from pathlib import Path
 
 import psutil
 
-NOTE = "services.json"
+NOTE, LOCK = "services.json", "lock"
 
 
 class ServeError(RuntimeError):
     """Something that is needed did not start, or ended."""
+
+
+@contextlib.contextmanager
+def alone_in(home: Path) -> Iterator[None]:
+    """Hold a folder for as long as the block runs; what an owner that was killed held is free.
+
+    Raises:
+        ServeError: another process holds it.
+    """
+    with (home / LOCK).open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise ServeError(
+                f"another mixpool serve (process {lock.read().strip()}) uses {home}: end it, or give "
+                "--home FOLDER and --port for a second one"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
 
 
 @dataclass

@@ -15,6 +15,9 @@ S3 = {"s3", "s3a"}
 # The second form: a secret key may hold a slash; digits before a slash are a port.
 CREDENTIALS = re.compile(r"://[^/]*@|://[^/:]*:(?!\d+/)[^@]*@")
 
+PLAIN_ADDRESS = rf"^(?!.*({CREDENTIALS.pattern}))"
+"""The same as a JSON schema says it, of an address that carries none."""
+
 
 def open_backend(url: str) -> Backend:
     """The backend for ``url`` (``file://``, a plain path, ``memory://``, or any other fsspec URL).

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from typing import NamedTuple, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic.config import JsonDict
 
 from storage.fingerprint import Config
+from storage.place import PLAIN_ADDRESS
 from tasks.listing import EmptyCorpusError, SourceFile, dataset_files, url_files
 from tasks.readers import Row, UnreadableFileError, layout, read_dataset, read_rows
 
@@ -35,6 +37,8 @@ _CREDENTIALS = re.compile(
     r"://[^@\s]*:[^@\s]*@|[?&](x-amz-\w+|sig|signature|token)=", re.IGNORECASE
 )
 _SHOWN_FIELDS = 20
+# For forms, which keep what is filled in: the model itself says better what is wrong.
+_PLAIN: JsonDict = {"items": {"type": "string", "pattern": PLAIN_ADDRESS}}
 
 
 class DocumentFormat(Config):
@@ -79,7 +83,7 @@ class Source(Config):
 
     model_config = ConfigDict(hide_input_in_errors=True)  # an address may hold a password
 
-    urls: list[str] = Field(default=[])
+    urls: list[str] = Field(default=[], json_schema_extra=_PLAIN)
     """Files, folders (every readable file below) or globs (** reaches into folders), local or at
     any address that fsspec knows (s3://, gs://, file://, memory://). Paths are counted from the
     folder, or from a glob's last folder before its first wildcard; with several such roots, a path

@@ -34,6 +34,7 @@ EVENT_BRIDGE = {
 SHAPES: dict[str, dict[str, Any]] = {
     "bucket": S3,
     "queue": {"Records": [{"body": json.dumps(S3)}]},
+    "topic in a queue": {"Records": [{"body": json.dumps({"Message": json.dumps(S3)})}]},
     "topic": {"Records": [{"Sns": {"Message": json.dumps(S3)}}]},
     "rule": EVENT_BRIDGE,
 }
@@ -54,7 +55,7 @@ def test_one_object_has_one_id(shape: str, landed: Any, monkeypatch: pytest.Monk
     monkeypatch.setenv("MIXPOOL_CORPUS", "My corpus")
     (found,) = landed.objects(SHAPES[shape])
     event = landed.event(*found)
-    assert event["id"] == str(landing_id(URI, f'"{ETAG}"', SIZE))
+    assert event["id"] == str(landing_id("My corpus", URI, f'"{ETAG}"', SIZE))
     assert event["resource"] == {"prefect.resource.id": "corpus.my-corpus"}
     assert event["payload"]["uri"] == URI
 

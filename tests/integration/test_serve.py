@@ -33,7 +33,7 @@ from tests.browser import (
     run_page,
 )
 from tests.prefect_api import PrefectApi
-from tests.serving import Serving, gone, run_refused
+from tests.serving import Serving, free_ports, gone, run_refused
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -103,6 +103,12 @@ def test_an_open_address_needs_a_password(serving: Serving) -> None:
     assert "PREFECT_SERVER_API_AUTH_STRING" in said
 
 
+def test_a_second_serve_leaves_the_first_alone(serving: Serving, api: PrefectApi) -> None:
+    said = run_refused(serving.command("--port", str(free_ports())), serving.environment)
+    assert re.search(rf"another mixpool serve \(process \d+\) uses {serving.home}: ", said)
+    assert api.get("/health") is True
+
+
 def test_a_port_in_use_is_named(serving: Serving, tmp_path: Path) -> None:
     command = serving.command("--home", str(tmp_path), "--port", str(serving.port - 1))
     assert f"port {serving.port} of 127.0.0.1 is in use" in run_refused(
@@ -117,6 +123,8 @@ def test_a_port_in_use_is_named(serving: Serving, tmp_path: Path) -> None:
     ("parameters", "field"),
     [
         ({"store": ""}, "store"),
+        # Refused before it is kept, for parameters are shown.
+        ({"store": "s3://me:secret@bucket/pool"}, "store"),
         ({"runtime": {"threads": 0}}, "runtime.threads"),
         ({"overrides": ["nonsense"]}, "overrides[0]"),
     ],
