@@ -35,6 +35,7 @@ from flows.deployment import PROCESS, Deploy
 from flows.options import UsageError
 from flows.prefect_devices import limit_name, make_limit
 from flows.prefect_flows import FLOWS, ablate_flow, ingest_flow, sweep_flow
+from flows.prefect_queue import WAITING
 from flows.prefect_settings import CLIENT
 from flows.prefect_text import dashed
 from storage.cache import Runtime
@@ -221,7 +222,7 @@ def _end_runs_that_are_gone(client: SyncPrefectClient) -> None:
         tags=["mixpool"],
         trigger=EventTrigger(
             after={beat},
-            expect={beat, *(f"prefect.flow-run.{end}" for end in (*ENDS, *WAITS))},
+            expect={beat, WAITING, *(f"prefect.flow-run.{end}" for end in (*ENDS, *WAITS))},
             match={"prefect.resource.id": ["prefect.flow-run.*"]},
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,

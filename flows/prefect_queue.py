@@ -10,8 +10,9 @@ cancelled, and say why. One that is started later waits its turn, so that nothin
 import logging
 import time
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from prefect import runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -31,6 +32,8 @@ from prefect.types import DateTime
 
 LOG = logging.getLogger("mixpool.run")
 
+WAITING = "mixpool.flow-run.waits"
+"""The event that says that no beat is to be expected of a run until it runs again."""
 STOPPING = "its server is being stopped"
 MOST = 200
 """Runs that one request to the server tells of."""
@@ -111,6 +114,27 @@ def schedule_again(runs: Iterable[FlowRun]) -> None:
     with get_client(sync_client=True) as client:
         for run in runs:
             client.set_flow_run_state(run.id, waiting, force=True)
+            _tell_that_it_waits(client, run)
+
+
+def tell_waiting(pool: str) -> None:
+    """Tell again of every run of a pool that began and waits to go on: a busy SQLite loses events."""
+    with get_client(sync_client=True) as client:
+        for run in _in_pool(client, pool, [StateType.SCHEDULED]):
+            if run.start_time is not None:
+                _tell_that_it_waits(client, run)
+
+
+def _tell_that_it_waits(client: SyncPrefectClient, run: FlowRun) -> None:
+    """For the automation that listens for beats.
+
+    A server that was killed holds back the events of a run's states until those before them come,
+    which never do.
+    """
+    resource = {"prefect.resource.id": f"prefect.flow-run.{run.id}"}
+    occurred = datetime.now(UTC).isoformat()
+    event = {"id": str(uuid4()), "occurred": occurred, "event": WAITING, "resource": resource}
+    client.request("POST", "/events", json=[event]).raise_for_status()
 
 
 def _in_pool(client: SyncPrefectClient, pool: str, states: list[StateType]) -> list[FlowRun]:

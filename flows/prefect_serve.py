@@ -7,6 +7,7 @@ finds it. This module imports Prefect only once the server's address is in the e
 """
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -32,6 +33,8 @@ START_SECONDS = 180.0
 """For the server to answer, and for the worker to be there; they take 10 to 30 s."""
 STOP_SECONDS = 40.0
 """For runs to end; Prefect kills them after 30."""
+TELL_SECONDS = (10, 30, 50)
+"""When the server is told again of runs that wait to go on, after the start."""
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 Say = Callable[[str], None]
@@ -119,9 +122,13 @@ def serve(wanted: Serve, say: Say) -> None:
         if wanted.host in LOOPBACK:
             say(f"the store {wanted.deploy.store} is at {wanted.pages}")
         say("Ctrl-C ends it; runs that are going on keep what they have done, and go on next time")
-        while not end.wait(1.0):
+        for second in itertools.count():
+            if end.wait(1.0):
+                break
             server.check()
             worker.check()
+            if second in TELL_SECONDS:
+                _tell_waiting(wanted, say)
         say("ending runs, worker and server ...")
 
 
@@ -219,6 +226,17 @@ def _take_up(wanted: Serve, say: Say) -> None:
     if left := broken_off_runs(wanted.deploy.pool):
         schedule_again(left)
         say(f"{len(left)} runs that were broken off go on")
+
+
+def _tell_waiting(wanted: Serve, say: Say) -> None:
+    import httpx
+
+    from flows.prefect_queue import tell_waiting
+
+    try:
+        tell_waiting(wanted.deploy.pool)
+    except httpx.HTTPError as error:  # the server may be busy, and what was told once mostly holds
+        say(f"the server was not told again of runs that wait ({error})")
 
 
 def _end_runs(wanted: Serve, ended: "list[FlowRun]", say: Say) -> None:
