@@ -52,13 +52,16 @@ class Outcome:
         return {entry.name: entry.domain for entry in self.partitions}
 
 
-def ablate(run: Runner, recipe: Recipe) -> Outcome:
+def ablate(run: Runner, recipe: Recipe, corpus: Manifest | None = None) -> Outcome:
     """Bring everything that the recipe asks for up to date and return it.
+
+    Args:
+        corpus: what ``scan_corpus`` has just found; None scans now.
 
     Raises:
         ValueError: the data or the recipe cannot be used; what was committed stays.
     """
-    corpus = scan_corpus(run, recipe)
+    corpus = corpus or scan_corpus(run, recipe)
     tokenizer = Handle("tokenizer", "tokenizer", corpus.tokenizer)
     partitions = corpus.partitions(with_open=recipe.corpus.short_partitions)
     # Before anything is trained: a space may name a domain that there is not.

@@ -268,5 +268,5 @@ def carry_out_recipe(
             leave_plan(recipe.name, made)
 
         result = execute(runner, recipe, with_references=with_references, announce=announce)
-    leave_ranking(store, show.find_run(store, PurePosixPath(result.folder).name))
+    leave_ranking(store, show.RunContent(result.content["name"], result.content))
     return {"run": result.folder, **result.summary}

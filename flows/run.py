@@ -52,6 +52,8 @@ class RunResult:
     validation: Validation | None
     summary: dict[str, Any]
     """What ``run.json`` has under ``summary``: plain JSON."""
+    content: dict[str, Any]
+    """All that ``run.json`` has."""
 
     @property
     def changes(self) -> "pd.DataFrame":
@@ -76,10 +78,10 @@ def execute(
         ValueError: data or recipe cannot be used; everything committed stays.
     """
     with _folder(run.store, recipe) as folder:
+        corpus = scan_corpus(run, recipe)
         if announce is not None:
-            scan_corpus(run, recipe)
             announce()
-        outcome = ablate(run, recipe)
+        outcome = ablate(run, recipe, corpus)
         validation = validate(run, recipe, outcome) if with_references else None
         report = _report(run, recipe, outcome, validation)
         summary = _summary(run, outcome, report, validation)
@@ -101,7 +103,7 @@ def execute(
         }
         run.store.backend.create(f"{folder}/run.json", seal(content))
         refresh_index(run.store)
-    return RunResult(folder, outcome, report, validation, summary)
+    return RunResult(folder, outcome, report, validation, summary, content)
 
 
 @contextlib.contextmanager
