@@ -11,7 +11,6 @@ import logging
 import re
 import uuid
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -130,9 +129,6 @@ class Landing(NamedTuple):
     """The file system's ETag, or what else tells one version from another."""
     size: int
     """Bytes, of all files together."""
-    modified: datetime | None
-    """When the file, or the newest file, was written last, by the file system's clock in UTC; None
-    where it does not tell."""
 
     def id(self, corpus: str) -> uuid.UUID:
         """The same for the same version in the same corpus, however often it is asked for."""
@@ -173,7 +169,7 @@ def look_at(uri: str) -> Landing:
         raise ValueError(f"nothing has landed at {uri}: there is no such file or folder") from None
     if info["type"] != "directory":
         size, stamp = size_and_stamp(info)
-        return Landing(uri, _etag(info) or stamp, size, _modified(info))
+        return Landing(uri, _etag(info) or stamp, size)
     return _folder(uri, path, filesystem.find(path, detail=True))
 
 
@@ -181,9 +177,8 @@ def _folder(uri: str, path: str, found: Mapping[str, Mapping[str, Any]]) -> Land
     facts = {_json(name[len(path) :]): size_and_stamp(info) for name, info in found.items()}
     if not facts:
         raise ValueError(f"nothing has landed at {uri}: the folder is empty")
-    times = [time for time in map(_modified, found.values()) if time is not None]
     size = sum(size for size, _ in facts.values())
-    return Landing(uri, fingerprint("landing", facts), size, max(times, default=None))
+    return Landing(uri, fingerprint("landing", facts), size)
 
 
 def _json(name: str) -> str:
@@ -193,13 +188,3 @@ def _json(name: str) -> str:
 
 def _etag(info: Mapping[str, Any]) -> str:
     return str(info.get("ETag") or info.get("etag") or "").strip('"')
-
-
-def _modified(info: Mapping[str, Any]) -> datetime | None:
-    for name in ("LastModified", "last_modified", "mtime", "created"):
-        match info.get(name):
-            case datetime() as time:
-                return time.astimezone(UTC)
-            case int() | float() as seconds:
-                return datetime.fromtimestamp(seconds, UTC)
-    return None

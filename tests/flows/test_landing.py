@@ -8,7 +8,6 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -319,8 +318,6 @@ def test_on_s3_an_object_is_known_by_its_etag(
     sent = client.put_object(Bucket=BUCKET, Key=key, Body=b"one")
     first = look_at(uri)
     assert (first.uri, first.etag, first.size) == (uri, sent["ETag"].strip('"'), 3)
-    assert first.modified is not None
-    assert abs(datetime.now(UTC) - first.modified) < timedelta(minutes=5)
     # As in a notification of the bucket, which has no quotes.
     assert (
         look_at(uri).id("tiny")
@@ -361,9 +358,6 @@ def test_elsewhere_by_what_the_file_system_tells(kind: str, tmp_path: Path) -> N
         file.id("tiny"),
         folder.id("tiny"),
     )
-    assert file.modified is not None
-    assert folder.modified is not None
-    assert folder.modified >= file.modified
     system.pipe_file(f"{path}/a.jsonl", b"two")
     assert look_at(f"{root}/a.jsonl").id("tiny") != file.id("tiny")
     assert look_at(root).id("tiny") != folder.id("tiny")
