@@ -1,13 +1,19 @@
-"""Two ways to do the same thing, timed in alternation."""
+"""Two ways to do the same thing, measured in alternation.
+
+A ratio is ours over theirs, pair by pair, so that a noisy machine disturbs both alike; for time and
+memory smaller is better. Where the other side is a floor (the same work without us, bytes over
+bandwidth) the ratio cannot well be below one; where it is what people use today, it should be.
+"""
 
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 
 class Ratio(NamedTuple):
-    """Our time over the floor's."""
+    """Ours over theirs."""
 
     what: str
     against: str
@@ -15,9 +21,13 @@ class Ratio(NamedTuple):
     low: float
     high: float
     ours: float
-    """Median of our time in seconds."""
+    """Median of ours, in seconds or bytes."""
     floor: float
-    """Median of the floor's time in seconds."""
+    """Median of theirs, in seconds or bytes."""
+    goal: str = ""
+    """What the ratio should be, such as ``<= 1.10``."""
+    unit: str = "s"
+    """s or bytes."""
 
 
 def compare(
@@ -26,11 +36,19 @@ def compare(
     ours: Callable[[], object],
     floor: Callable[[], object],
     repeats: int,
+    goal: str = "",
 ) -> Ratio:
     """Run both once to warm up, then alternate; the ratio is taken pair by pair."""
     ours()
     floor()
-    pairs = [(_seconds(ours), _seconds(floor)) for _ in range(repeats)]
+    pairs = [(seconds(ours), seconds(floor)) for _ in range(repeats)]
+    return ratio_of(what, against, pairs, goal)
+
+
+def ratio_of(
+    what: str, against: str, pairs: list[tuple[float, float]], goal: str = "", unit: str = "s"
+) -> Ratio:
+    """The ratio of pairs (ours, theirs) that were measured one after the other."""
     ratios = [one / other for one, other in pairs]
     return Ratio(
         what,
@@ -40,10 +58,30 @@ def compare(
         max(ratios),
         statistics.median(one for one, _ in pairs),
         statistics.median(other for _, other in pairs),
+        goal,
+        unit,
     )
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def seconds(work: Callable[[], object]) -> float:
+    """Wall time of one call."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def peak_growth(work: Callable[[], object]) -> int:
+    """Bytes by which this process's resident memory rose above its size before the call.
+
+    Linux keeps the highest resident size of a process and sets it back on request (proc(5),
+    clear_refs), so nothing has to be sampled.
+    """
+    status = Path("/proc/self/status")
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _kilobytes(status.read_text(), "VmRSS")
+    work()
+    return (_kilobytes(status.read_text(), "VmHWM") - before) * 1024
+
+
+def _kilobytes(status: str, field: str) -> int:
+    return int(status.partition(f"{field}:")[2].split()[0])
