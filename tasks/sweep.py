@@ -1,39 +1,31 @@
 """Judge many mixtures against one resident pool: average in memory, evaluate, write sums.
 
-Parameters of the merged model are views of one flat buffer, so a merge is one weighted sum written
-over it. A mixture's losses depend on its members, parts and the windows alone: not on its chunk, not
-on what was evaluated before it. What the losses table has is never evaluated again, and every chunk
-is written as soon as it is done, so a killed sweep loses one chunk.
+A mixture's losses depend on its members, parts and the windows alone: not on its chunk, not on what
+was evaluated before it. What the losses table has is never evaluated again, and every chunk is
+written as soon as it is done, so a killed sweep loses one chunk. Where memory runs out, batches are
+halved and the sweep goes on.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from storage.cache import Meter, Progress, Runtime
-from tasks.device import choose_device
+from tasks.device import choose_device, free_memory
 from tasks.energy import Attention, forward_flops
+from tasks.forward import TokenBatch, batches, default_batch, group_losses, scorer
 from tasks.losses import EvaluateConfig, LossesTable, Row, identity
-from tasks.merging import (
-    MergeError,
-    check_mergeable,
-    check_same_tensors,
-    facts_of,
-    load_weights,
-    weighted_sum,
-)
+from tasks.merging import MergeError
 from tasks.mixture import Mixture
-from tasks.model import check_context, load_model
+from tasks.model import check_context
+from tasks.pool import MergedModel, Pool
 from tasks.window import Windows, load_windows
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
-    from transformers import PreTrainedModel
 
-
-PIECE = 1024
-"""Tokens whose logits are lifted to float32 at once."""
+LOG = logging.getLogger("mixpool.sweep")
 
 
 class Job(NamedTuple):
@@ -76,139 +68,14 @@ def missing_jobs(
     return jobs
 
 
-class Pool:
-    """The members' weights, each one flat float32 vector, resident on the device that merges."""
+class LoadedSet(NamedTuple):
+    """An evaluation set in memory, its windows in batches."""
 
-    def __init__(self, folders: Mapping[str, Path], device: str) -> None:
-        import torch
-
-        self.folders = dict(folders)
-        first_name = ""
-        first: dict[str, torch.Tensor] = {}
-        self._flat: dict[str, torch.Tensor] = {}
-        for name, folder in folders.items():
-            weights = load_weights(folder)
-            if first:
-                check_same_tensors(first_name, first, name, weights)
-            else:
-                first_name, first = name, weights
-                self.layout = {
-                    key: tensor.shape
-                    for key, tensor in weights.items()
-                    if tensor.is_floating_point()
-                }
-            parts = [weights[key].float().flatten() for key in self.layout]
-            self._flat[name] = torch.cat(parts).to(device)
-        self._facts = {name: facts_of(folder) for name, folder in folders.items()}
-
-    def merge(self, mixture: Mixture, dtype: "torch.dtype") -> "torch.Tensor":
-        """The flat average of a mixture's members, float32, shape (num_weights,).
-
-        Raises:
-            MergeError: the members differ in architecture, tokenizer, base model or steps.
-        """
-        check_mergeable({name: self._facts[name] for name in mixture.members})
-        tensors = [self._flat[name] for name in mixture.members]
-        return weighted_sum(tensors, [part for _, part in mixture.parts], dtype)
-
-
-class MergedModel:
-    """A model whose parameters are views of one flat buffer that merges are written into."""
-
-    def __init__(self, pool: Pool, device: str, *, compiled: bool = False) -> None:
-        import torch
-
-        self.model: PreTrainedModel = load_model(next(iter(pool.folders.values())), device)
-        tensors = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
-        lacking = [name for name in pool.layout if name not in tensors]
-        if lacking:
-            raise MergeError(f"the model class has no tensor {lacking[0]!r} that the files hold")
-        sizes = [shape.numel() for shape in pool.layout.values()]
-        self.flat = torch.empty(sum(sizes), device=device)
-        for name, view in zip(pool.layout, torch.split(self.flat, sizes), strict=True):
-            tensors[name].data = view.view(pool.layout[name])
-        self.forward = torch.compile(self.model) if compiled else self.model
-
-
-class TokenBatch(NamedTuple):
-    """B windows of at most T positions that are run together; S of their tokens are scored."""
-
-    inputs: "torch.Tensor"
-    """Token ids, int64, shape (B, T)."""
-    scored: "torch.Tensor"
-    """Positions in the flattened batch, int64, shape (S,)."""
-    targets: "torch.Tensor"
-    """The token that follows at each, int64, shape (S,)."""
-    group: "np.ndarray"
-    """Group of each one's document, shape (S,)."""
-
-
-def batches(windows: Windows, tokens: int, device: str) -> list[TokenBatch]:
-    """Windows in batches of at most ``tokens`` positions, of like length, shortest first.
-
-    The order depends on the windows alone, so a set's sums are added in one order.
-    """
-    import numpy as np
-
-    order = np.argsort(windows.length, kind="stable")
-    found: list[list[int]] = []
-    for row in order.tolist():
-        # Sorted by length, so this row would be the longest of the batch.
-        if not found or int(windows.length[row]) * (len(found[-1]) + 1) > tokens:
-            found.append([])
-        found[-1].append(row)
-    return [_batch(windows, np.array(rows), device) for rows in found]
-
-
-def _batch(windows: Windows, rows: "np.ndarray", device: str) -> TokenBatch:
-    import numpy as np
-    import torch
-
-    length = int(windows.length[rows].max())
-    position = np.arange(length)
-    scored = (position >= windows.first[rows, None]) & (position < windows.length[rows, None])
-    inputs = windows.inputs[rows, :length].astype(np.int64)
-    targets = windows.targets[rows, :length][scored].astype(np.int64)
-    return TokenBatch(
-        torch.from_numpy(inputs).to(device),
-        torch.from_numpy(np.flatnonzero(scored)).to(device),
-        torch.from_numpy(targets).to(device),
-        np.repeat(windows.group[rows], scored.sum(1)),
-    )
-
-
-def group_losses(
-    model: MergedModel, prepared: list[TokenBatch], num_groups: int, precision: str
-) -> "np.ndarray":
-    """Sum of nats for each group of documents, float64, shape (num_groups,)."""
-    import numpy as np
-    import torch
-
-    device = model.flat.device.type
-    sums = np.zeros(num_groups)
-    with (
-        torch.inference_mode(),
-        torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"),
-    ):
-        for batch in prepared:
-            logits = model.forward(input_ids=batch.inputs, use_cache=False).logits
-            nll = token_losses(logits.flatten(0, 1), batch).double().cpu().numpy()
-            sums += np.bincount(batch.group, weights=nll, minlength=num_groups)
-    return sums
-
-
-def token_losses(logits: "torch.Tensor", batch: TokenBatch) -> "torch.Tensor":
-    """Nats of each scored token, float32, shape (S,), from logits of shape (B * T, vocabulary)."""
-    import torch
-    import torch.nn.functional as F
-
-    # In pieces, because float32 logits of a whole batch are the largest tensor of all.
-    pieces = zip(torch.split(batch.scored, PIECE), torch.split(batch.targets, PIECE), strict=True)
-    losses = [
-        F.cross_entropy(logits[scored].float(), targets, reduction="none")
-        for scored, targets in pieces
-    ]
-    return torch.cat(losses)
+    entry: PreparedSet
+    windows: Windows
+    batches: list[TokenBatch]
+    tokens: int
+    """Positions that a model is run on."""
 
 
 class Sweeper:
@@ -228,20 +95,23 @@ class Sweeper:
     ) -> None:
         self.device = choose_device(runtime)
         self._config = config
-        self._pool = Pool(models, self.device)
-        self._model = MergedModel(self._pool, self.device, compiled=runtime.compile)
-        self._prepared = {
-            s.name: (s, w := load_windows(s.folder), batches(w, runtime.batch_tokens, self.device))
-            for s in sets
-        }
-        for _, windows, _ in self._prepared.values():
-            length = windows.inputs.shape[1]
+        self._pool = Pool(models, self.device, runtime.pool_gigabytes, compiled=runtime.compile)
+        self._model = MergedModel(self._pool)
+        self._score = scorer(self._model.model, compiled=runtime.compile)
+        self._batch_tokens = runtime.batch_tokens or default_batch(self.device)
+        self._sets = {s.name: self._load(s, load_windows(s.folder)) for s in sets}
+        for loaded in self._sets.values():
+            length = loaded.windows.inputs.shape[1]
             check_context(self._model.model, length, "evaluation.windows.context_length")
+
+    def _load(self, entry: PreparedSet, windows: Windows) -> LoadedSet:
+        ready = batches(windows, self._batch_tokens, self.device)
+        return LoadedSet(entry, windows, ready, int(windows.length.sum()))
 
     def lacks(self, table: LossesTable, job: Job) -> bool:
         """Whether the table still lacks a row of the job."""
         name = identity(job.mixture)
-        return any((name, self._prepared[s][0].digest) not in table for s in job.sets)
+        return any((name, self._sets[s].entry.digest) not in table for s in job.sets)
 
     def evaluate(self, jobs: Sequence[Job], meter: Meter, progress: Progress) -> list[Row]:
         """Rows of all jobs.
@@ -250,46 +120,79 @@ class Sweeper:
             MergeError: members of a mixture do not agree.
             ValueError: a loss is not finite.
         """
-        import torch
-
-        dtype = torch.float64 if self._config.average == "float64" else torch.float32
         rows = []
         for done, job in enumerate(jobs):
-            try:
-                self._model.flat.copy_(self._pool.merge(job.mixture, dtype))
-            except MergeError as error:
-                raise MergeError(f"mixture {job.label!r}: {error}") from error
-            rows += list(_evaluate(self._model, job, self._prepared, self._config, meter))
+            self._merge(job)
+            for name in job.sets:
+                sums = self._sums(self._sets[name])
+                rows.append(self._row(job, self._sets[name], sums, meter))
             progress(done + 1, len(jobs), "mixtures")
         return rows
 
+    def _merge(self, job: Job) -> None:
+        import torch
 
-def _evaluate(
-    model: MergedModel,
-    job: Job,
-    prepared: Mapping[str, tuple[PreparedSet, Windows, list[TokenBatch]]],
-    config: EvaluateConfig,
-    meter: Meter,
-) -> Iterator[Row]:
-    import numpy as np
+        dtype = torch.float64 if self._config.average == "float64" else torch.float32
+        try:
+            self._pool.merge_into(self._model.flat, job.mixture, dtype)
+        except MergeError as error:
+            raise MergeError(f"mixture {job.label!r}: {error}") from error
 
-    settings = model.model.config
-    for name in job.sets:
-        entry, windows, ready = prepared[name]
-        sums = group_losses(model, ready, len(windows.num_tokens), config.precision)
-        tokens = int(windows.length.sum())
-        shape = Attention(settings.num_hidden_layers, settings.hidden_size, windows.inputs.shape[1])
-        meter.add(tokens=tokens, flops=forward_flops(model.model.num_parameters(), tokens, shape))
+    def _sums(self, loaded: LoadedSet) -> "np.ndarray":
+        num_groups = len(loaded.windows.num_tokens)
+        while True:
+            try:
+                return group_losses(
+                    self._score, loaded.batches, num_groups, self.device, self._config.precision
+                )
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or not self._halve():
+                    raise
+            # Outside of the handler, whose traceback holds what is to be given back.
+            free_memory()
+            loaded = self._sets[loaded.entry.name]
+
+    def _halve(self) -> bool:
+        """Smaller batches from now on; False where each holds a single window already."""
+        largest = max(len(b.inputs) for s in self._sets.values() for b in s.batches)
+        if largest == 1:
+            return False
+        while max(len(b.inputs) for s in self._sets.values() for b in s.batches) == largest:
+            self._batch_tokens //= 2
+            self._sets = {n: self._load(s.entry, s.windows) for n, s in self._sets.items()}
+        LOG.warning(
+            "out of memory: the sweep goes on with batches of %d tokens; set runtime.batch_tokens "
+            "to that from the start",
+            self._batch_tokens,
+        )
+        return True
+
+    def _row(self, job: Job, loaded: LoadedSet, sums: "np.ndarray", meter: Meter) -> Row:
+        import numpy as np
+
+        settings = self._model.model.config
+        length = loaded.windows.inputs.shape[1]
+        shape = Attention(settings.num_hidden_layers, settings.hidden_size, length)
+        flops = forward_flops(self._model.num_parameters, loaded.tokens, shape)
+        meter.add(tokens=loaded.tokens, flops=flops)
         if not np.isfinite(sums).all():
             raise ValueError(
-                f"mixture {job.label!r} has a loss of {sums.sum()} on {name!r}: a model of it has "
-                "weights that are not finite, or outputs beyond the range of the precision"
+                f"mixture {job.label!r} has a loss of {sums.sum()} on {loaded.entry.name!r}: a model "
+                "of it has weights that are not finite, or outputs beyond the range of the precision"
             )
-        yield Row(
+        return Row(
             mixture=identity(job.mixture),
-            windows=entry.digest,
+            windows=loaded.entry.digest,
             label=job.label,
-            evaluation_set=name,
+            evaluation_set=loaded.entry.name,
             nll=float(sums.sum()),
             group_nll=sums.tolist(),
         )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch, or Python, could not get the memory that it asked for."""
+    import torch
+
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or "not enough memory" in str(error) or "can't allocate memory" in str(error)

@@ -1,80 +1,78 @@
-"""A sweep, per mixture, against the same forward passes on one loaded model without any merging."""
+"""A sweep, per mixture, against the same forward passes on one loaded model without any merging.
 
+Both sides use the same batches and the same loss, so what is left is merging, switching models,
+sums per document and rows. A table below shows what a batch's size does. ``SWEEP_TOKENS`` sets how
+many tokens the larger model is judged by (default 100,000).
+"""
+
+import os
 import tempfile
 from pathlib import Path
 
 import torch
 
-from storage.cache import Runtime
-from tasks.documents import DocumentWriter, StoredDocument
 from tasks.energy import Meter
-from tasks.losses import EvaluateConfig
-from tasks.merging import Facts
-from tasks.mixture import Mixture
-from tasks.model import load_model, save_model
-from tasks.sweep import Job, PreparedSet, Sweeper, batches
-from tasks.window import WindowConfig, build, load_windows
-from tests.benchmarks.measure import Ratio, compare
-from tests.benchmarks.tiny import CONTEXT, digest, prepare, text, workspace
+from tasks.forward import batches, default_batch, scorer
+from tasks.model import load_model
+from tasks.window import load_windows
+from tests.benchmarks.material import M1, M30, Size, full_windows, jobs, random_pool, sweeper
+from tests.benchmarks.measure import Ratio, compare, seconds
 
-MEMBERS = 8
-MIXTURES = 8
+MEMBERS, CHOSEN = 8, 4
+TOKENS = int(os.environ.get("SWEEP_TOKENS", "100000"))
+BATCHES = (256, 512, 1024, 2048, 4096, 8192, 16384)
 
 
-def measure(repeats: int) -> list[Ratio]:
-    """8 mixtures of 4 out of 8 models of 0.9M parameters on 8,192 tokens, pool resident."""
+def measure(repeats: int) -> list[Ratio | str]:
+    """Mixtures of 4 out of 8 models; 8 of them at 1M parameters, one at 30M."""
+    few = min(repeats, 3)
+    return [
+        _against_floor(M1, 25_000, 8, repeats, "<= 1.25"),
+        _against_floor(M30, TOKENS, 1, few, "<= 1.10"),
+        _batch_sizes(M1, 25_000),
+    ]
+
+
+def _against_floor(size: Size, tokens: int, count: int, repeats: int, goal: str) -> Ratio:
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        tokenizer, model = prepare(folder)
-        windows = _windows(folder, tokenizer)
-        models = {f"model-{n}": _jittered(model, folder / f"model-{n}", n) for n in range(MEMBERS)}
-        runtime = Runtime()
-        prepared = PreparedSet("set", digest(windows), windows)
-        sweeper = Sweeper(models, [prepared], EvaluateConfig(), runtime)
-        jobs = [_job(n, list(models)) for n in range(MIXTURES)]
-        loaded = load_model(model)
-        ready = batches(load_windows(windows), runtime.batch_tokens, "cpu")
+        models = random_pool(size, MEMBERS, Path(name))
+        windows = full_windows(size, tokens, Path(name, "windows"))
+        ready, work = sweeper(models, windows), jobs(models, count, CHOSEN)
+        forward = _forward(models["model-00"], windows, default_batch("cpu"))
 
         def ours() -> None:
             with Meter("cpu") as meter:
-                sweeper.evaluate(jobs, meter, lambda done, total, unit: None)
+                ready.evaluate(work, meter, lambda *_: None)
 
         def floor() -> None:
-            with torch.inference_mode():
-                for _ in range(MIXTURES):
-                    for batch in ready:
-                        logits = loaded(input_ids=batch.inputs, use_cache=False).logits
-                        torch.nn.functional.cross_entropy(
-                            logits.flatten(0, 1), batch.targets.flatten(), reduction="none"
-                        )
+            for _ in range(count):
+                forward()
 
-        what = f"sweep of {MIXTURES} mixtures of 4, 0.9M parameters, 8k tokens"
-        return [compare(what, "same forward passes, no merging", ours, floor, repeats)]
+        what = f"sweep, {count} mixtures of {CHOSEN}, {size.name} parameters, {tokens:,} tokens"
+        return compare(what, "the same forward passes, no merging", ours, floor, repeats, goal)
 
 
-def _windows(folder: Path, tokenizer: Path) -> Path:
-    documents, output = folder / "evaluation", folder / "windows"
-    output.mkdir()
-    with DocumentWriter(documents) as writer:
-        for number in range(64):
-            content = text(10_000 + number, 400)
-            writer.add(StoredDocument(f"{number:064x}", "any", str(number), 0, content))
-    config = WindowConfig(format="disjoint", context_length=CONTEXT, max_document_tokens=CONTEXT)
-    build(config, {"documents": documents, "tokenizer": tokenizer}, output, workspace(folder))
-    return output
+def _forward(model: Path, windows: Path, batch: int):  # type: ignore[no-untyped-def]
+    score = scorer(load_model(model))
+    ready = batches(load_windows(windows), batch, "cpu")
+
+    def forward() -> None:
+        with torch.inference_mode():
+            for one in ready:
+                score(one)
+
+    return forward
 
 
-def _jittered(source: Path, target: Path, seed: int) -> Path:
-    model = load_model(source)
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 1e-3)
-    facts = Facts.model_validate_json((source / "mixpool.json").read_bytes())
-    save_model(model, target, facts)
-    return target
-
-
-def _job(number: int, names: list[str]) -> Job:
-    chosen = [names[(number + step) % len(names)] for step in (0, 1, 3, 4)]
-    return Job(Mixture.uniform(chosen), str(number), ("set",))
+def _batch_sizes(size: Size, tokens: int) -> str:
+    with tempfile.TemporaryDirectory() as name:
+        models = random_pool(size, 1, Path(name))
+        windows = full_windows(size, tokens, Path(name, "windows"))
+        rows = []
+        for batch in BATCHES:
+            forward = _forward(models["model-00"], windows, batch)
+            forward()
+            rate = tokens / min(seconds(forward) for _ in range(3))
+            rows.append(f"| {batch:,} | {rate:,.0f} |")
+    head = f"Forward passes at {size.name} parameters by tokens in a batch, fastest of three:"
+    return "\n".join([head, "", "| tokens in a batch | tokens per second |", "|---|---|", *rows])

@@ -6,7 +6,10 @@ size change the order of sums inside the model's matrix products, so losses agre
 
 import json
 import math
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,59 +21,21 @@ from hypothesis import given as cases
 from hypothesis import settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from transformers import GPT2Config, MixtralConfig
 
-from storage.cache import Runtime, Workspace
+from storage.cache import Runtime
 from storage.store import Store
 from tasks.energy import Meter
 from tasks.losses import EvaluateConfig, LossesTable, Row, identity
-from tasks.merging import FACTS, MergeError, average_weights, facts_of, load_weights
+from tasks.merging import FACTS, MergeError, facts_of, load_weights
 from tasks.mixture import Mixture
 from tasks.model import load_model
-from tasks.sweep import Job, MergedModel, Pool, PreparedSet, Sweeper, batches, missing_jobs
+from tasks.sweep import Job, PreparedSet, Sweeper, missing_jobs
 from tasks.tokenizer import Encoder
-from tasks.train import TrainConfig
-from tasks.train import build as train
 from tasks.window import load_windows
 
-pytest_plugins = ["tests.tasks.tiny_models"]
-
-NAMES = ("a", "b", "c")
-PARTS = st.dictionaries(st.sampled_from(NAMES), st.integers(1, 9), min_size=1)
+pytest_plugins = ["tests.tasks.tiny_models", "tests.tasks.tiny_pool"]
 
 Models = Mapping[str, Path]
-
-
-@pytest.fixture(scope="session")
-def partition(
-    llama: Path,
-    tokens: Callable[[list[str]], Path],
-    prose: Callable[..., list[str]],
-    new: Callable[[], Path],
-    workspace: Callable[..., Workspace],
-) -> Callable[..., Path]:
-    """The Llama, or another model, trained for two steps on texts of its own."""
-
-    def make(seed: int, model: Path = llama, steps: int = 2) -> Path:
-        output = new()
-        config = TrainConfig(steps=steps, batch_size=4, context_length=32, learning_rate=1e-2)
-        inputs = {"model": model, "tokens": tokens(prose(seed))}
-        train(config, inputs, output, workspace())
-        return output
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def models(partition: Callable[..., Path]) -> Models:
-    """Three partition models of one base model."""
-    return {name: partition(seed) for seed, name in enumerate(NAMES)}
-
-
-@pytest.fixture(scope="session")
-def texts(prose: Callable[..., list[str]]) -> list[str]:
-    """Documents of one token, of part of a window, of some windows."""
-    return ["x", *prose(11, 4, 12), *prose(12, 3, 90)]
 
 
 def sweeper(
@@ -92,77 +57,6 @@ def run(sweeper: Sweeper, *mixtures: Mapping[str, int], sets: Sequence[str] = ("
     return rows
 
 
-# Merging -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def pool(models: Models) -> Pool:
-    return Pool(models, "cpu")
-
-
-@cases(PARTS, st.sampled_from([torch.float64, torch.float32]))
-def test_flat_merge_is_the_merge_by_tensor(
-    models: Models, pool: Pool, parts: dict[str, int], dtype: torch.dtype
-) -> None:
-    mixture = Mixture.of(parts)
-    by_tensor = average_weights(
-        {name: load_weights(models[name]) for name in mixture.members}, dict(mixture.parts), dtype
-    )
-    expected = torch.cat([by_tensor[key].flatten() for key in pool.layout])
-    assert pool.merge(mixture, dtype).equal(expected)
-
-
-def test_one_member_is_itself(models: Models, pool: Pool) -> None:
-    merged = pool.merge(Mixture.uniform(["b"]), torch.float64)
-    weights = load_weights(models["b"])
-    assert merged.equal(torch.cat([weights[key].flatten() for key in pool.layout]))
-
-
-@pytest.mark.parametrize("base", ["llama", "gpt", "untied", "experts"])
-def test_merged_model_is_the_model_of_the_merged_weights(
-    base: str,
-    partition: Callable[..., Path],
-    given: Callable[..., Path],
-    imported: Callable[[Path], Path],
-    new: Callable[[], Path],
-    request: pytest.FixtureRequest,
-) -> None:
-    """For tied and untied embeddings, and for experts that are fused in memory."""
-    shapes = {
-        "untied": GPT2Config(
-            vocab_size=300,
-            n_positions=32,
-            n_embd=16,
-            n_layer=1,
-            n_head=2,
-            tie_word_embeddings=False,
-        ),
-        "experts": MixtralConfig(
-            vocab_size=300,
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            intermediate_size=8,
-            num_local_experts=2,
-            max_position_embeddings=32,
-        ),
-    }
-    start = imported(given(shapes[base])) if base in shapes else request.getfixturevalue(base)
-    trained = {name: partition(seed, start) for seed, name in enumerate("ab")}
-    pool = Pool(trained, "cpu")
-    merged = MergedModel(pool, "cpu")
-    merged.flat.copy_(pool.merge(Mixture.of({"a": 1, "b": 3}), torch.float64))
-    folder = new()
-    shutil.copy(start / "config.json", folder)
-    weights = average_weights({n: load_weights(p) for n, p in trained.items()}, {"a": 1, "b": 3})
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    ids = torch.arange(64).view(2, 32)
-    with torch.inference_mode():
-        expected = load_model(folder)(input_ids=ids).logits
-        assert merged.forward(input_ids=ids).logits.equal(expected)
-
-
 def test_members_that_do_not_agree_are_refused(
     models: Models, partition: Callable[..., Path], windows: Callable[..., Path], texts: list[str]
 ) -> None:
@@ -173,23 +67,6 @@ def test_members_that_do_not_agree_are_refused(
     assert len(rows) == 2
     with pytest.raises(MergeError, match=r"mixture 'a \+ longer': .*number of steps: 2 and 3"):
         run(ready, {"a": 1, "longer": 1})
-
-
-def test_pool_of_two_architectures_is_refused(models: Models, gpt: Path) -> None:
-    with pytest.raises(MergeError, match="models 'a' and 'gpt': only one of them has the tensor"):
-        Pool({"a": models["a"], "gpt": gpt}, "cpu")
-
-
-def test_tensor_that_the_model_lacks(models: Models, new: Callable[[], Path]) -> None:
-    folder = new()
-    shutil.copytree(models["a"], folder, dirs_exist_ok=True)
-    weights = {**load_weights(folder), "model.extra": torch.zeros(3)}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(MergeError, match=r"no tensor 'model\.extra'"):
-        MergedModel(Pool({"a": folder}, "cpu"), "cpu")
-
-
-# Losses --------------------------------------------------------------------------------------------
 
 
 def rolling(tokens: list[int], context: int, form: str) -> Iterator[tuple[list[int], int]]:
@@ -313,32 +190,6 @@ def test_groups_add_up_to_the_same(models: Models, windows: Callable[..., Path])
     assert other.group_nll == pytest.approx(sums.tolist(), rel=1e-13)
 
 
-@cases(st.lists(st.integers(1, 12), min_size=1, max_size=40), st.integers(1, 60))
-def test_batches_hold_every_scored_token_once(lengths: list[int], tokens: int) -> None:
-    from tasks.window import Windows
-
-    count = len(lengths)
-    ids = np.arange(count * 13, dtype=np.int32).reshape(count, 13)
-    first = np.array([n // 3 for n in lengths], dtype=np.int32)
-    group = np.arange(count, dtype=np.int32)
-    none = np.zeros(count, dtype=np.int64)
-    length = np.array(lengths, dtype=np.int32)
-    found = batches(
-        Windows(ids[:, :-1], ids[:, 1:], first, length, group, none, none, none), tokens, "cpu"
-    )
-    targets = [int(t) for batch in found for t in batch.targets]
-    groups = [int(g) for batch in found for g in batch.group]
-    expected = [
-        (int(ids[row, p + 1]), row) for row in range(count) for p in range(first[row], length[row])
-    ]
-    assert sorted(zip(targets, groups, strict=True)) == expected
-    for batch in found:
-        assert batch.inputs.numel() <= tokens or len(batch.inputs) == 1
-        assert (batch.inputs.flatten()[batch.scored] + 1).equal(batch.targets)
-    widths = [batch.inputs.shape[1] for batch in found]
-    assert widths == sorted(widths)
-
-
 def test_precision_and_average_are_close(
     models: Models, windows: Callable[..., Path], texts: list[str]
 ) -> None:
@@ -397,3 +248,54 @@ def test_a_job_that_somebody_did_is_not_lacking(
 def test_facts_lie_beside_every_model(models: Models) -> None:
     assert all((folder / FACTS).exists() for folder in models.values())
     assert len({facts_of(folder).base for folder in models.values()}) == 1
+
+
+# Out of memory -------------------------------------------------------------------------------------
+
+
+SCARCE = """
+import json, logging, resource, sys
+from pathlib import Path
+from storage.cache import Runtime
+from tasks.energy import Meter
+from tasks.losses import EvaluateConfig
+from tasks.mixture import Mixture
+from tasks.sweep import Job, PreparedSet, Sweeper
+
+logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+model, windows, tokens, megabytes = sys.argv[1:]
+runtime = Runtime(device="cpu", threads=1, batch_tokens=int(tokens))
+ready = Sweeper({"a": Path(model)}, [PreparedSet("0", "0" * 64, Path(windows))], EvaluateConfig(), runtime)
+job = Job(Mixture.uniform(["a"]), "a", ("0",))
+in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+if int(megabytes):
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + int(megabytes) * 10**6,) * 2)
+with Meter("cpu") as meter:
+    first, again = (ready.evaluate([job], meter, lambda *_: None)[0] for _ in range(2))
+assert first.nll == again.nll
+print(json.dumps(first.group_nll if isinstance(first.group_nll, list) else first.group_nll.tolist()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited by Linux")
+def test_a_batch_that_memory_cannot_hold_is_halved(
+    models: Models, windows: Callable[..., Path]
+) -> None:
+    """In a process whose memory really ends: the sweep goes on, says so once, and is right."""
+    folder = windows(["word " * 20_000], format="disjoint")
+
+    def run(tokens: int, megabytes: int) -> subprocess.CompletedProcess[str]:
+        arguments = [str(models["a"]), str(folder), str(tokens), str(megabytes)]
+        return subprocess.run(
+            [sys.executable, "-c", SCARCE, *arguments], capture_output=True, text=True, check=True
+        )
+
+    plenty, scarce = run(1024, 0), run(1 << 20, 60)
+    told = re.findall(
+        r"goes on with batches of (\d+) tokens; set runtime\.batch_tokens", scarce.stderr
+    )
+    # Each halving is told of once; the second evaluation starts where the first one ended.
+    assert 1 <= len(told) == len(set(told)) <= 5
+    assert "out of memory" not in plenty.stderr
+    assert json.loads(scarce.stdout) == pytest.approx(json.loads(plenty.stdout), rel=1e-6)

@@ -1,0 +1,236 @@
+"""The forward pass that a sweep needs: losses of the scored tokens, and nothing beside them.
+
+A causal language model multiplies every position's hidden state with the whole vocabulary; those
+logits are the largest tensor of all, and most of what a loss costs beside the matrix products.
+Where the model is a body with a linear head behind it (this is looked at, not assumed), only the
+scored positions meet the head, in tiles that stay in a processor's cache, with a running sum of
+exponentials (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"). Any other
+model gives its logits, of which the scored ones are taken.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tasks.window import Windows
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from transformers import PreTrainedModel
+
+TILE = 1024
+"""Positions, and entries of the vocabulary, in one tile on a CPU: 4 MB of float32 logits."""
+
+PIECE = 4096
+"""Positions whose logits are computed at once on a GPU, or lifted to float32 at once."""
+
+CPU_BATCH, GPU_BATCH = 2048, 32768
+"""Positions in one batch if nobody says otherwise: above the knee where latency stops being flat,
+and on a CPU few enough that activations stay in its cache."""
+
+
+class TokenBatch(NamedTuple):
+    """B windows of at most T positions that are run together; S of their tokens are scored."""
+
+    inputs: "torch.Tensor"
+    """Token ids, int64, shape (B, T)."""
+    scored: "torch.Tensor"
+    """Positions in the flattened batch, int64, shape (S,)."""
+    targets: "torch.Tensor"
+    """The token that follows at each, int64, shape (S,)."""
+    group: "np.ndarray"
+    """Group of each one's document, shape (S,)."""
+
+
+def default_batch(device: str) -> int:
+    """Positions in one batch on a device."""
+    return GPU_BATCH if device.startswith("cuda") else CPU_BATCH
+
+
+def batches(windows: Windows, tokens: int, device: str) -> list[TokenBatch]:
+    """Windows in batches of at most ``tokens`` positions, of like length, shortest first.
+
+    The order depends on the windows alone, so a set's sums are added in one order.
+    """
+    import numpy as np
+
+    order = np.argsort(windows.length, kind="stable")
+    found: list[list[int]] = []
+    for row in order.tolist():
+        # Sorted by length, so this row would be the longest of the batch.
+        if not found or int(windows.length[row]) * (len(found[-1]) + 1) > tokens:
+            found.append([])
+        found[-1].append(row)
+    return [_batch(windows, np.array(rows), device) for rows in found]
+
+
+def _batch(windows: Windows, rows: "np.ndarray", device: str) -> TokenBatch:
+    import numpy as np
+    import torch
+
+    length = int(windows.length[rows].max())
+    position = np.arange(length)
+    scored = (position >= windows.first[rows, None]) & (position < windows.length[rows, None])
+    inputs = windows.inputs[rows, :length].astype(np.int64)
+    targets = windows.targets[rows, :length][scored].astype(np.int64)
+    return TokenBatch(
+        torch.from_numpy(inputs).to(device),
+        torch.from_numpy(np.flatnonzero(scored)).to(device),
+        torch.from_numpy(targets).to(device),
+        np.repeat(windows.group[rows], scored.sum(1)),
+    )
+
+
+Scorer = Callable[[TokenBatch], "torch.Tensor"]
+"""Nats of each scored token of a batch, float32, shape (S,)."""
+
+
+def scorer(model: "PreTrainedModel", *, compiled: bool = False) -> Scorer:
+    """How a model's tokens are scored, in the fastest way that gives the model's own losses.
+
+    The model must hold sound weights when this is called; later they may be written over in place.
+
+    Args:
+        model: any causal language model of transformers, in evaluation mode.
+        compiled: whether torch.compile is used.
+    """
+    import torch
+
+    body = linear_body(model)
+    if body is None:
+        whole: Any = torch.compile(model) if compiled else model
+        return lambda batch: _from_logits(whole(input_ids=batch.inputs, use_cache=False), batch)
+    run: Any = torch.compile(body) if compiled else body
+    head = model.get_output_embeddings()
+
+    def score(batch: TokenBatch) -> "torch.Tensor":
+        hidden = run(input_ids=batch.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+        if len(batch.scored) < len(hidden):
+            hidden = hidden[batch.scored]
+        return head_losses(hidden, head.weight, head.bias, batch.targets)
+
+    return score
+
+
+def linear_body(model: "PreTrainedModel") -> "torch.nn.Module | None":
+    """The model without its head, if logits are one linear map of its last hidden state.
+
+    Caps, scales or masks of logits, and heads of other kinds, are seen by comparing what goes into
+    and comes out of the head with what the body and the model give; None where anything differs.
+    """
+    import torch
+
+    head, body = model.get_output_embeddings(), model.base_model
+    if type(head) is not torch.nn.Linear or body is model:
+        return None
+    seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def keep(_: object, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        seen.append((inputs[0], output, output.clone()))
+
+    ids = torch.arange(2, device=model.device)[None]
+    handle = head.register_forward_hook(keep)
+    try:
+        with torch.inference_mode():
+            logits = model(input_ids=ids, use_cache=False).logits
+            hidden = getattr(body(input_ids=ids, use_cache=False), "last_hidden_state", None)
+    finally:
+        handle.remove()
+    if len(seen) != 1 or hidden is None:
+        return None
+    entered, left, untouched = seen[0]
+    # The very tensor that left the head: a cap that changes no bit of small logits makes a new one.
+    same = logits.data_ptr() == left.data_ptr() and logits.equal(untouched)
+    return body if same and entered.equal(hidden) else None
+
+
+def _from_logits(output: Any, batch: TokenBatch) -> "torch.Tensor":
+    import torch
+    import torch.nn.functional as F
+
+    logits = output.logits.flatten(0, 1)
+    pieces = zip(torch.split(batch.scored, TILE), torch.split(batch.targets, TILE), strict=True)
+    # In pieces, because float32 logits of a whole batch are the largest tensor of all.
+    losses = [F.cross_entropy(logits[s].float(), t, reduction="none") for s, t in pieces]
+    return torch.cat(losses)
+
+
+def head_losses(
+    hidden: "torch.Tensor",
+    weight: "torch.Tensor",
+    bias: "torch.Tensor | None",
+    targets: "torch.Tensor",
+) -> "torch.Tensor":
+    """Cross-entropy of ``softmax(hidden @ weight.T + bias)``, without keeping the logits.
+
+    Args:
+        hidden: shape (S, width).
+        weight: shape (vocabulary, width).
+        bias: shape (vocabulary,), or None.
+        targets: int64, shape (S,).
+
+    Returns:
+        Nats, float32, shape (S,).
+    """
+    import torch
+
+    size, one = (PIECE, _whole_rows) if hidden.device.type == "cuda" else (TILE, _tiled_rows)
+    rows = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
+    return torch.cat([one(h, weight, bias, t) for h, t in rows])
+
+
+def _whole_rows(
+    hidden: "torch.Tensor",
+    weight: "torch.Tensor",
+    bias: "torch.Tensor | None",
+    targets: "torch.Tensor",
+) -> "torch.Tensor":
+    import torch
+    import torch.nn.functional as F
+
+    # One kernel reads logits of any type and writes float32; few kernels are what a GPU wants.
+    logits = F.linear(hidden, weight, bias)
+    return -torch.log_softmax(logits, 1, dtype=torch.float32).gather(1, targets[:, None])[:, 0]
+
+
+def _tiled_rows(
+    hidden: "torch.Tensor",
+    weight: "torch.Tensor",
+    bias: "torch.Tensor | None",
+    targets: "torch.Tensor",
+) -> "torch.Tensor":
+    import torch
+    import torch.nn.functional as F
+
+    count = len(targets)
+    highest = torch.full((count,), -torch.inf, device=hidden.device)
+    total, wanted = torch.zeros_like(highest), torch.zeros_like(highest)
+    for start in range(0, len(weight), TILE):
+        end = min(start + TILE, len(weight))
+        part = None if bias is None else bias[start:end]
+        logits = F.linear(hidden, weight[start:end], part).float()
+        here = ((targets >= start) & (targets < end)).nonzero()[:, 0]
+        wanted[here] = logits[here, targets[here] - start]
+        peak = torch.maximum(highest, logits.amax(1))
+        total.mul_((highest - peak).exp_())
+        total.add_(logits.sub_(peak[:, None]).exp_().sum(1))
+        highest = peak
+    return total.log_().add_(highest).sub_(wanted)
+
+
+def group_losses(
+    score: Scorer, prepared: list[TokenBatch], num_groups: int, device: str, precision: str
+) -> "np.ndarray":
+    """Sum of nats for each group of documents, float64, shape (num_groups,)."""
+    import numpy as np
+    import torch
+
+    kind = torch.device(device).type
+    with (
+        torch.inference_mode(),
+        torch.autocast(kind, torch.bfloat16, enabled=precision == "bfloat16"),
+    ):
+        # Fetched once for a set: a GPU is not waited for between batches.
+        nll = torch.cat([score(batch) for batch in prepared]).double().cpu().numpy()
+    groups = np.concatenate([batch.group for batch in prepared])
+    return np.bincount(groups, weights=nll, minlength=num_groups)

@@ -1,0 +1,92 @@
+"""The forward pass with loss against ``model(input_ids, labels=...)`` of transformers.
+
+Transformers is given its best batch size, found first, and the same windows in the same order. Once
+the windows are full and each token is scored; once they are documents of differing lengths, cut as
+evaluation sets are, where transformers pads a batch with tokens that do not count. Peak memory is
+what one pass adds to the process.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from tasks.forward import batches, default_batch, scorer
+from tasks.model import load_model
+from tasks.window import Windows, load_windows
+from tests.benchmarks.material import M8, M30, Size, base_model, full_windows, ragged_windows
+from tests.benchmarks.measure import Ratio, compare, peak_growth, ratio_of, seconds
+
+TOKENS = 16_384
+WINDOWS_IN_A_BATCH = (1, 2, 4, 8, 16, 32)
+
+
+def measure(repeats: int) -> list[Ratio | str]:
+    """Time and memory at 8M and 30M parameters, both with a vocabulary of 32,000."""
+    found: list[Ratio | str] = []
+    for size in (M8, M30):
+        with tempfile.TemporaryDirectory() as name:
+            model = base_model(size, Path(name, "model"))
+            for kind, make in (("full", full_windows), ("ragged", ragged_windows)):
+                windows = load_windows(make(size, TOKENS, Path(name, kind)))
+                found += _both(size, model, windows, kind, repeats)
+    return found
+
+
+def _both(size: Size, folder: Path, windows: Windows, kind: str, repeats: int) -> list[Ratio]:
+    model = load_model(folder)
+    score, ready = scorer(model), batches(windows, default_batch("cpu"), "cpu")
+
+    def ours() -> float:
+        with torch.inference_mode():
+            return float(sum(score(batch).double().sum() for batch in ready))
+
+    def plain(count: int) -> Callable[[], float]:
+        given = _labelled(windows, count)
+
+        def run() -> float:
+            with torch.inference_mode():
+                return sum(
+                    float(model(input_ids=ids, labels=labels, use_cache=False).loss.double()) * n
+                    for ids, labels, n in given
+                )
+
+        return run
+
+    best = min(WINDOWS_IN_A_BATCH, key=lambda count: _fastest(plain(count)))
+    theirs = plain(best)
+    if abs(ours() / theirs() - 1) > 1e-5:
+        raise AssertionError(f"losses differ: {ours()} and {theirs()} nats")
+    what = f"forward with loss, {size.name} parameters, {kind} windows"
+    against = f"transformers with labels, {best} windows in a batch (its best)"
+    memory = [(float(peak_growth(ours)), float(peak_growth(theirs))) for _ in range(3)]
+    return [
+        compare(what, against, ours, theirs, repeats, "<= 0.77"),
+        ratio_of(f"{what}: peak memory", against, memory, "< 0.33", "bytes"),
+    ]
+
+
+def _fastest(work: Callable[[], object]) -> float:
+    work()
+    return min(seconds(work) for _ in range(2))
+
+
+def _labelled(windows: Windows, count: int) -> list[tuple[torch.Tensor, torch.Tensor, int]]:
+    """Token ids, labels (-100 where nothing is scored) and number of scored tokens of each batch."""
+    order = windows.length.argsort(kind="stable")
+    found = []
+    for start in range(0, len(order), count):
+        rows = order[start : start + count]
+        longest = int(windows.length[rows].max())
+        ids = torch.zeros(len(rows), longest + 1, dtype=torch.int64)
+        labels = torch.full_like(ids, -100)
+        for n, row in enumerate(rows):
+            first, length = int(windows.first[row]), int(windows.length[row])
+            ids[n, :length] = torch.from_numpy(windows.inputs[row, :length].astype("int64"))
+            ids[n, length] = int(windows.targets[row, length - 1])
+            labels[n, first + 1 : length + 1] = ids[n, first + 1 : length + 1]
+        # Transformers drops the last position's logits, so ids carry one token more.
+        scored = int((labels[:, 1:] != -100).sum())
+        found.append((ids, labels, scored))
+    return found

@@ -1,0 +1,105 @@
+"""Pools of random models and windows of random tokens: speed does not depend on what they say."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+from storage.cache import Runtime
+from tasks.losses import EvaluateConfig
+from tasks.merging import Facts
+from tasks.mixture import Mixture
+from tasks.model import LlamaArchitecture, load_model, save_model
+from tasks.sweep import Job, PreparedSet, Sweeper
+from tests.benchmarks.tiny import random_model
+
+
+class Size(NamedTuple):
+    """A Llama-like model with tied embeddings."""
+
+    name: str
+    vocabulary: int
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+    context: int
+
+
+M1 = Size("1M", 4096, 128, 3, 4, 344, 256)
+M8 = Size("8M", 32000, 192, 4, 6, 512, 512)
+M30 = Size("30M", 32000, 512, 4, 8, 1376, 512)
+
+
+def base_model(size: Size, folder: Path) -> Path:
+    """A model of this size with random weights."""
+    architecture = LlamaArchitecture(
+        hidden_size=size.hidden,
+        num_layers=size.layers,
+        num_heads=size.heads,
+        intermediate_size=size.intermediate,
+        context_length=size.context,
+    )
+    return random_model(folder, architecture, size.vocabulary)
+
+
+def random_pool(size: Size, members: int, folder: Path) -> dict[str, Path]:
+    """Models that lie around one another, by name."""
+    base = base_model(size, folder / "base")
+    facts = Facts.model_validate_json((base / "mixpool.json").read_bytes())
+    found = {}
+    for number in range(members):
+        model = load_model(base)
+        torch.manual_seed(number)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=1e-3)
+        found[f"model-{number:02}"] = folder / f"model-{number:02}"
+        save_model(model, found[f"model-{number:02}"], facts)
+    return found
+
+
+def full_windows(size: Size, tokens: int, folder: Path) -> Path:
+    """Windows of full length, each a document of its own, that hold so many tokens."""
+    return _windows(size, [size.context] * (tokens // size.context), folder)
+
+
+def ragged_windows(size: Size, tokens: int, folder: Path) -> Path:
+    """Documents of log-normal length, median 0.6 contexts, in windows as ``paloma`` cuts them."""
+    generator = np.random.default_rng(0)
+    lengths: list[int] = []
+    while sum(lengths) < tokens:
+        lengths.append(int(np.clip(size.context * generator.lognormal(-0.5, 0.8), 8, 8192)))
+    return _windows(size, lengths, folder)
+
+
+def _windows(size: Size, lengths: list[int], folder: Path) -> Path:
+    from tasks.window import spans
+
+    cut = [
+        (group, end - start, first)
+        for group, length in enumerate(lengths)
+        for start, first, end in spans(length, size.context, "paloma")
+    ]
+    group, length, first = (np.array(column, dtype=np.int32) for column in zip(*cut, strict=True))
+    counts = np.repeat(np.array(lengths, dtype=np.int64)[:, None], 3, axis=1)
+    ids = np.random.default_rng(1).integers(0, size.vocabulary, (len(cut), size.context + 1))
+    folder.mkdir()
+    arrays = {"tokens": ids.astype(np.int32), "first": first, "length": length, "group": group}
+    save_file({**arrays, "counts": counts}, folder / "windows.safetensors")
+    return folder
+
+
+def sweeper(models: dict[str, Path], windows: Path, runtime: Runtime | None = None) -> Sweeper:
+    """A sweeper over one set, which is called ``set``."""
+    prepared = PreparedSet("set", "0" * 64, windows)
+    return Sweeper(models, [prepared], EvaluateConfig(), runtime or Runtime())
+
+
+def jobs(models: dict[str, Path], count: int, members: int) -> list[Job]:
+    """So many mixtures, each of so many neighbours in the pool."""
+    names = list(models)
+    chosen = [[names[(n + k) % len(names)] for k in range(members)] for n in range(count)]
+    return [Job(Mixture.uniform(c), str(n), ("set",)) for n, c in enumerate(chosen)]
