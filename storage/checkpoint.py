@@ -3,10 +3,20 @@
 A checkpoint is a folder ``checkpoint.<position>`` and, written last, ``checkpoint.json`` with the
 digests of its files. A crash between the two leaves the older checkpoint in force; a damaged one is
 reported and counts as none, because starting over is slow and resuming from rubbish is wrong.
+
+``BackgroundSaves`` writes and uploads in a thread, one resume point at a time, so that the work goes on
+meanwhile and two are never half written.
 """
 
+import contextvars
 import logging
+import tempfile
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from storage.artifact import Artifact, CorruptError, describe, hash_file, seal, unseal
 from storage.backend import Backend
@@ -22,11 +32,20 @@ class Checkpoints:
         self._folder = folder
         self._index = f"{folder}/checkpoint.json"
 
-    def save(self, source: Path, position: int) -> None:
-        """Make the files in ``source`` the resume point at ``position``; drop older ones."""
+    def save(
+        self, source: Path, position: int, is_wanted: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Make the files in ``source`` the resume point at ``position``; drop older ones.
+
+        ``is_wanted`` is asked before each change; where it says no, the older one stays in force.
+        """
         artifact = describe("checkpoint", source)
         for name in artifact.files:
+            if not is_wanted():
+                return
             self._backend.put_from(f"{self._at(position)}/{name}", source / name)
+        if not is_wanted():
+            return
         content = {"position": position, "artifact": artifact}
         self._backend.put(self._index, seal(content))
         self._delete_all(keep=f"{self._at(position)}/")
@@ -83,3 +102,87 @@ class Checkpoints:
 
     def _at(self, position: int) -> str:
         return f"{self._folder}/checkpoint.{position:09d}"
+
+
+class BackgroundSaves:
+    """Saves resume points while the ``with`` block goes on with its work, at most one at a time.
+
+    What made a save fail is raised by the next ``save`` or ``wait``. The end of the block waits for
+    the last one; where the block failed, ``patience`` seconds at most, after which the save is given
+    up and the older resume point stays in force. A failure that only shows there is logged: the work
+    that the resume point was for is over.
+
+    Args:
+        checkpoints: where they are saved.
+        scratch: folder for their files; None is the system's temporary folder.
+        patience: seconds.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, scratch: str | None, patience: float) -> None:
+        self._checkpoints, self._scratch, self._patience = checkpoints, scratch, patience
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._given_up = threading.Event()
+        self._began = self._longest = 0.0
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether one is being saved now."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def longest(self) -> float:
+        """Seconds that the slowest save has taken, the present one so far included."""
+        return max(self._longest, time.monotonic() - self._began if self.is_saving else 0.0)
+
+    def save(self, write: Callable[[Path], object], position: int) -> None:
+        """Begin to save what ``write`` puts into a folder, after the one before has ended.
+
+        ``write`` is called in a thread: what it writes must not change meanwhile.
+        """
+        self.wait()
+        self._began = time.monotonic()
+        # What holds for this thread's requests (their time limit) holds for the other's.
+        run = contextvars.copy_context().run
+        self._thread = threading.Thread(
+            target=run, args=(self._save, write, position), name="mixpool-checkpoint", daemon=True
+        )
+        self._thread.start()
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait for the one that is being saved. Raises what made it fail, or TimeoutError."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+            if self._thread.is_alive():
+                raise TimeoutError(f"it was not uploaded within {seconds:g} s")
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _save(self, write: Callable[[Path], object], position: int) -> None:
+        try:
+            with tempfile.TemporaryDirectory(dir=self._scratch) as name:
+                write(Path(name))
+                self._checkpoints.save(Path(name), position, lambda: not self._given_up.is_set())
+        except BaseException as error:  # raised where somebody hears of it
+            self._error = error
+        finally:
+            self._longest = max(self._longest, time.monotonic() - self._began)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.wait(None if kind is None else self._patience)
+        except BaseException as failure:
+            self._given_up.set()
+            if not isinstance(failure, Exception):
+                raise
+            LOG.warning("the last resume point could not be saved (%s)", failure)

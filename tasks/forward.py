@@ -11,6 +11,7 @@ model gives its logits, of which the scored ones are taken.
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tasks.gradients import compile_layers
 from tasks.window import Windows
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 TILE = 1024
 """Positions, and entries of the vocabulary, in one tile on a CPU: 4 MB of float32 logits."""
+
+SMALL = 8192
+"""Up to so many entries a CPU keeps whole rows of logits, fewer at a time, in the same 4 MB."""
 
 PIECE = 4096
 """Positions whose logits are computed at once on a GPU, or lifted to float32 at once."""
@@ -92,19 +96,18 @@ def scorer(model: "PreTrainedModel", *, compiled: bool = False) -> Scorer:
 
     Args:
         model: any causal language model of transformers, in evaluation mode.
-        compiled: whether torch.compile is used.
+        compiled: whether torch.compile compiles the layers.
     """
-    import torch
-
-    body = linear_body(model)
+    body: Any = linear_body(model)
+    if compiled:
+        compile_layers(model)
     if body is None:
-        whole: Any = torch.compile(model) if compiled else model
+        whole: Any = model
         return lambda batch: _from_logits(whole(input_ids=batch.inputs, use_cache=False), batch)
-    run: Any = torch.compile(body) if compiled else body
     head = model.get_output_embeddings()
 
     def score(batch: TokenBatch) -> "torch.Tensor":
-        hidden = run(input_ids=batch.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+        hidden = body(input_ids=batch.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
         if len(batch.scored) < len(hidden):
             hidden = hidden[batch.scored]
         return head_losses(hidden, head.weight, head.bias, batch.targets)
@@ -174,7 +177,12 @@ def head_losses(
     """
     import torch
 
-    size, one = (PIECE, _whole_rows) if hidden.device.type == "cuda" else (TILE, _tiled_rows)
+    if hidden.device.type == "cuda":
+        size, one = PIECE, _whole_rows
+    elif len(weight) <= SMALL:
+        size, one = max(1, TILE * TILE // len(weight)), _whole_rows
+    else:
+        size, one = TILE, _tiled_rows
     rows = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
     return torch.cat([one(h, weight, bias, t) for h, t in rows])
 
@@ -188,7 +196,7 @@ def _whole_rows(
     import torch
     import torch.nn.functional as F
 
-    # One kernel reads logits of any type and writes float32; few kernels are what a GPU wants.
+    # One kernel reads logits of any type and writes float32.
     logits = F.linear(hidden, weight, bias)
     return -torch.log_softmax(logits, 1, dtype=torch.float32).gather(1, targets[:, None])[:, 0]
 
@@ -202,20 +210,20 @@ def _tiled_rows(
     import torch
     import torch.nn.functional as F
 
-    count = len(targets)
-    highest = torch.full((count,), -torch.inf, device=hidden.device)
-    total, wanted = torch.zeros_like(highest), torch.zeros_like(highest)
+    column = targets[:, None]
+    wanted = torch.zeros(len(targets), 1, device=hidden.device)
+    normaliser = torch.full_like(wanted, -torch.inf)
     for start in range(0, len(weight), TILE):
         end = min(start + TILE, len(weight))
         part = None if bias is None else bias[start:end]
         logits = F.linear(hidden, weight[start:end], part).float()
-        here = ((targets >= start) & (targets < end)).nonzero()[:, 0]
-        wanted[here] = logits[here, targets[here] - start]
-        peak = torch.maximum(highest, logits.amax(1))
-        total.mul_((highest - peak).exp_())
-        total.add_(logits.sub_(peak[:, None]).exp_().sum(1))
-        highest = peak
-    return total.log_().add_(highest).sub_(wanted)
+        here = (column >= start) & (column < end)
+        found = logits.gather(1, (column - start).clamp(0, end - start - 1))
+        wanted = torch.where(here, found, wanted)
+        # The one fused kernel that sums exponentials: any logit less its log-probability is the sum.
+        of_tile = logits[:, :1] - torch.log_softmax(logits, 1)[:, :1]
+        normaliser = torch.logaddexp(normaliser, of_tile)
+    return (normaliser - wanted)[:, 0]
 
 
 def group_losses(

@@ -1,7 +1,8 @@
 """The state of a training: what must be kept so that it goes on, bit by bit, as if never stopped.
 
 Weights, optimizer, random state and the losses so far (their number is the position). All of it is
-safetensors and JSON. The optimizer's state alone is also stored with a model, where a later training
+safetensors and JSON. It is copied to host memory while the training waits, then written and uploaded
+while it goes on. The optimizer's state alone is also stored with a model, where a later training
 carries it on.
 """
 
@@ -9,9 +10,10 @@ import json
 import logging
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from storage.cache import Workspace
+from storage.checkpoint import BackgroundSaves
 
 if TYPE_CHECKING:
     import torch
@@ -23,38 +25,68 @@ PATIENT_SECONDS = 10.0
 """A training that is stopped is saved first, unless an earlier save of it took longer than this."""
 
 
+class Snapshot(NamedTuple):
+    """The state of a training at one moment, in host memory and no longer the model's own."""
+
+    tensors: dict[str, dict[str, "torch.Tensor"]]
+    """By the file they are for, without its suffix."""
+    losses: list[float]
+
+    def write(self, folder: Path) -> None:
+        """Write what ``load_state`` reads."""
+        from safetensors.torch import save_file
+
+        for name, tensors in self.tensors.items():
+            save_file(tensors, folder / f"{name}.safetensors")
+        (folder / "losses.json").write_text(json.dumps(self.losses))
+
+
 def save_state(
     model: "PreTrainedModel",
     optimizer: "torch.optim.AdamW",
     losses: list[float],
-    workspace: Workspace,
+    saves: BackgroundSaves,
 ) -> None:
-    """Make the present state the training's resume point."""
-    import torch
-    from safetensors.torch import save_file
+    """Begin to make the present state the training's resume point; it is copied before this returns.
 
-    with tempfile.TemporaryDirectory(dir=workspace.runtime.scratch) as name:
-        folder = Path(name)
-        weights = {key: tensor.contiguous() for key, tensor in _weights(model).items()}
-        save_file(weights, folder / "weights.safetensors")
-        save_optimizer(optimizer, folder / "optimizer.safetensors")
-        random = {"cpu": torch.get_rng_state()}
-        if model.device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(model.device)
-        save_file(random, folder / "random.safetensors")
-        (folder / "losses.json").write_text(json.dumps(losses))
-        workspace.checkpoints.save(folder, len(losses))
+    Raises:
+        Exception: whatever made the save before this one fail.
+    """
+    saves.wait()  # before the copy: host memory need not hold two
+    saves.save(_snapshot(model, optimizer, losses).write, len(losses))
+
+
+def _snapshot(
+    model: "PreTrainedModel", optimizer: "torch.optim.AdamW", losses: list[float]
+) -> Snapshot:
+    import torch
+
+    random = {"cpu": torch.get_rng_state()}
+    if model.device.type == "cuda":
+        random["cuda"] = torch.cuda.get_rng_state(model.device)
+    tensors = {
+        "weights": _copied(_weights(model)),
+        "optimizer": _copied(_moments(optimizer)),
+        "random": random,
+    }
+    return Snapshot(tensors, [*losses])
+
+
+def _copied(tensors: dict[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
+    return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
 def save_last(
     model: "PreTrainedModel",
     optimizer: "torch.optim.AdamW",
     losses: list[float],
-    workspace: Workspace,
+    saves: BackgroundSaves,
 ) -> None:
     """Save the state of a training that was stopped; where that fails, the earlier one stands."""
     try:
-        save_state(model, optimizer, losses, workspace)
+        saves.wait(PATIENT_SECONDS)
+        save_state(model, optimizer, losses, saves)
+        saves.wait()
     except Exception as error:  # the caller must hear of what stopped the training, not of this
         LOG.warning("stopped after step %d, which could not be saved (%s)", len(losses), error)
     else:
@@ -96,9 +128,13 @@ def save_optimizer(optimizer: "torch.optim.AdamW", path: Path) -> None:
     """Write the optimizer's tensors, named by number of parameter and field."""
     from safetensors.torch import save_file
 
+    tensors = {name: value.cpu().contiguous() for name, value in _moments(optimizer).items()}
+    save_file(tensors, path)
+
+
+def _moments(optimizer: "torch.optim.AdamW") -> dict[str, "torch.Tensor"]:
     states = optimizer.state_dict()["state"]
-    flat = {f"{i}.{name}": value for i, state in states.items() for name, value in state.items()}
-    save_file({name: value.cpu().contiguous() for name, value in flat.items()}, path)
+    return {f"{i}.{name}": value for i, state in states.items() for name, value in state.items()}
 
 
 def load_optimizer(optimizer: "torch.optim.AdamW", path: Path, device: "torch.device") -> None:

@@ -15,6 +15,7 @@ from storage.cache import Meter, Progress, Runtime
 from tasks.device import choose_device, free_memory
 from tasks.energy import Attention, forward_flops
 from tasks.forward import TokenBatch, batches, default_batch, group_losses, scorer
+from tasks.heap import kept_heap
 from tasks.losses import EvaluateConfig, LossesTable, Row, identity
 from tasks.merging import MergeError
 from tasks.mixture import Mixture
@@ -121,12 +122,13 @@ class Sweeper:
             ValueError: a loss is not finite.
         """
         rows = []
-        for done, job in enumerate(jobs):
-            self._merge(job)
-            for name in job.sets:
-                sums = self._sums(self._sets[name])
-                rows.append(self._row(job, self._sets[name], sums, meter))
-            progress(done + 1, len(jobs), "mixtures")
+        with kept_heap(self.device):
+            for done, job in enumerate(jobs):
+                self._merge(job)
+                for name in job.sets:
+                    sums = self._sums(self._sets[name])
+                    rows.append(self._row(job, self._sets[name], sums, meter))
+                progress(done + 1, len(jobs), "mixtures")
         return rows
 
     def _merge(self, job: Job) -> None:

@@ -4,6 +4,9 @@ One loop, top to bottom. The batch at step i is a pure function of (seed, i), so
 killed goes on from its checkpoint (weights, optimizer, random state, position) and ends, on a CPU,
 bit by bit where it would have ended. Base model, partition models and references are all made here;
 they differ in config and inputs only. Several token files are shuffled together (the paper's SEQ).
+
+Nothing in the loop waits for a GPU or for a store: a loss is read when the next step is under way, and
+resume points are uploaded by a thread.
 """
 
 import bisect
@@ -13,14 +16,19 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from storage.cache import Step, Workspace
+from storage.checkpoint import BackgroundSaves
 from storage.fingerprint import Config
 from tasks.device import choose_device
+from tasks.divergence import REMEDY, Losses
+from tasks.divergence import TrainingError as TrainingError
 from tasks.energy import Attention, training_flops
+from tasks.gradients import clip, loss_function, moved
+from tasks.heap import kept_heap
 from tasks.merging import Facts, facts_of
 from tasks.model import check_context, digest_of, load_model, save_model
 from tasks.state import (
@@ -37,11 +45,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from transformers import PreTrainedModel
-
-REMEDY = "lower train.learning_rate, or add train.warmup_steps"
-
-DIVERGED = 2.0
-"""A mean loss of ten steps so many times that of the first ten ends a training."""
 
 
 class TrainConfig(Config):
@@ -79,10 +82,6 @@ class TrainConfig(Config):
     """Seed of the order of blocks and of dropout."""
 
 
-class TrainingError(ValueError):
-    """A training that cannot go on: non-finite or diverging loss, or too few tokens."""
-
-
 class Blocks:
     """Blocks of context + 1 tokens from one or several token files, in a seeded order.
 
@@ -99,7 +98,7 @@ class Blocks:
         self._files, self._context, self._batch, self._seed = files, context, batch, seed
         self._ends = list(itertools.accumulate(counts))
         self._epoch = -1
-        self._order: list[int] = []
+        self._order: np.ndarray
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -118,8 +117,8 @@ class Blocks:
         if epoch != self._epoch:
             self._epoch = epoch
             generator = np.random.Generator(np.random.PCG64([self._seed, epoch]))
-            self._order = generator.permutation(len(self)).tolist()
-        return self._order[position]
+            self._order = generator.permutation(len(self))
+        return int(self._order[position])
 
     def _block(self, block: int) -> "np.ndarray":
         file = bisect.bisect_right(self._ends, block)
@@ -203,67 +202,48 @@ def _train(
     config: TrainConfig,
     workspace: Workspace,
 ) -> list[float]:
-    import torch
-    import torch.nn.functional as F
-
-    device = model.device
-    losses = load_state(model, optimizer, workspace)
+    runtime, device = workspace.runtime, model.device
+    losses = Losses(load_state(model, optimizer, workspace), math.log(model.config.vocab_size))
+    start = len(losses.read())
     flops = training_flops(model.num_parameters(), 1, _attention(model, config))
     per_step = config.batch_size * config.context_length
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
-    # The compiled function shares the model's parameters, which stay what is saved.
-    forward: Any = torch.compile(model) if workspace.runtime.compile else model
-    saved, longest = time.monotonic(), 0.0
-    workspace.progress(len(losses) * per_step, config.steps * per_step, "tokens")
-    for step in range(len(losses), config.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
-        tokens = torch.from_numpy(blocks.batch(step)).to(device, non_blocking=True)
-        with autocast:
-            logits = forward(input_ids=tokens[:, :-1], use_cache=False).logits
-        loss = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        losses.append(_checked(loss.item(), losses, step, math.log(logits.shape[-1])))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        workspace.meter.add(tokens=per_step, flops=flops * per_step)
-        try:
-            workspace.progress((step + 1) * per_step, config.steps * per_step, "tokens")
-        except BaseException:  # whoever stops a training, or an interrupt, does so here
-            if longest <= PATIENT_SECONDS:
-                save_last(model, optimizer, losses, workspace)
-            raise
-        began = time.monotonic()
-        if began - saved >= workspace.runtime.checkpoint_seconds and step + 1 < config.steps:
-            save_state(model, optimizer, losses, workspace)
-            saved = time.monotonic()
-            longest = max(longest, saved - began)
-    if not all(bool(p.isfinite().all()) for p in model.parameters()):
+    loss_of = loss_function(model, config.precision, compiled=runtime.compile)
+    parameters = list(model.parameters())
+    saves = BackgroundSaves(workspace.checkpoints, runtime.scratch, PATIENT_SECONDS)
+    saved = time.monotonic()
+    workspace.progress(start * per_step, config.steps * per_step, "tokens")
+    with saves, kept_heap(device.type):
+        for step in range(start, config.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step)
+            loss = loss_of(moved(blocks.batch(step), device))
+            loss.backward()  # type: ignore[no-untyped-call]
+            clip(parameters, config.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            losses.add(loss)
+            workspace.meter.add(tokens=per_step, flops=flops * per_step)
+            try:
+                workspace.progress((step + 1) * per_step, config.steps * per_step, "tokens")
+            except BaseException:  # whoever stops a training, or an interrupt, does so here
+                if saves.longest <= PATIENT_SECONDS:
+                    save_last(model, optimizer, losses.read(), saves)
+                raise
+            # The next step does not wait for an upload, unless each step is to be kept.
+            is_free = not saves.is_saving or runtime.checkpoint_seconds == 0
+            is_due = time.monotonic() - saved >= runtime.checkpoint_seconds
+            if is_free and is_due and step + 1 < config.steps:
+                save_state(model, optimizer, losses.read(), saves)
+                saved = time.monotonic()
+        found = losses.read()
+    if not all(bool(p.isfinite().all()) for p in parameters):
         raise TrainingError(f"weights are not finite after the last step: {REMEDY}")
-    return losses
+    return found
 
 
 def _attention(model: "PreTrainedModel", config: TrainConfig) -> Attention:
     settings = model.config
     return Attention(settings.num_hidden_layers, settings.hidden_size, config.context_length)
-
-
-def _checked(loss: float, earlier: list[float], step: int, uniform: float) -> float:
-    if not math.isfinite(loss) and not earlier:
-        raise TrainingError(
-            f"the loss is {loss} at step 0, before anything was trained: the model that training "
-            "starts from is not sound, give another one"
-        )
-    if not math.isfinite(loss):
-        raise TrainingError(f"the loss is {loss} at step {step}, after {earlier[-1]:.2f}: {REMEDY}")
-    if len(earlier) >= 10:
-        recent = sum([*earlier[-9:], loss]) / 10
-        # The first ten are no measure where the very first steps led astray; guessing is one.
-        first = min(sum(earlier[:10]) / 10, max(earlier[0], uniform))
-        if recent > DIVERGED * first:
-            raise TrainingError(f"the loss diverged to {recent:.2f} nats at step {step}: {REMEDY}")
-    return loss
 
 
 def _save(

@@ -29,7 +29,9 @@ def measure(repeats: int) -> list[Ratio | str]:
         with tempfile.TemporaryDirectory() as name:
             model = base_model(size, Path(name, "model"))
             for kind, make in (("full", full_windows), ("ragged", ragged_windows)):
-                windows = load_windows(make(size, TOKENS, Path(name, kind)))
+                windows = load_windows(
+                    make(size.vocabulary, size.context, TOKENS, Path(name, kind))
+                )
                 found += _both(size, model, windows, kind, repeats)
     return found
 

@@ -13,6 +13,7 @@ from tasks.merging import Facts
 from tasks.mixture import Mixture
 from tasks.model import LlamaArchitecture, load_model, save_model
 from tasks.sweep import Job, PreparedSet, Sweeper
+from tasks.window import spans
 from tests.benchmarks.tiny import random_model
 
 
@@ -45,57 +46,59 @@ def base_model(size: Size, folder: Path) -> Path:
     return random_model(folder, architecture, size.vocabulary)
 
 
-def random_pool(size: Size, members: int, folder: Path) -> dict[str, Path]:
+def random_pool(base: Path, members: int, folder: Path, device: str = "cpu") -> dict[str, Path]:
     """Models that lie around one another, by name."""
-    base = base_model(size, folder / "base")
     facts = Facts.model_validate_json((base / "mixpool.json").read_bytes())
+    model = load_model(base, device)
+    torch.manual_seed(0)
     found = {}
     for number in range(members):
-        model = load_model(base)
-        torch.manual_seed(number)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=1e-3)
         found[f"model-{number:02}"] = folder / f"model-{number:02}"
-        save_model(model, found[f"model-{number:02}"], facts)
+        save_model(model, folder / f"model-{number:02}", facts)
     return found
 
 
-def full_windows(size: Size, tokens: int, folder: Path) -> Path:
+def full_windows(vocabulary: int, context: int, tokens: int, folder: Path) -> Path:
     """Windows of full length, each a document of its own, that hold so many tokens."""
-    return _windows(size, [size.context] * (tokens // size.context), folder)
+    return _windows(vocabulary, context, [context] * (tokens // context), folder)
 
 
-def ragged_windows(size: Size, tokens: int, folder: Path) -> Path:
+def ragged_windows(vocabulary: int, context: int, tokens: int, folder: Path) -> Path:
     """Documents of log-normal length, median 0.6 contexts, in windows as ``paloma`` cuts them."""
     generator = np.random.default_rng(0)
     lengths: list[int] = []
     while sum(lengths) < tokens:
-        lengths.append(int(np.clip(size.context * generator.lognormal(-0.5, 0.8), 8, 8192)))
-    return _windows(size, lengths, folder)
+        lengths.append(int(np.clip(context * generator.lognormal(-0.5, 0.8), 8, 8192)))
+    return _windows(vocabulary, context, lengths, folder)
 
 
-def _windows(size: Size, lengths: list[int], folder: Path) -> Path:
-    from tasks.window import spans
-
+def _windows(vocabulary: int, context: int, lengths: list[int], folder: Path) -> Path:
     cut = [
         (group, end - start, first)
         for group, length in enumerate(lengths)
-        for start, first, end in spans(length, size.context, "paloma")
+        for start, first, end in spans(length, context, "paloma")
     ]
     group, length, first = (np.array(column, dtype=np.int32) for column in zip(*cut, strict=True))
     counts = np.repeat(np.array(lengths, dtype=np.int64)[:, None], 3, axis=1)
-    ids = np.random.default_rng(1).integers(0, size.vocabulary, (len(cut), size.context + 1))
+    ids = np.random.default_rng(1).integers(0, vocabulary, (len(cut), context + 1))
     folder.mkdir()
     arrays = {"tokens": ids.astype(np.int32), "first": first, "length": length, "group": group}
     save_file({**arrays, "counts": counts}, folder / "windows.safetensors")
     return folder
 
 
-def sweeper(models: dict[str, Path], windows: Path, runtime: Runtime | None = None) -> Sweeper:
+def sweeper(
+    models: dict[str, Path],
+    windows: Path,
+    runtime: Runtime | None = None,
+    config: EvaluateConfig | None = None,
+) -> Sweeper:
     """A sweeper over one set, which is called ``set``."""
     prepared = PreparedSet("set", "0" * 64, windows)
-    return Sweeper(models, [prepared], EvaluateConfig(), runtime or Runtime())
+    return Sweeper(models, [prepared], config or EvaluateConfig(), runtime or Runtime())
 
 
 def jobs(models: dict[str, Path], count: int, members: int) -> list[Job]:

@@ -15,7 +15,16 @@ from tasks.energy import Meter
 from tasks.forward import batches, default_batch, scorer
 from tasks.model import load_model
 from tasks.window import load_windows
-from tests.benchmarks.material import M1, M30, Size, full_windows, jobs, random_pool, sweeper
+from tests.benchmarks.material import (
+    M1,
+    M30,
+    Size,
+    base_model,
+    full_windows,
+    jobs,
+    random_pool,
+    sweeper,
+)
 from tests.benchmarks.measure import Ratio, compare, seconds
 
 MEMBERS, CHOSEN = 8, 4
@@ -35,8 +44,8 @@ def measure(repeats: int) -> list[Ratio | str]:
 
 def _against_floor(size: Size, tokens: int, count: int, repeats: int, goal: str) -> Ratio:
     with tempfile.TemporaryDirectory() as name:
-        models = random_pool(size, MEMBERS, Path(name))
-        windows = full_windows(size, tokens, Path(name, "windows"))
+        models = random_pool(base_model(size, Path(name, "base")), MEMBERS, Path(name))
+        windows = full_windows(size.vocabulary, size.context, tokens, Path(name, "windows"))
         ready, work = sweeper(models, windows), jobs(models, count, CHOSEN)
         forward = _forward(models["model-00"], windows, default_batch("cpu"))
 
@@ -66,8 +75,8 @@ def _forward(model: Path, windows: Path, batch: int):  # type: ignore[no-untyped
 
 def _batch_sizes(size: Size, tokens: int) -> str:
     with tempfile.TemporaryDirectory() as name:
-        models = random_pool(size, 1, Path(name))
-        windows = full_windows(size, tokens, Path(name, "windows"))
+        models = random_pool(base_model(size, Path(name, "base")), 1, Path(name))
+        windows = full_windows(size.vocabulary, size.context, tokens, Path(name, "windows"))
         rows = []
         for batch in BATCHES:
             forward = _forward(models["model-00"], windows, batch)

@@ -1,9 +1,11 @@
-"""A model of 0.9M parameters and random tokens: what the training and sweep benchmarks share."""
+"""Small models and random tokens: what the training and sweep benchmarks share."""
 
 import json
 from pathlib import Path
 
 import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
 
 from storage.artifact import describe
 from storage.cache import Runtime, Workspace
@@ -11,11 +13,20 @@ from storage.checkpoint import Checkpoints
 from storage.store import Store
 from tasks.documents import DocumentWriter, StoredDocument
 from tasks.energy import Meter
-from tasks.model import InitialiseConfig, LlamaArchitecture, build_initial
+from tasks.merging import Facts
+from tasks.model import (
+    InitialiseConfig,
+    LlamaArchitecture,
+    architecture_of,
+    build_initial,
+    llama_config,
+    save_model,
+)
 from tasks.tokenizer import TrainTokenizer, build_trained
 
 CONTEXT = 128
 VOCABULARY = 1024
+NO_TOKENIZER = "0" * 64
 
 
 def workspace(folder: Path, runtime: Runtime | None = None) -> Workspace:
@@ -56,11 +67,26 @@ def prepare(folder: Path) -> tuple[Path, Path]:
 
 def tokens(folder: Path, count: int, tokenizer: Path) -> Path:
     """A token file of random ids, as if made by ``tokenizer``."""
+    return random_tokens(folder, count, VOCABULARY, digest(tokenizer))
+
+
+def random_tokens(folder: Path, count: int, vocabulary: int, tokenizer: str) -> Path:
+    """A token file of random ids below ``vocabulary``; ``tokenizer`` is a digest."""
     folder.mkdir()
-    ids = np.random.default_rng(0).integers(0, VOCABULARY, count).astype(np.uint16)
+    ids = np.random.default_rng(0).integers(0, vocabulary, count).astype(np.uint16)
     ids.tofile(folder / "tokens.bin")
-    facts = {"dtype": "uint16", "num_tokens": count, "tokenizer": digest(tokenizer)}
+    facts = {"dtype": "uint16", "num_tokens": count, "tokenizer": tokenizer}
     (folder / "tokens.json").write_text(json.dumps(facts))
+    return folder
+
+
+def random_model(folder: Path, architecture: LlamaArchitecture, vocabulary: int) -> Path:
+    """A model with random weights whose tokenizer is called ``NO_TOKENIZER``."""
+    torch.manual_seed(architecture.seed)
+    settings = llama_config(architecture, vocabulary, 0)
+    model = AutoModelForCausalLM.from_config(settings)
+    shape = architecture_of(settings.to_dict())
+    save_model(model, folder, Facts(architecture=shape, tokenizer=NO_TOKENIZER, base=None, steps=0))
     return folder
 
 

@@ -1,12 +1,14 @@
 """A crash leaves the older resume point in force; a damaged one is reported and counts as none."""
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from storage.artifact import describe, seal
 from storage.backend import Backend
-from storage.checkpoint import Checkpoints
+from storage.checkpoint import BackgroundSaves, Checkpoints
 from storage.local import LocalBackend
 from storage.place import open_backend
 
@@ -192,4 +194,128 @@ def test_saving_nothing_is_refused_and_keeps_the_older(
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no file"):
         checkpoints.save(tmp_path / "empty", 2)
+    assert loaded(checkpoints, tmp_path / "out") == (1, files_of("older"))
+
+
+# In the background ---------------------------------------------------------------------------------
+
+
+class Gated(LocalBackend):
+    """A store to which nothing gets through until its gate is opened."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(None, str(root))
+        self.gate = threading.Event()
+        self.asked = threading.Event()
+
+    def put_from(self, path: str, source: Path) -> None:
+        self.asked.set()
+        assert self.gate.wait(60)
+        super().put_from(path, source)
+
+
+class FullError(OSError):
+    """The disk is full."""
+
+
+class Full(LocalBackend):
+    """A disk that is full."""
+
+    def put_from(self, path: str, source: Path) -> None:
+        raise FullError(path, source)
+
+
+def writing(text: str) -> Callable[[Path], object]:
+    """Writes what ``files_of`` lists."""
+
+    def write(folder: Path) -> None:
+        (folder / "deep").mkdir()
+        (folder / "weights").write_text(text)
+        (folder / "deep" / "moments").write_text(text * 2)
+
+    return write
+
+
+def uploading() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "mixpool-checkpoint"]
+
+
+def test_work_goes_on_while_one_is_saved_and_the_end_waits(tmp_path: Path) -> None:
+    backend = Gated(tmp_path / "store")
+    checkpoints = Checkpoints(backend, FOLDER)
+    with BackgroundSaves(checkpoints, None, 0.0) as saves:
+        assert not saves.is_saving
+        saves.save(writing("first"), 1)
+        assert backend.asked.wait(60)
+        assert saves.is_saving
+        assert saves.longest > 0
+        assert checkpoints.load(tmp_path / "none") is None
+        backend.gate.set()
+    assert not uploading()
+    assert loaded(checkpoints, tmp_path / "out") == (1, files_of("first"))
+
+
+def test_one_at_a_time_in_order(backend: Backend, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(backend, FOLDER)
+    most = 0
+    with BackgroundSaves(checkpoints, str(tmp_path), 0.0) as saves:
+        for position in range(1, 6):
+            saves.save(writing(f"state {position}"), position)
+            most = max(most, len(uploading()))
+    assert most == 1
+    assert loaded(checkpoints, tmp_path / "out") == (5, files_of("state 5"))
+    assert len(backend.list(FOLDER)) == 3
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("tmp")] == []
+
+
+def test_what_went_wrong_is_raised_by_the_next(tmp_path: Path) -> None:
+    with BackgroundSaves(Checkpoints(Full(None, str(tmp_path)), FOLDER), None, 0.0) as saves:
+        saves.save(writing("first"), 1)
+        with pytest.raises(FullError):
+            saves.save(writing("second"), 2)
+        saves.wait()  # told once
+        saves.save(writing("third"), 3)
+        with pytest.raises(FullError):
+            saves.wait()
+
+
+def test_what_goes_wrong_at_the_end_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with BackgroundSaves(Checkpoints(Full(None, str(tmp_path)), FOLDER), None, 0.0) as saves:
+        saves.save(writing("only"), 1)
+    assert "the last resume point could not be saved" in caplog.text
+
+
+def failing(checkpoints: Checkpoints, patience: float, then: Callable[[], object]) -> None:
+    with BackgroundSaves(checkpoints, None, patience) as saves:
+        saves.save(writing("newer"), 2)
+        then()
+        raise PowerCutError
+
+
+def test_a_failure_waits_a_little(tmp_path: Path) -> None:
+    backend = Gated(tmp_path / "store")
+    checkpoints = Checkpoints(backend, FOLDER)
+    later = threading.Timer(0.2, backend.gate.set)
+    with pytest.raises(PowerCutError):
+        failing(checkpoints, 60.0, later.start)
+    assert loaded(checkpoints, tmp_path / "out") == (2, files_of("newer"))
+
+
+def test_what_was_given_up_is_never_published(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = Gated(tmp_path / "store")
+    checkpoints = Checkpoints(backend, FOLDER)
+    backend.gate.set()
+    checkpoints.save(state(tmp_path, "older"), 1)
+    backend.gate.clear()
+    backend.asked.clear()
+    with pytest.raises(PowerCutError):
+        failing(checkpoints, 0.0, lambda: backend.asked.wait(60))
+    assert "was not uploaded within 0 s" in caplog.text
+    backend.gate.set()
+    for thread in uploading():
+        thread.join(60)
     assert loaded(checkpoints, tmp_path / "out") == (1, files_of("older"))

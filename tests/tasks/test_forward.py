@@ -64,7 +64,7 @@ def test_batches_hold_every_scored_token_once(lengths: list[int], tokens: int) -
 def test_tiles_give_the_cross_entropy(
     count: int, vocabulary: int, with_bias: bool, scale: float, seed: int
 ) -> None:
-    """Tiles of seven, so that there are several, full and not, and rows of extreme logits."""
+    """Tiles of seven, whole rows up to twelve; several of them, full and not, and extreme logits."""
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(count, 8, generator=generator) * scale
     weight = torch.randn(vocabulary, 8, generator=generator)
@@ -72,6 +72,7 @@ def test_tiles_give_the_cross_entropy(
     targets = torch.randint(0, vocabulary, (count,), generator=generator)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(forward, "TILE", 7)
+        patch.setattr(forward, "SMALL", 12)
         found = head_losses(hidden, weight, bias, targets)
     logits = F.linear(hidden.double(), weight.double(), None if bias is None else bias.double())
     expected = F.cross_entropy(logits, targets, reduction="none").float()
