@@ -1,30 +1,34 @@
 """New documents to where they belong: held-out sets by digest, partitions by domain and budget."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator
+from operator import attrgetter
 
 from storage.artifact import Artifact
 from tasks.corpus import Document, SourceFile
 from tasks.documents import DocumentWriter
+from tasks.encoders import Encoders, batches
 from tasks.intake import Intake, stored
 from tasks.manifest import DomainState
 from tasks.seen import Known, Role, open_place
 from tasks.split import DomainSplitter, role_of
-from tasks.tokenizer import Encoder
 
 BATCH_DOCUMENTS = 256
 BATCH_CHARACTERS = 1 << 20
+
+Counted = tuple[Document, int]
+"""A document and its number of tokens, end-of-text included."""
 
 HeldOut = dict[str, DocumentWriter]
 """Held-out documents by domain, where this scan adds some to those that are kept."""
 
 
-def assign(job: Intake, files: list[SourceFile], encoder: Encoder) -> dict[str, DomainState]:
+def assign(job: Intake, files: list[SourceFile], encoders: Encoders) -> dict[str, DomainState]:
     """Read new files and assign their documents; the state of every domain afterwards."""
     splitters: dict[str, DomainSplitter] = {}
     heldout: HeldOut = {}
-    for batch in _batches(_training(job, files, heldout)):
-        lengths = map(len, encoder.encode([document.text for document in batch]))
-        for document, num_tokens in zip(batch, lengths, strict=True):
+    for batch in _batches(_training(job, _counted(job, files, encoders), heldout)):
+        for document, num_tokens in batch:
             domain = document.domain
             if domain not in splitters:
                 splitters[domain] = DomainSplitter(job, domain, _state(job, domain))
@@ -41,12 +45,31 @@ def _state(job: Intake, domain: str) -> DomainState:
     return job.state.domains.get(domain, DomainState())
 
 
-def _batches(found: Iterable[Document]) -> Iterator[list[Document]]:
-    # By characters as well: an encoding takes a hundred times the memory of its text.
-    batch: list[Document] = []
+def _counted(job: Intake, files: list[SourceFile], encoders: Encoders) -> Iterator[Counted]:
+    """Documents with their numbers of tokens, counted some batches ahead of their turn.
+
+    Those that are known before that are not counted: their number is 0.
+    """
+    read = job.read(files, job.corpus.source, job.problems, job.state.files)
+    sent: deque[list[tuple[Document, bool]]] = deque()
+
+    def texts() -> Iterator[list[str]]:
+        for batch in batches(read, attrgetter("text")):
+            sent.append([(document, document.digest in job.seen) for document in batch])
+            yield [document.text for document, is_known in sent[-1] if not is_known]
+
+    for found in encoders.count(texts()):
+        counts = iter(found)
+        for document, is_known in sent.popleft():
+            yield document, 0 if is_known else next(counts)
+
+
+def _batches(found: Iterable[Counted]) -> Iterator[list[Counted]]:
+    # What the index is told of a document depends on when these end, so they stay as they are.
+    batch: list[Counted] = []
     size = 0
-    for document in found:
-        batch.append(document)
+    for document, num_tokens in found:
+        batch.append((document, num_tokens))
         size += len(document.text)
         if len(batch) >= BATCH_DOCUMENTS or size >= BATCH_CHARACTERS:
             yield batch
@@ -55,10 +78,10 @@ def _batches(found: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _training(job: Intake, files: list[SourceFile], heldout: HeldOut) -> Iterator[Document]:
+def _training(job: Intake, found: Iterable[Counted], heldout: HeldOut) -> Iterator[Counted]:
     """New documents that are for training; held-out ones are put aside on the way."""
-    split, done = job.corpus.split, job.state.files
-    for document in job.read(files, job.corpus.source, job.problems, done):
+    split = job.corpus.split
+    for document, num_tokens in found:
         digest, origin = document.digest, document.origin
         known = job.seen.get(digest)
         if known is not None:
@@ -72,7 +95,7 @@ def _training(job: Intake, files: list[SourceFile], heldout: HeldOut) -> Iterato
         else:
             # Written before it is assigned: the same text may stand again in this very batch.
             job.seen.write(Known(digest, Role.TRAIN, open_place(document.domain), origin))
-            yield document
+            yield document, num_tokens
 
 
 def _told(job: Intake, known: Known, document: Document) -> str:

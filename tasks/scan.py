@@ -21,12 +21,12 @@ from tasks import manifest
 from tasks.arrival import Landed, look, unread_digest
 from tasks.assign import assign
 from tasks.corpus import Source, SourceFile
+from tasks.encoders import Encoders
 from tasks.freeze import collect_base, freeze_sets, set_identity
 from tasks.intake import CorpusConfig, EvaluationSetConfig, Intake
 from tasks.manifest import DomainState, Manifest
 from tasks.repair import repair, repair_index
 from tasks.seen import Seen
-from tasks.tokenizer import Encoder
 from tasks.withdraw import report_unknown, withdraw
 
 LOG = logging.getLogger("mixpool.scan")
@@ -48,6 +48,7 @@ def scan(
     progress: Progress = lambda done, total, unit: None,
     scratch: str | None = None,
     settle_seconds: float = 0.0,
+    threads: int | None = None,
 ) -> Manifest:
     """Bring the corpus's chain up to date and return its newest manifest.
 
@@ -58,6 +59,7 @@ def scan(
         make_tokenizer: called once in a chain's life, with the base documents.
         base_source: documents for the base model that are no part of the corpus.
         settle_seconds: for how long a new file must have stayed as it is (see ``tasks.arrival``).
+        threads: processes that encode at most; None is one for each core.
 
     Raises:
         EmptyCorpusError: an address matches nothing, or, in a first scan, no complete file.
@@ -78,7 +80,7 @@ def scan(
             pending = {name for name in corpus.withdraw if name not in _withdrawn(state)}
             root = Path(folder)
             job = Intake(store, corpus, sets, base_source, progress, root, seen, state, pending)
-            _advance(job, landed, make_tokenizer)
+            _advance(job, landed, make_tokenizer, threads)
         found = job.state
         if previous is not None and _same(previous, found):
             previous = previous.model_copy(update={"problems": found.problems})
@@ -199,7 +201,9 @@ def _start(chain: str, rules: dict[str, Any], previous: Manifest | None) -> Mani
     )
 
 
-def _advance(job: Intake, landed: Landed, make_tokenizer: MakeTokenizer) -> None:
+def _advance(
+    job: Intake, landed: Landed, make_tokenizer: MakeTokenizer, threads: int | None
+) -> None:
     """Bring ``job.state`` up to date."""
     if job.state.number == 0:
         job.update(sets=freeze_sets(job))
@@ -209,8 +213,8 @@ def _advance(job: Intake, landed: Landed, make_tokenizer: MakeTokenizer) -> None
         _restore(job, landed.files, make_tokenizer)
         job.update(domains=withdraw(job))
         job.update(sets=[*job.state.sets, *freeze_sets(job)])
-    encoder = Encoder(job.store.fetch(job.state.tokenizer))
-    job.update(domains=assign(job, landed.new, encoder))
+    encoders = Encoders(job.store.fetch(job.state.tokenizer), threads)
+    job.update(domains=assign(job, landed.new, encoders))
     report_unknown(job)
     _check_some_partition(job, landed.notes)
     waiting = _waiting(job.state.domains, job.corpus)

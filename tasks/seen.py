@@ -78,6 +78,10 @@ class Seen:
         """The document with this digest, or None where it is new."""
         return next(self._select("digest = ?", bytes.fromhex(digest)), None)
 
+    def __contains__(self, digest: str) -> bool:
+        query = "SELECT 1 FROM seen WHERE digest = ?"
+        return self._database.execute(query, (bytes.fromhex(digest),)).fetchone() is not None
+
     def role(self, digest: str) -> str | None:
         """What the document is for, or None where it is new."""
         known = self.get(digest)

@@ -7,6 +7,7 @@ context + 1 tokens that overlap by one, so that every token but the first is pre
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, TypeVar
 from storage.cache import Step, Workspace
 from storage.fingerprint import Config
 from tasks import documents
+from tasks.encoders import Encoders, batches
 from tasks.model import digest_of
-from tasks.tokenizer import Encoder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,22 +35,19 @@ def build(
 ) -> Mapping[str, object]:
     """Encode ``inputs["documents"]`` with ``inputs["tokenizer"]``; streaming."""
     del config
-    encoder = Encoder(inputs["tokenizer"])
-    num_tokens = num_documents = num_bytes = 0
+    encoders = Encoders(inputs["tokenizer"], workspace.runtime.threads)
+    vocabulary = encoders.vocabulary
+    sizes = Counter(num_documents=0, num_bytes=0)
     with (output / "tokens.bin").open("wb") as file:
-        for texts in batched(_texts(inputs["documents"]), BATCH):
-            for ids in encoder.encode(texts):
-                file.write(ids.tobytes())
-                num_tokens += len(ids)
-            num_documents += len(texts)
-            num_bytes += sum(len(text.encode()) for text in texts)
-            workspace.progress(num_tokens, 0, "tokens")
+        for found in encoders.encode(_batches(inputs["documents"], sizes)):
+            file.writelines(found)
+            workspace.progress(file.tell() // vocabulary.itemsize, 0, "tokens")
+        num_tokens = file.tell() // vocabulary.itemsize
     facts = {
-        "dtype": encoder.dtype,
+        "dtype": vocabulary.dtype,
         "num_tokens": num_tokens,
-        "num_documents": num_documents,
-        "num_bytes": num_bytes,
-        "vocab_size": encoder.vocab_size,
+        **sizes,
+        "vocab_size": vocabulary.size,
         "tokenizer": digest_of(inputs["tokenizer"]),
     }
     (output / "tokens.json").write_text(json.dumps(facts, sort_keys=True))
@@ -57,8 +55,11 @@ def build(
     return facts
 
 
-def _texts(folder: Path) -> Iterator[str]:
-    return (row["text"] for row in documents.read(folder, ["text"]))
+def _batches(folder: Path, sizes: Counter[str]) -> Iterator[list[str]]:
+    texts = (row["text"] for row in documents.read(folder, ["text"]))
+    for batch in batches(texts, str):
+        sizes.update(num_documents=len(batch), num_bytes=sum(len(t.encode()) for t in batch))
+        yield batch
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -15,6 +15,7 @@ from pydantic import Field
 from storage.cache import Step, Workspace
 from storage.fingerprint import Config
 from tasks import documents
+from tasks.ids import Vocabulary, shared
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,29 +53,28 @@ class Encoder:
     """A loaded tokenizer: text to token ids with the end-of-text token behind each document."""
 
     def __init__(self, folder: Path) -> None:
-        from tokenizers import Tokenizer
-
-        self.tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.tokenizer.no_padding()
-        self.tokenizer.no_truncation()
-        # Post-processors add special tokens and shorten offsets; what a text says is never special.
-        self.tokenizer.post_processor = None
-        self.tokenizer.encode_special_tokens = True
         facts = json.loads((folder / "mixpool.json").read_text())
         self.end_of_text: int = facts["end_of_text"]
         self.vocab_size: int = facts["vocab_size"]
+        text = (folder / "tokenizer.json").read_text()
+        self.vocabulary = Vocabulary(text, self.end_of_text, self.vocab_size)
+        self._ids = shared(self.vocabulary)
+
+    @property
+    def tokenizer(self) -> "Tokenizer":
+        """The library's, without padding, truncation and post-processor."""
+        return self._ids.tokenizer
 
     @property
     def dtype(self) -> str:
         """Smallest unsigned integer type that holds every id."""
-        return "uint16" if self.vocab_size <= 1 << 16 else "uint32"
+        return self.vocabulary.dtype
 
     def encode(self, texts: list[str]) -> list["np.ndarray"]:
         """Token ids of each text, end-of-text last; nothing else is added."""
         import numpy as np
 
-        encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array([*e.ids, self.end_of_text], dtype=self.dtype) for e in encoded]
+        return [np.frombuffer(ids, dtype=self.dtype) for ids in self._ids.encode(texts)]
 
     def encode_starts(self, texts: list[str], limit: int | None) -> list[tuple[str, "np.ndarray"]]:
         """Like ``encode``, cut after ``limit`` tokens, each with the text that these stand for.
