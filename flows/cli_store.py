@@ -66,6 +66,8 @@ def show(
             title = f"{chosen.name}: best mixtures by {objective} ({len(ranking):,} judged)"
             ranking = ranking.head(most)
             print_json(to_json(ranking)) if as_json else out.print(ranking_table(title, ranking))
+            if (race := chosen.content["summary"].get("race")) and not as_json:
+                _print_lines(race["words"])
         else:
             listed = {
                 What.RUNS: views.runs,

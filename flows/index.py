@@ -151,11 +151,11 @@ def _rankings(store: Store, runs: Runs) -> Newest:
 def _top(store: Store, run: show.RunContent) -> list[dict[Any, Any]]:
     """The best mixtures by macro mean; none where the run's table cannot be read."""
     try:
-        ranking = show.ranking(store, run, MACRO_MEAN)
+        ranking = show.ranking(store, run, MACRO_MEAN, TOP)
     except (OSError, ValueError) as error:
         LOG.warning("the ranking of run %s cannot be read: %s", run.name, error)
         return []
-    return ranking.head(TOP).to_dict("records")
+    return ranking.to_dict("records")
 
 
 # Models, partitions and losses -------------------------------------------------------------------

@@ -63,6 +63,7 @@ def _run_row(name: str, content: dict[str, Any] | None) -> dict[str, Any]:
         "run": name,
         "partitions": summary["partitions"],
         "mixtures": summary["mixtures"],
+        "in full": (summary.get("race") or {}).get("finalists", summary["mixtures"]),
         "trained": len(summary["trained"]),
         "evaluated": summary["losses_evaluated"],
         "best mixture": summary["best"][MACRO_MEAN]["mixture"],
@@ -129,21 +130,34 @@ def address(store: Store, path: str) -> str:
     return f"{store.url.rstrip('/')}/{path}"
 
 
-def ranking(store: Store, run: RunContent, objective: str) -> "pd.DataFrame":
+def ranking(
+    store: Store, run: RunContent, objective: str, most: int | None = None
+) -> "pd.DataFrame":
     """The ranking that a run left, for one objective (see ``tasks.ranking.rank``).
+
+    Args:
+        most: rows of the best that are wanted; None is all of them.
 
     Raises:
         ValueError: the run has no such objective.
     """
+    import pandas as pd
     from pyarrow.parquet import ParquetFile
 
-    data = store.backend.read(f"runs/{run.name}/ranking.parquet")
-    frame: pd.DataFrame = ParquetFile(io.BytesIO(data)).read().to_pandas()
-    chosen = frame[frame["objective"] == objective]
-    if chosen.empty:
-        known = ", ".join(map(str, frame["objective"].unique()))
-        raise ValueError(f"run {run.name} has no objective {objective!r}; it has: {known}")
-    return chosen.drop(columns="objective")
+    file = ParquetFile(io.BytesIO(store.backend.read(f"runs/{run.name}/ranking.parquet")))
+    chosen: list[pd.DataFrame] = []
+    known: dict[str, None] = {}
+    for number in range(file.num_row_groups):
+        frame: pd.DataFrame = file.read_row_group(number).to_pandas()
+        known |= dict.fromkeys(frame["objective"])
+        chosen.append(frame[frame["objective"] == objective])
+        if most is not None and sum(map(len, chosen)) >= most:
+            break
+    found = pd.concat(chosen, ignore_index=True)[:most]
+    if found.empty:
+        names = ", ".join(map(str, known))
+        raise ValueError(f"run {run.name} has no objective {objective!r}; it has: {names}")
+    return found.drop(columns="objective")
 
 
 def lineage(store: Store, run: RunContent) -> Iterator[str]:

@@ -132,6 +132,10 @@ class Backend:
         start = len(self.fs._strip_protocol(self.root)) + 1
         return {name[start:]: _info(entry) for name, entry in sorted(found.items())}
 
+    def names(self, folder: str, after: str = "") -> Sequence[str]:
+        """Paths of the files below ``folder`` that come behind ``after``, sorted."""
+        return [path for path in self.list(folder) if path > after]
+
     def unfinished(self, seconds: float) -> dict[str, FileInfo]:  # noqa: ARG002
         """Files, older than so many seconds, that killed writers left and ``list`` does not show."""
         return {}

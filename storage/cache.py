@@ -47,8 +47,13 @@ class Runtime(BaseModel):
     """Whether torch.compile is used for training and evaluation."""
     checkpoint_seconds: float = Field(default=60.0, ge=0)
     """Seconds between two resume points of a training."""
-    batch_tokens: int = Field(default=4096, ge=1)
-    """Tokens in one forward pass of an evaluation."""
+    batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens in one forward pass of an evaluation; None is 2,048 on a CPU and 32,768 on a GPU."""
+    pool_gigabytes: float | None = Field(default=None, ge=0)
+    """Memory for the models of a sweep; None is four fifths of what is free.
+
+    Models that do not fit on a GPU stay in host memory, else in their files.
+    """
     chunk: int = Field(default=64, ge=1)
     """Mixtures evaluated between two writes to the losses table."""
     time_limit_hours: float | None = Field(default=None, gt=0)

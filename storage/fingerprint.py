@@ -45,6 +45,13 @@ def canonical(value: object, where: str = "value") -> Json:
     Raises:
         NotCanonicalError: the value has no single canonical form; the message says what to do.
     """
+    # What most values are, before the slower look at what they might be.
+    if type(value) is str:
+        return _canonical_text(value, where)
+    if type(value) is int:
+        return value
+    if type(value) is list:
+        return [canonical(item, f"{where}[{index}]") for index, item in enumerate(value)]
     match value:
         case BaseModel():
             return canonical(_identity_fields(value), where)

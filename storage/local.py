@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from storage.backend import Backend, FileInfo
@@ -82,6 +82,16 @@ class LocalBackend(Backend):
 
     def list(self, prefix: str) -> dict[str, FileInfo]:
         return self._walk(prefix, lambda name: not name.startswith(TEMPORARY))
+
+    def names(self, folder: str, after: str = "") -> Sequence[str]:
+        try:
+            with os.scandir(self.full(folder)) as entries:
+                # Asking for size and time of each is what makes listing a long chain slow.
+                found = [f"{folder}/{entry.name}" for entry in entries if entry.is_file()]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        hidden = f"{folder}/{TEMPORARY}"
+        return sorted(path for path in found if path > after and not path.startswith(hidden))
 
     def unfinished(self, seconds: float) -> dict[str, FileInfo]:
         found = self._walk("", lambda name: name.startswith(TEMPORARY))

@@ -57,7 +57,7 @@ class Records:
         and counts as none. Where two writers used different labels, the first name stands.
         """
         ahead = self._ahead.pop(key, {})
-        for path in self._names(step, fresh=fresh).get(key, ()):
+        for path in self._paths(step, key, fresh=fresh):
             try:
                 return self._record(path, None if fresh else ahead.get(path))
             except FileNotFoundError:
@@ -87,16 +87,20 @@ class Records:
                 found[owners[path]][path] = data
         self._ahead |= found
 
+    def _paths(self, step: str, key: str, *, fresh: bool = False) -> list[str]:
+        """Where a key's records are, in a list of its own: records may be set aside meanwhile."""
+        return [*self._names(step, fresh=fresh).get(key, ())]
+
     def _names(self, step: str, *, fresh: bool = False) -> dict[str, list[str]]:
         with self._lock:
             if fresh or step not in self._listings:
                 self._listings[step] = _Listing(self._list_names(step), time.monotonic())
-            names = self._listings[step].names
-            return {key: [*paths] for key, paths in names.items()} if fresh else names
+            return self._listings[step].names
 
     def _list_names(self, step: str) -> dict[str, list[str]]:
         names: dict[str, list[str]] = {}
-        for path in self.backend.list(f"records/{step}"):
+        # Every build lists the folder once, so that must not ask for size and time of each file.
+        for path in self.backend.names(f"records/{step}"):
             if path.endswith(".json"):
                 names.setdefault(path.split(".")[-2], []).append(path)
         return names

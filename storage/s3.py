@@ -202,6 +202,12 @@ class S3Backend(S3Requests):
         }
         return dict(sorted(infos.items()))
 
+    def names(self, folder: str, after: str = "") -> Sequence[str]:
+        start = len(self._key("x")) - 1
+        behind = {"StartAfter": self._key(after)} if after else {}
+        found = self._run(lambda: self._pages("list_objects_v2", "Contents", folder, **behind))
+        return sorted(entry["Key"][start:] for entry in found if not entry["Key"].endswith("/"))
+
     def delete(self, path: str) -> None:
         self.delete_each([path])
 

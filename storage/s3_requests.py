@@ -112,9 +112,11 @@ class S3Requests(Backend):
             return False
         return True
 
-    async def _pages(self, method: str, entries: str, prefix: str) -> Sequence[dict[str, Any]]:
+    async def _pages(
+        self, method: str, entries: str, prefix: str, **arguments: str
+    ) -> Sequence[dict[str, Any]]:
         folder = self._key(prefix)
-        arguments = {"Bucket": self.bucket, "Prefix": f"{folder}/" if folder else ""}
+        arguments |= {"Bucket": self.bucket, "Prefix": f"{folder}/" if folder else ""}
         found: list[dict[str, Any]] = []
         while True:
             page = await self.fs._call_s3(method, **arguments)

@@ -28,5 +28,7 @@ def is_intact(data: bytes) -> bool:
 
 def _without(data: bytes, found: re.Match[bytes]) -> str:
     """Digest of the data with a placeholder where the stamp is."""
-    blank = data[: found.start(1)] + b"0" * 64 + data[found.end(1) :]
-    return hashlib.sha256(blank).hexdigest()
+    view, digest = memoryview(data), hashlib.sha256()
+    for piece in (view[: found.start(1)], b"0" * 64, view[found.end(1) :]):
+        digest.update(piece)
+    return digest.hexdigest()

@@ -169,17 +169,25 @@ class Store(Records):
 
     # Chains, work and leases -------------------------------------------------------------------
 
-    def append(self, folder: str, suffix: str, content: bytes) -> str:
-        """Claim the next number in ``folder`` for ``content``; the path it got."""
-        number = max((number_of(path) for path in self.chain(folder)), default=-1) + 1
+    def append(self, folder: str, suffix: str, content: bytes, *, after: int = -1) -> str:
+        """Claim the next number in ``folder`` for ``content``; the path it got.
+
+        Args:
+            after: a number that is known to be taken, so that not all are listed again.
+        """
+        taken = (number_of(path) for path in self.chain(folder, after=after))
+        number = max(taken, default=after) + 1
         while not self.backend.create(path := f"{folder}/{number:06d}{suffix}", content):
             number += 1
         return path
 
-    def chain(self, folder: str) -> list[str]:
-        """The numbered files of ``folder`` in order."""
-        found = (p for p in self.backend.list(folder) if PurePosixPath(p).stem.isdigit())
-        return sorted(found, key=number_of)
+    def chain(self, folder: str, *, after: int = -1) -> list[str]:
+        """The numbered files of ``folder`` with a number above ``after``, in order."""
+        # Names have six digits, or more from a million on: then their order is not that of numbers.
+        start = f"{folder}/{after:06d}" if 0 <= after < 100_000 else ""
+        found = self.backend.names(folder, start)
+        numbered = (path for path in found if PurePosixPath(path).stem.isdigit())
+        return sorted((path for path in numbered if number_of(path) > after), key=number_of)
 
     def lease(self, name: str) -> Lease:
         """An advisory lease in ``work/<name>``."""

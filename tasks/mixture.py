@@ -6,7 +6,9 @@ weights are derived from them as fractions. Everything here is arithmetic on nam
 """
 
 import difflib
+import functools
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ Units: TypeAlias = dict[str, tuple[str, ...]]
 """What a space puts together: the name of each unit and its partitions."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Mixture:
     """Which members in which proportion; equal proportions make equal (and equally hashed) mixtures.
 
@@ -42,7 +44,7 @@ class Mixture:
                 raise ValueError(f"the part of {member!r} is {part!r}: give a positive integer")
         _refuse_repeated([member for member, _ in self.parts], "a mixture")
         divisor = math.gcd(*(part for _, part in self.parts))
-        reduced = tuple(sorted((member, part // divisor) for member, part in self.parts))
+        reduced = tuple(sorted(_pair(member, part // divisor) for member, part in self.parts))
         object.__setattr__(self, "parts", reduced)
 
     @classmethod
@@ -108,9 +110,8 @@ class Mixture:
     @property
     def label(self) -> str:
         """For people: ``code + prose``, or ``3 code + 1 prose`` where the members weigh unlike."""
-        if self.is_uniform:
-            return " + ".join(self.members)
-        return " + ".join(f"{part} {member}" for member, part in self.parts)
+        names = self.members if self.is_uniform else (f"{part} {name}" for name, part in self.parts)
+        return sys.intern(" + ".join(names))  # tables of 100,000s of mixtures share one text
 
     def renamed(self, names: Mapping[str, str]) -> "Mixture":
         """The mixture under other names; members that get the same name add up their weights.
@@ -147,6 +148,12 @@ class Mixture:
                 f"a member cannot be {act} {self.label}, whose members weigh unlike: "
                 "say its part with Mixture.of"
             )
+
+
+@functools.lru_cache(maxsize=100_000)
+def _pair(member: str, part: int) -> tuple[str, int]:
+    """One object for all mixtures that hold a member in that proportion: there may be 100,000s."""
+    return member, part
 
 
 def _refuse_repeated(names: list[str], where: str) -> None:

@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from tasks.rows import Losses
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -55,12 +57,23 @@ def _theme(text: str, faint: str, strong: str, weak: str, ramp: Sequence[str]) -
     }
 
 
-LIGHT = _theme(
-    "#1f2933", "#d5dae1", "#0b62c4", "#8a94a0", ["#eef4fb", "#9cc4ec", "#3f86cf", "#0b4587"]
+_TEXT, _FAINT, _STRONG, _WEAK = (
+    ("#1f2933", "#e4e7eb"),
+    ("#d5dae1", "#3a424d"),
+    ("#0b62c4", "#6db3ff"),
+    ("#8a94a0", "#8a94a0"),
 )
-DARK = _theme(
-    "#e4e7eb", "#3a424d", "#6db3ff", "#8a94a0", ["#1c2733", "#24568a", "#4f97e0", "#cfe5ff"]
+"""Plain colours, each on light and on dark pages."""
+_RAMPS = (
+    ["#eef4fb", "#9cc4ec", "#3f86cf", "#0b4587"],
+    ["#1c2733", "#24568a", "#4f97e0", "#cfe5ff"],
 )
+LIGHT, DARK = (
+    _theme(_TEXT[i], _FAINT[i], _STRONG[i], _WEAK[i], ramp) for i, ramp in enumerate(_RAMPS)
+)
+_DARKENED = dict([_TEXT, _FAINT, _STRONG, _WEAK])
+_TAG = re.compile("<[^>]*>")
+_COLOUR = re.compile('(?<=(?:fill|roke)=")[^"]*')  # fill and stroke
 
 
 def svg(spec: Spec, theme: Spec) -> str:
@@ -68,6 +81,18 @@ def svg(spec: Spec, theme: Spec) -> str:
     import vl_convert
 
     return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", vl_convert.vegalite_to_svg(spec, config=theme))
+
+
+def svg_pair(spec: Spec) -> tuple[str, str]:
+    """``spec`` drawn for light and for dark pages; drawn once where that tells both."""
+    light = svg(spec, LIGHT)
+    if '="rgb' in light:  # a colour that lies between those of a ramp
+        return light, svg(spec, DARK)
+
+    def darkened(tag: re.Match[str]) -> str:
+        return _COLOUR.sub(lambda colour: _DARKENED.get(colour[0], colour[0]), tag[0])
+
+    return light, _TAG.sub(darkened, light)
 
 
 def _values(frame: "pd.DataFrame") -> Spec:
@@ -147,15 +172,13 @@ def heat_order(ranking: "pd.DataFrame") -> list[str]:
     return kept["mixture"].tolist()
 
 
-def heat_map(losses: "pd.DataFrame", members: "pd.DataFrame", ranking: "pd.DataFrame") -> Spec:
+def heat_map(losses: Losses, members: "pd.DataFrame", ranking: "pd.DataFrame") -> Spec:
     """Perplexity above each set's best, in percent, by mixture and evaluation set.
 
     To its left, which partitions each mixture holds. Rows are in the order of ``ranking``.
     """
     order = heat_order(ranking)
-    sets, parts = (
-        sorted(column.unique()) for column in (losses["evaluation_set"], members["partition"])
-    )
+    sets, parts = sorted(losses.sets), sorted(set(members["partition"].tolist()))
     step = max(3, min(18, 900 // len(order)))
     panels = [_loss_panel(losses, order, sets)]
     if len(parts) <= HEAT_PARTITIONS:
@@ -195,12 +218,14 @@ def _member_panel(members: "pd.DataFrame", order: list[str], partitions: list[st
     }
 
 
-def _loss_panel(losses: "pd.DataFrame", order: list[str], sets: list[str]) -> Spec:
+def _loss_panel(losses: Losses, order: list[str], sets: list[str]) -> Spec:
     import numpy as np
 
-    loss = losses["nll"] / losses["num_tokens"]
-    above = loss - loss.groupby(losses["evaluation_set"]).transform("min")
-    rows = losses[["mixture", "evaluation_set"]].assign(percent=(100 * np.expm1(above)).round(4))
+    tokens = [counts.num_tokens for counts in losses.counts]
+    best = dict(zip(losses.sets, (losses.nll / tokens).min(axis=0).tolist(), strict=True))
+    rows = losses.frame(order)
+    above = rows["nll"] / rows["num_tokens"] - rows["evaluation_set"].map(best)
+    rows = rows[["mixture", "evaluation_set"]].assign(percent=(100 * np.expm1(above)).round(4))
     legend = {"orient": "bottom", "direction": "horizontal", "gradientLength": 220}
     color = {"field": "percent", "type": "quantitative", "scale": {"nice": False, "domainMin": 0}}
     color |= {"title": "perplexity above the set’s best, %", "legend": legend}

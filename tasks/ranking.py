@@ -1,22 +1,19 @@
 """Which mixtures are best, and which of them cannot be told apart.
 
-Two mixtures are read against the same documents, so what makes a document hard cancels in their
-difference: the noise of a difference is far below the noise of either loss. A loss is a ratio of
-sums (nats over tokens); its linearised residual per group of documents is
-``r_g = nll_g - loss * tokens_g``, and with groups as clusters the variance of a difference is
-``G / (G - 1) * sum_g (r_ig - r_jg)^2 / tokens^2`` (delta method). Scaled residuals are therefore
-points whose *squared distance is that variance*, and all pairs at once are one Gram matrix.
-
 Intervals are 95 % normal intervals of one pair: they want some 20 groups per set, and they are not
 widened for the number of pairs. They hold the noise of the evaluation documents alone, neither that
 of training nor the error of the proxy.
 """
 
 import math
-from collections import defaultdict
-from collections.abc import Collection
+from array import array
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from statistics import NormalDist
 from typing import TYPE_CHECKING
+
+from tasks.noise import pair_variances, variances_from
+from tasks.rows import Losses, of_frame
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,16 +30,17 @@ MOST_COMPARED = 3000
 """Only this many of the best mixtures are compared pair by pair; the rest get plain positions."""
 
 _Z = NormalDist().inv_cdf(0.975)
-_BLOCK = 500  # rows: 12 MB per temporary of 500 x 3,000 float64
+_ROWS = 32  # of 3,000 numbers: their temporaries stay in the cache
 
 
-def rank(losses: "pd.DataFrame", members: "pd.DataFrame", objective: str) -> "pd.DataFrame":
+def rank(
+    losses: "Losses | pd.DataFrame", members: "pd.DataFrame", objective: str
+) -> "pd.DataFrame":
     """Mixtures from best to worst, with the noise of their distance to the best.
 
     Args:
-        losses: one row per (mixture, evaluation set): ``mixture``, ``evaluation_set``, ``nll``
-            (nats), ``num_tokens``, ``num_bytes``, ``num_words``, ``group_nll`` (float64, length G),
-            ``group_tokens`` (length G, the same for all mixtures of a set).
+        losses: every mixture on every set, or a frame as ``Losses.write`` writes it, which needs
+            only the sets of the objective.
         members: ``mixture``, ``partition``, ``weight``.
         objective: ``MACRO_MEAN`` or the name of one evaluation set.
 
@@ -61,26 +59,40 @@ def rank(losses: "pd.DataFrame", members: "pd.DataFrame", objective: str) -> "pd
         ValueError: the objective is unknown, a mixture lacks a set or its members, is there twice,
             has a loss that is not finite, or was evaluated on other text than the others.
     """
-    import numpy as np
+    losses = _held(losses, objective)
+    return _ranked(losses, partition_counts(losses, members), objective)
 
-    sets = _evaluations(losses, objective)
-    table = _summary(sets)
-    table["k"] = _sizes(members, table.index)
-    order = np.lexsort((np.arange(len(table)), table["loss"].to_numpy()))
-    table = table.iloc[order].reset_index()
-    sets = [frame.iloc[order] for frame in sets]
-    table["difference"] = table["loss"] - table["loss"].iloc[0]
-    margin = _Z * np.sqrt(_variances_from_best(sets))
+
+def rank_all(losses: Losses, members: "pd.DataFrame") -> "dict[str, pd.DataFrame]":
+    """``rank`` tables by objective: the macro mean first, then the sets by name."""
+    counts = partition_counts(losses, members)
+    return {name: _ranked(losses, counts, name) for name in (MACRO_MEAN, *sorted(losses.sets))}
+
+
+def _ranked(losses: Losses, counts: "Ints", objective: str) -> "pd.DataFrame":
+    import numpy as np
+    import pandas as pd
+
+    sets = _sets(losses, objective)
+    values = _summary(losses, sets)
+    order = np.lexsort((losses.by_name, values["loss"]))
+    table = {name: column[order] for name, column in values.items()}
+    loss = table["loss"]
+    table["difference"] = loss - loss[0]
+    margin = _Z * np.sqrt(variances_from(losses, sets, int(order[0])))[order]
     table["low"], table["high"] = table["difference"] - margin, table["difference"] + margin
-    table["tied"] = (table["low"] <= 0) | (table["difference"] == 0)
-    table["rank"] = _ranks(table["loss"].to_numpy(), [frame.iloc[:MOST_COMPARED] for frame in sets])
-    table["objective"] = objective
-    values = ["loss", "perplexity", "bits_per_byte", "word_perplexity", "difference", "low", "high"]
-    return table[["objective", "rank", "mixture", "k", *values, "tied"]]
+    labels = np.array(losses.mixtures, dtype=object)[order]
+    names = np.full(len(order), objective, dtype=object)
+    named = {"objective": names, "mixture": labels}
+    texts = {name: pd.Series(column, dtype=object) for name, column in named.items()}
+    tied = (table["low"] <= 0) | (table["difference"] == 0)
+    ranks = _ranks(loss, pair_variances(losses, sets, order[:MOST_COMPARED]))
+    frame = pd.DataFrame({**texts, **table, "k": counts[order], "tied": tied, "rank": ranks})
+    return frame[["objective", "rank", "mixture", "k", *table, "tied"]]
 
 
 def marginal_effects(
-    losses: "pd.DataFrame", members: "pd.DataFrame", objective: str
+    losses: "Losses | pd.DataFrame", members: "pd.DataFrame", objective: str
 ) -> "pd.DataFrame":
     """What adding a partition does to the loss, over all evaluated pairs of uniform mixtures.
 
@@ -97,14 +109,14 @@ def marginal_effects(
     import numpy as np
     import pandas as pd
 
-    summary = _summary(_evaluations(losses, objective))
-    loss = dict(zip(summary.index, summary["loss"], strict=True))
-    uniform = _uniform(members, loss)
-    values: dict[str, list[float]] = {name: [] for name in sorted(members["partition"].unique())}
-    for parts, mixture in uniform.items():
-        for partition in parts:
-            if (smaller := uniform.get(parts - {partition})) is not None:
-                values[partition].append(loss[mixture] - loss[smaller])
+    losses = _held(losses, objective)
+    summary = _summary(losses, _sets(losses, objective))
+    loss = dict(zip(losses.mixtures, summary["loss"].tolist(), strict=True))
+    uniform = _Uniform(members, loss)
+    values = {name: array("d") for name in sorted(set(members["partition"].tolist()))}
+    for key, mixture in uniform.labels.items():
+        for partition, smaller in uniform.without(key):
+            values[partition].append(loss[mixture] - loss[smaller])
     rows = [_effect(name, np.sort(np.array(found))) for name, found in values.items()]
     columns = ["partition", "mean", "low", "high", "count", "values"]
     return pd.DataFrame(rows, columns=columns).sort_values("mean", kind="stable", ignore_index=True)
@@ -121,7 +133,7 @@ def _effect(partition: str, values: "Floats") -> tuple[str, float, float, float,
 
 def best_uniform(ranking: "pd.DataFrame", members: "pd.DataFrame") -> str | None:
     """The best mixture of a ``rank`` table that weighs its partitions alike; None if there is none."""
-    uniform = set(_uniform(members, set(ranking["mixture"])).values())
+    uniform = set(_Uniform(members, ranking["mixture"].tolist()).labels.values())
     found = ranking[ranking["mixture"].isin(uniform)].sort_values(["loss", "mixture"])["mixture"]
     return None if found.empty else str(found.iloc[0])
 
@@ -137,15 +149,16 @@ def best_changes(ranking: "pd.DataFrame", members: "pd.DataFrame") -> "pd.DataFr
     """
     import pandas as pd
 
-    loss = dict(zip(ranking["mixture"], ranking["loss"], strict=True))
-    uniform = _uniform(members, loss)
+    loss = dict(zip(ranking["mixture"].tolist(), ranking["loss"].tolist(), strict=True))
+    uniform = _Uniform(members, loss)
     best = best_uniform(ranking, members)
-    home = next((parts for parts, mixture in uniform.items() if mixture == best), frozenset())
     rows = []
-    for parts, mixture in uniform.items():
-        if len(changed := parts ^ home) == 1:
-            change = "add" if changed < parts else "remove"
-            rows.append((change, *changed, mixture, loss[mixture] - loss[str(best)]))
+    for key, mixture in uniform.labels.items():
+        for partition, smaller in uniform.without(key):
+            if smaller == best:
+                rows.append(("add", partition, mixture, loss[mixture] - loss[best]))
+            if mixture == best:
+                rows.append(("remove", partition, smaller, loss[smaller] - loss[best]))
     table = pd.DataFrame(rows, columns=["change", "partition", "mixture", "difference"])
     return table.sort_values(["difference", "partition"], ignore_index=True)
 
@@ -155,145 +168,132 @@ def best_by_size(ranking: "pd.DataFrame") -> "pd.DataFrame":
     return ranking.sort_values(["k", "loss", "mixture"]).groupby("k").head(1).reset_index(drop=True)
 
 
-def _evaluations(losses: "pd.DataFrame", objective: str) -> "list[pd.DataFrame]":
-    """One frame per set of the objective, all indexed by the same sorted mixtures."""
-    chosen = losses
-    if objective != MACRO_MEAN:
-        chosen = losses[losses["evaluation_set"] == objective]
+def _held(losses: "Losses | pd.DataFrame", objective: str) -> Losses:
+    """The losses of a frame on the sets of an objective."""
+    if isinstance(losses, Losses):
+        return losses
+    mixtures = sorted(set(losses["mixture"].tolist()))
+    chosen = losses if objective == MACRO_MEAN else losses[losses["evaluation_set"] == objective]
     if chosen.empty:
-        known = ", ".join(map(repr, sorted(losses["evaluation_set"].unique())))
-        raise ValueError(
-            f"no losses for the objective {objective!r}: give {MACRO_MEAN!r} or one of {known}"
-        )
-    mixtures = set(losses["mixture"])
-    return [
-        _checked(str(name), frame.set_index("mixture").sort_index(), mixtures)
-        for name, frame in chosen.groupby("evaluation_set", sort=True)
-    ]
+        raise _unknown(objective, losses["evaluation_set"].unique())
+    return of_frame(chosen, mixtures)
 
 
-def _checked(name: str, frame: "pd.DataFrame", mixtures: set[str]) -> "pd.DataFrame":
-    if missing := sorted(mixtures.difference(frame.index)):
-        raise ValueError(
-            f"mixture {missing[0]!r} ({len(missing)} in all) has no loss on the evaluation set "
-            f"{name!r}: evaluate it there, or leave the mixture or the set out of the ranking"
-        )
-    if frame.index.has_duplicates:
-        twice = frame.index[frame.index.duplicated()][0]
-        raise ValueError(f"mixture {twice!r} has two losses on {name!r}: keep the first of them")
-    if not (finite := frame["nll"].abs() < math.inf).all():
-        raise ValueError(
-            f"the loss of mixture {frame.index[~finite][0]!r} on {name!r} is not finite: "
-            "one of its partition models diverged; leave the mixture out of the ranking"
-        )
-    lengths = {len(groups) for column in ("group_nll", "group_tokens") for groups in frame[column]}
-    if frame["num_tokens"].nunique() > 1 or len(lengths) > 1 or frame["num_tokens"].iloc[0] <= 0:
-        raise ValueError(
-            f"mixtures were evaluated on different text, or on none, of the set {name!r}: "
-            f"{frame['num_tokens'].min()} to {frame['num_tokens'].max()} tokens in "
-            f"{min(lengths)} to {max(lengths)} groups; evaluate all on the same frozen set"
-        )
-    return frame
+def _unknown(objective: str, sets: Iterable[str]) -> ValueError:
+    known = ", ".join(map(repr, sorted(sets)))
+    return ValueError(
+        f"no losses for the objective {objective!r}: give {MACRO_MEAN!r} or one of {known}"
+    )
 
 
-def _summary(sets: "list[pd.DataFrame]") -> "pd.DataFrame":
+def _sets(losses: Losses, objective: str) -> list[int]:
+    """The numbers of an objective's sets, in order of name."""
+    order = sorted(range(len(losses.sets)), key=losses.sets.__getitem__)
+    sets = [n for n in order if objective in {MACRO_MEAN, losses.sets[n]}]
+    if not sets:
+        raise _unknown(objective, losses.sets)
+    for number in sets:
+        _check(losses, number)
+    return sets
+
+
+def _check(losses: Losses, number: int) -> None:
+    import numpy as np
+
+    if not (finite := np.isfinite(losses.nll[:, number])).all():
+        raise ValueError(
+            f"the loss of mixture {losses.mixtures[int(finite.argmin())]!r} on "
+            f"{losses.sets[number]!r} is not finite: one of its partition models diverged; leave "
+            "the mixture out of the ranking"
+        )
+    if losses.counts[number].num_tokens <= 0:
+        raise ValueError(
+            f"mixtures were evaluated on no text of the set {losses.sets[number]!r}: give it "
+            "documents with text, or leave it out"
+        )
+
+
+def _summary(losses: Losses, sets: list[int]) -> "dict[str, Floats]":
     """Loss and what follows from it by mixture; means over ``sets`` are taken of logarithms."""
     import numpy as np
-    import pandas as pd
 
     def mean(unit: str) -> "Floats":
-        total: Floats = np.zeros(len(sets[0]))
-        for frame in sets:
-            total += frame["nll"].to_numpy(dtype=float) / frame[unit].to_numpy(dtype=float)
+        total: Floats = np.zeros(len(losses.mixtures))
+        for number in sets:
+            total += losses.nll[:, number] / np.float64(getattr(losses.counts[number], unit))
         return total / len(sets)
 
     # A set may have no words, and a word of a thousand letters has no finite perplexity.
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        columns = {
+        return {
             "loss": (loss := mean("num_tokens")),
             "perplexity": np.exp(loss),
             "bits_per_byte": mean("num_bytes") / math.log(2),
             "word_perplexity": np.exp(mean("num_words")),
         }
-    return pd.DataFrame(columns, index=sets[0].index)
 
 
-def _sizes(members: "pd.DataFrame", mixtures: "pd.Index") -> "Ints":
-    sizes = members[members["weight"] > 0].groupby("mixture").size().reindex(mixtures)
-    if sizes.isna().any():
+def partition_counts(losses: Losses, members: "pd.DataFrame") -> "Ints":
+    """Number of partitions of each mixture. Raises ValueError for a mixture without any."""
+    import numpy as np
+
+    sizes = Counter(members["mixture"][(members["weight"] > 0).to_numpy()].tolist())
+    if lacking := [mixture for mixture in losses.mixtures if mixture not in sizes]:
         raise ValueError(
-            f"mixture {sizes.index[sizes.isna()][0]!r} has losses but no partition with a weight "
-            "above 0 in the table of members: add its rows there"
+            f"mixture {min(lacking)!r} has losses but no partition with a weight above 0 in the "
+            "table of members: add its rows there"
         )
-    return sizes.to_numpy().astype("int64")
+    return np.array([sizes[mixture] for mixture in losses.mixtures], dtype=np.int64)
 
 
-def _uniform(members: "pd.DataFrame", evaluated: Collection[str]) -> dict[frozenset[str], str]:
-    """The evaluated mixtures with even weights, by their partitions; of equals, the first label."""
-    parts: dict[str, set[str]] = defaultdict(set)
-    weights: dict[str, list[float]] = defaultdict(list)
-    for mixture, partition, weight in zip(
-        members["mixture"], members["partition"], members["weight"], strict=True
-    ):
-        if weight > 0 and mixture in evaluated:
-            parts[mixture].add(partition)
-            weights[mixture].append(weight)
-    even = [name for name in sorted(parts) if max(weights[name]) - min(weights[name]) < 1e-9]
-    return {frozenset(parts[name]): name for name in reversed(even)}
+class _Uniform:
+    """The evaluated mixtures with even weights, found by their partitions; of equals, the first label.
+
+    A mixture's key is the numbers of its partitions as bytes: a tenth of what a set of names takes.
+    """
+
+    def __init__(self, members: "pd.DataFrame", evaluated: Collection[str]) -> None:
+        import numpy as np
+        import pandas as pd
+
+        held = members[(members["weight"] > 0).to_numpy()]
+        held = held[held["mixture"].isin(list(evaluated)).to_numpy()]
+        mixtures, labels = pd.factorize(held["mixture"], sort=True)
+        codes, self.partitions = pd.factorize(held["partition"], sort=True)
+        order = np.lexsort((codes, mixtures))
+        weights, keys = held["weight"].to_numpy()[order], codes[order].astype(np.int32)
+        starts = np.flatnonzero(np.diff(mixtures[order], prepend=-1))
+        stops = np.append(starts[1:], len(order))
+        spread = np.maximum.reduceat(weights, starts) - np.minimum.reduceat(weights, starts)
+        even = np.flatnonzero(spread < 1e-9)[::-1]
+        self.labels: dict[bytes, str] = {
+            keys[starts[number] : stops[number]].tobytes(): labels[number]
+            for number in even.tolist()
+        }
+
+    def without(self, key: bytes) -> Iterator[tuple[str, str]]:
+        """Each partition of a mixture, and the mixture without it if that was evaluated."""
+        for place, code in enumerate(memoryview(key).cast("i")):
+            smaller = key[: 4 * place] + key[4 * place + 4 :]
+            if (label := self.labels.get(smaller)) is not None:
+                yield self.partitions[code], label
 
 
-def _scaled_residuals(frame: "pd.DataFrame") -> "Floats":
-    """Points [mixtures, G] whose squared distance is the variance of a difference on this set."""
+def _ranks(loss: "Floats", variances: "Floats") -> "Ints":
+    """Shared ranks of ascending losses; ``variances`` are those of pairs of the first ones."""
     import numpy as np
 
-    tokens = np.asarray(frame["group_tokens"].iloc[0], dtype=float)
-    total, groups = float(frame["num_tokens"].iloc[0]), len(tokens)
-    loss = frame["nll"].to_numpy(dtype=float) / total
-    residuals: Floats = np.stack(frame["group_nll"].tolist()) - loss[:, None] * tokens
-    scale = math.sqrt(groups / (groups - 1)) if groups > 1 else math.nan
-    return residuals * (scale / total)
-
-
-def _variances_from_best(sets: "list[pd.DataFrame]") -> "Floats":
-    """Variance of loss minus the first mixture's, [mixtures]; sets are independent."""
-    import numpy as np
-
-    variances = np.zeros(len(sets[0]))
-    for frame in sets:
-        best = _scaled_residuals(frame.iloc[:1])
-        for start in range(0, len(frame), _BLOCK):
-            rows = slice(start, start + _BLOCK)
-            variances[rows] += np.square(_scaled_residuals(frame.iloc[rows]) - best).sum(axis=1)
-    return variances / len(sets) ** 2
-
-
-def _pair_variances(sets: "list[pd.DataFrame]") -> "Floats":
-    """Variance of the difference of every pair, [mixtures, mixtures], by Gram matrices."""
-    import numpy as np
-
-    variances = np.zeros((len(sets[0]), len(sets[0])))
-    for frame in sets:
-        points = _scaled_residuals(frame)
-        points -= points.mean(axis=0)  # distances stay, and far less cancels in the Gram matrix
-        squares = np.square(points).sum(axis=1)
-        for start in range(0, len(frame), _BLOCK):
-            rows = slice(start, start + _BLOCK)
-            variances[rows] += squares[rows, None] + squares - 2 * points[rows] @ points.T
-    variances /= len(sets) ** 2
-    return variances
-
-
-def _ranks(loss: "Floats", compared: "list[pd.DataFrame]") -> "Ints":
-    """Shared ranks of ascending losses, of which ``compared`` holds the first, set by set."""
-    import numpy as np
-    import pandas as pd
-
-    ranks: Ints = np.searchsorted(loss, loss, side="left").astype(np.int64) + 1
-    variances = _pair_variances(compared)
-    first = loss[: len(variances)]
-    for start in range(0, len(first), _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        ahead = first[rows, None] - first
-        within = ahead**2 <= _Z**2 * variances[rows]  # false where the variance is NaN
-        ranks[rows][: len(ahead)] = 1 + ((ahead > 0) & ~within).sum(axis=1)
-    return pd.Series(ranks).groupby(loss).transform("min").to_numpy()
+    first_equal = np.searchsorted(loss, loss, side="left")
+    ranks: Ints = first_equal.astype(np.int64) + 1
+    for start in range(0, len(variances), _ROWS):
+        stop = min(start + _ROWS, len(variances))
+        ahead = loss[start:stop, None] - loss[:stop]
+        is_behind = ahead > 0
+        # Not <= rather than >: where there is no variance, whoever is ahead is better.
+        np.square(ahead, out=ahead)
+        is_behind &= ~(ahead <= _Z**2 * variances[start:stop, :stop])
+        ranks[start:stop] = 1 + is_behind.sum(axis=1)
+    # Equal losses are neighbours: all get the least of their ranks.
+    return np.minimum.reduceat(ranks, np.unique(first_equal))[
+        np.unique(first_equal, return_inverse=True)[1]
+    ]

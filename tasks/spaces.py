@@ -12,7 +12,7 @@ from typing import Annotated, Literal, NamedTuple, TypeAlias
 from pydantic import Field, field_validator
 
 from storage.fingerprint import Config
-from tasks.mixture import Merge, Mixture, Unit, Units, by_domain, macro, micro, spread, unknown
+from tasks.mixture import Merge, Mixture, Unit, Units, by_domain, macro, spread, unknown
 
 
 class Catalogue(NamedTuple):
@@ -88,12 +88,14 @@ class Subsets(_Filtered):
         """The mixtures, each once."""
         units, held, sizes = self._plan(catalogue)
         free = [unit for unit in units if unit not in held]
-        rule = macro if self.merge == "macro" else micro
         for size in sizes:
             for added in combinations(free, size - len(held)):
                 chosen = chain.from_iterable(units[unit] for unit in (*held, *added))
-                near = {name: catalogue.partitions[name] for name in chosen}
-                yield rule(set(near.values()), near)
+                if self.merge == "micro":
+                    yield Mixture.uniform(chosen)
+                else:
+                    near = {name: catalogue.partitions[name] for name in chosen}
+                    yield macro(set(near.values()), near)
 
     def _plan(self, catalogue: Catalogue) -> tuple[Units, set[str], list[int]]:
         units = catalogue.units(self.unit, self.only)

@@ -210,6 +210,16 @@ class StoreContract:
         assert [info.num_bytes for info in backend.list("a").values()] == [5, 5, 4]
         assert backend.list("nothing") == {}
 
+    def test_names_are_listed_from_one_on(self, backend: Backend) -> None:
+        paths = [f"a/{number:06d}.x" for number in (1, 2, 10)]
+        for path in ("ab/1", *paths):
+            backend.create(path, b"")
+        assert [*backend.names("a")] == paths
+        assert [*backend.names("a", "a/000001.x")] == paths[1:]
+        assert [*backend.names("a", "a/000002")] == paths[1:]
+        assert [*backend.names("a", "a/000010.x")] == []
+        assert [*backend.names("nothing", "nothing/1")] == []
+
     def test_what_is_not_there(self, backend: Backend, tmp_path: Path) -> None:
         backend.delete("none")
         with pytest.raises(FileNotFoundError):
@@ -580,12 +590,21 @@ class StoreContract:
         assert sorted(paths) == [f"losses/x/{number:06d}.part" for number in range(32)]
         assert sorted(int(client.door.read(path)) for path in paths) == list(range(32))
 
+    def test_a_chain_from_a_number_on(self, client: Client) -> None:
+        store = client.open()
+        paths = [store.append("losses/x", ".part", b"") for _ in range(4)]
+        assert store.chain("losses/x", after=1) == paths[2:]
+        assert store.chain("losses/x", after=3) == []
+        assert store.append("losses/x", ".part", b"", after=1) == "losses/x/000004.part"
+
     def test_a_long_chain_stays_in_order(self, client: Client) -> None:
         store = client.open()
         client.door.write("losses/x/999999.part", b"")
         path = store.append("losses/x", ".part", b"")
         assert store.chain("losses/x") == ["losses/x/999999.part", path]
         assert store.append("losses/x", ".part", b"") == "losses/x/1000001.part"
+        assert store.chain("losses/x", after=999_999) == [path, "losses/x/1000001.part"]
+        assert store.chain("losses/x", after=99) == store.chain("losses/x")
 
 
 class RemoteContract(StoreContract):

@@ -6,25 +6,24 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
+import fsspec
 import pandas as pd
 import pytest
 from hypothesis import given as cases
 from hypothesis import strategies as st
 
+from storage.artifact import CorruptError
 from storage.fingerprint import canonical, fingerprint
+from storage.local import LocalBackend
 from storage.stamp import is_intact
 from storage.store import Store
+from tasks.encoded import decode, encode, facts_of
 from tasks.losses import (
     VERSION,
     EvaluateConfig,
     LossesTable,
     Row,
-    decode,
-    encode,
-    facts_of,
     identity,
-    to_frame,
 )
 from tasks.mixture import Mixture
 
@@ -213,15 +212,74 @@ def test_a_part_can_be_read_by_anybody(tmp_path: Path) -> None:
     assert [list(values) for values in frame["group_nll"]] == [[1.5, 0.0], [2.5, 0.0]]
 
 
-def test_frame_has_the_counts_of_each_set() -> None:
-    counts = {
-        w: {"num_tokens": n, "group_tokens": np.array([n])} for w, n in (("v", 10), ("w", 20))
-    }
-    frame = to_frame([row("a", "w"), row("a", "v", 4.0)], counts)
-    assert frame["mixture"].tolist() == ["label of a"] * 2
-    assert frame["evaluation_set"].tolist() == ["set w", "set v"]
-    assert frame["num_tokens"].tolist() == [20, 10]
-    assert frame["nll"].tolist() == [1.5, 4.0]
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_rows_of_any_mixtures_and_sets(kind: str, memory_store: Store, tmp_path: Path) -> None:
+    """In the order asked for, under the names asked for, from parts in any order."""
+    store = memory_store if kind == "memory" else Store(str(tmp_path))
+    table = LossesTable(store, EvaluateConfig())
+    for part in (["b", "a"], ["c"], ["a", "d"]):
+        rows = [row(name, w, ord(name) + len(w)) for name in part for w in ("w", "vv")]
+        table.append(rows, {"seconds": 1.0})
+    names, labels = ["c", "a", "b", "a"], ["C", "A", "B", "again"]
+    for found in (table, LossesTable(store, EvaluateConfig())):
+        read = found.rows(names, labels, {"second": "vv", "first": "w"}, str(tmp_path))
+        assert list(read) == [
+            Row(name, w, label, s, ord(name) + len(w), [ord(name) + len(w), 0.0])
+            for name, label in zip(names, labels, strict=True)
+            for s, w in (("second", "vv"), ("first", "w"))
+        ]
+        assert len(read) == 8
+        assert found.lacking(["e", "a", "d"], ["w", "vv"]) == [0]
+        assert found.lacking(["a"], ["w", "other"]) == [0]
+        assert found.lacking(["a"], ["vv"]) == []
+        with pytest.raises(KeyError, match=r"E.*first"):
+            found.rows(["a", "e"], ["A", "E"], {"first": "w"})
+
+
+def test_first_row_of_a_pair_stands_within_a_part(memory_store: Store) -> None:
+    table = LossesTable(memory_store, EvaluateConfig())
+    table.append([row("a", nll=1.0), row("b"), row("a", nll=2.0)], {})
+    assert len(table) == 2
+    assert table["a", "w"].nll == 1.0
+    assert table.rows(["a"], ["A"], {"s": "w"}).nll.tolist() == [[1.0]]
+
+
+def test_a_part_that_changes_under_a_run_is_noticed(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    table = LossesTable(store, EvaluateConfig())
+    table.append([row("a")], {})
+    store.backend.put(part_of(store), b"rubbish")
+    with pytest.raises(CorruptError, match=r"000000\.parquet was changed while this run used it"):
+        table.rows(["a"], ["A"], {"s": "w"})
+
+
+def test_rows_with_other_groups_are_refused(memory_store: Store) -> None:
+    table = LossesTable(memory_store, EvaluateConfig())
+    table.append([row("a"), row("b")._replace(group_nll=[1.5])], {})
+    with pytest.raises(ValueError, match="1 and 2 groups of documents"):
+        table.rows(["a", "b"], ["A", "B"], {"s": "w"})
+
+
+class Counting(LocalBackend):
+    """Remembers which parts were read."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(fsspec.filesystem("file"), str(folder))
+        self.told: list[str] = []
+
+    def read(self, path: str) -> bytes:
+        self.told.append(path)
+        return super().read(path)
+
+
+def test_what_a_run_writes_itself_is_not_read_back(tmp_path: Path) -> None:
+    backend = Counting(tmp_path)
+    table = LossesTable(Store(str(tmp_path), backend=backend), EvaluateConfig())
+    for number in range(5):
+        table.append([row(str(number))], {})
+        table.refresh()
+    assert not [path for path in backend.told if path.endswith(".parquet")]
+    assert len(table) == 5
 
 
 def test_a_part_that_vanishes_while_it_is_read(memory_store: Store) -> None:
@@ -231,8 +289,8 @@ def test_a_part_that_vanishes_while_it_is_read(memory_store: Store) -> None:
     path = part_of(memory_store)
     chain = memory_store.chain
 
-    def listed_before(folder: str) -> list[str]:
-        found = chain(folder)
+    def listed_before(folder: str, *, after: int = -1) -> list[str]:
+        found = chain(folder, after=after)
         memory_store.backend.delete(path)
         return found
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import ranking
+from tasks import noise, ranking, sums
 from tasks.ranking import MACRO_MEAN, best_changes, marginal_effects, rank
 
 Groups = dict[str, dict[str, list[float]]]
@@ -165,7 +165,9 @@ def test_past_the_compared_mixtures_ranks_are_positions(monkeypatch: pytest.Monk
     losses, members = noisy(5, mixtures), members_of(mixtures)
     everyone = rank(losses, members, MACRO_MEAN)
     monkeypatch.setattr(ranking, "MOST_COMPARED", 3)
-    monkeypatch.setattr(ranking, "_BLOCK", 2)
+    monkeypatch.setattr(ranking, "_ROWS", 2)
+    monkeypatch.setattr(noise, "BLOCK", 2)
+    monkeypatch.setattr(sums, "BLOCK", 2)
     table = rank(losses, members, MACRO_MEAN)
     assert table["rank"].tolist() == [*everyone["rank"][:3], 4, 5, 6]
     pd.testing.assert_frame_equal(table.drop(columns="rank"), everyone.drop(columns="rank"))
