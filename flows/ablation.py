@@ -7,17 +7,19 @@ which inputs, and the runner looks it up, builds it, or counts it.
 from dataclasses import dataclass
 from typing import Any
 
+from flows.race import Raced, run_race
 from flows.recipe import Recipe, TrainBase
-from flows.runners import Runner, SweepWork
+from flows.runners import Runner
+from flows.sweeping import SweepWork
 from storage.artifact import Artifact
 from storage.cache import Call, Handle
 from storage.fingerprint import Config
 from tasks import manifest
-from tasks.losses import Row
 from tasks.manifest import Manifest, PartitionEntry, SetEntry
 from tasks.mixture import Mixture
 from tasks.model import IMPORT_MODEL, INITIALISE, GivenModel, ImportConfig, InitialiseConfig
 from tasks.outside import given_model, given_tokenizer
+from tasks.rows import Rows
 from tasks.scan import scan
 from tasks.spaces import enumerate_mixtures
 from tasks.tokenize import TOKENIZE, TokenizeConfig
@@ -43,8 +45,15 @@ class Outcome:
     """Windows of each evaluation set."""
     mixtures: list[Mixture]
     """Over names of partitions."""
-    rows: list[Row] | None
-    """Losses of every mixture on every set; None in a plan."""
+    rows: Rows | None
+    """Losses of every mixture of ``judged`` on every set; None in a plan."""
+    race: Raced | None = None
+    """How the mixtures were screened; None where each was evaluated in full."""
+
+    @property
+    def judged(self) -> list[Mixture]:
+        """The mixtures that were evaluated in full: all, or the finalists of a race."""
+        return self.mixtures if self.race is None else self.race.finalists or []
 
     @property
     def domains(self) -> dict[str, str]:
@@ -86,19 +95,23 @@ def ablate(run: Runner, recipe: Recipe, corpus: Manifest | None = None) -> Outco
         )
     )
     work = SweepWork(mixtures, pool, windows, recipe.evaluation.evaluate)
-    rows = run.sweep(work)
-    return Outcome(corpus, tokenizer, base, partitions, tokens, pool, sets, windows, mixtures, rows)
+    rules = recipe.evaluation.race
+    race = None if rules is None else run_race(run, rules, work)
+    rows = race.rows if race else run.sweep(work)
+    return Outcome(
+        corpus, tokenizer, base, partitions, tokens, pool, sets, windows, mixtures, rows, race
+    )
 
 
 def _check_labels(mixtures: list[Mixture]) -> None:
-    seen: dict[str, Mixture] = {}
+    seen: set[str] = set()
     for mixture in mixtures:
-        if mixture.label in seen:
+        if (label := mixture.label) in seen:
             raise ValueError(
-                f"two mixtures are both called {mixture.label!r}, because a domain's name has ' + ' "
+                f"two mixtures are both called {label!r}, because a domain's name has ' + ' "
                 "or a number in front: rename the domain (corpus.source.format)"
             )
-        seen[mixture.label] = mixture
+        seen.add(label)
 
 
 def _wanted_sets(corpus: Manifest, recipe: Recipe) -> list[SetEntry]:
@@ -145,6 +158,7 @@ def scan_corpus(run: Runner, recipe: Recipe) -> Manifest:
         progress=run.reporter.task("scan"),
         scratch=run.runtime.scratch,
         settle_seconds=run.runtime.settle_seconds,
+        threads=run.runtime.threads,
     )
 
 

@@ -148,7 +148,7 @@ def plan(
     out.print(
         f"{tree['partitions']} partitions, {tree['mixtures']:,} mixtures; {at_most}"
         f"{len(made.to_build('train'))} trainings of {made.training_tokens:,} tokens and "
-        f"{missing:,} losses; {_cost(made)}",
+        f"{missing:,} losses{made.then}; {_cost(made)}",
         soft_wrap=True,
     )
 
@@ -201,7 +201,8 @@ def explain(
     if made.pairs_missing:
         waiting = len(made.to_build("train"))
         why = f", for {waiting} models are not built" if waiting else ""
-        out.print(f"losses: {made.pairs_missing:,} are not in the table{why}", soft_wrap=True)
+        lacking = f"{made.pairs_missing:,} are not in the table"
+        out.print(f"losses: {lacking}{why}{made.then}", soft_wrap=True)
     elif not made.explanations:
         out.print("everything is in the store")
 

@@ -31,7 +31,7 @@ from flows.device_worker import (
     Swept,
     check,
 )
-from flows.runners import SweepWork
+from flows.sweeping import SweepWork
 from storage.cache import Call, Handle, Progress, Runtime
 from tasks.sweep import Job
 
@@ -140,8 +140,9 @@ class DeviceProcess:
         self, work: SweepWork, chunk: list[Job], progress: Progress, stop: threading.Event
     ) -> Swept:
         """See ``flows.devices.Device``."""
-        # The mixtures of a sweep are many, and the chunk has those that are meant.
-        order = Sweep(work._replace(mixtures=[]), chunk)
+        # The mixtures of a sweep are many, and the chunk has those that are meant. A sweep that
+        # differs in nothing else finds the pool resident.
+        order = Sweep(work._replace(mixtures=[], stage=None), chunk)
         found = self._ask(order, "a chunk of the sweep", progress, stop)
         assert isinstance(found, Swept)
         return found

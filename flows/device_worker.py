@@ -22,7 +22,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from flows.runners import Ledger, ResidentSweeper, SweepWork, run_chunk, step_meter
+from flows.runners import Ledger, step_meter
+from flows.sweeping import ResidentSweeper, SweepWork, run_chunk
 from storage.cache import Call, Handle, Progress, Runtime, build
 from storage.store import Store
 from tasks.device import free_memory
@@ -91,9 +92,10 @@ class Worker:
 
     def sweep(self, work: SweepWork, chunk: list[Job], progress: Progress) -> Swept:
         """Evaluate a chunk. Raises Busy and what ``tasks.sweep.Sweeper`` raises."""
-        if self._resident is None or work != self._work:
-            self._resident = None  # there may be no room for two pools
+        if self._resident is None:
             self._resident = ResidentSweeper(self._store, work, self._runtime)
+        if work != self._work:
+            self._resident.turn_to(work)
             self._table, self._work = LossesTable(self._store, work.config), work
         ledger = Ledger()
         run_chunk(self._store, self._table, chunk, self._resident, ledger, progress)

@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self
 
 from flows.device_process import DeviceProcess, DeviceProcessError, TimeLimitError, Watch
 from flows.device_worker import Stopped, Swept, Worker, check, checked
-from flows.runners import SweepWork
+from flows.sweeping import SweepWork
 from storage.cache import Call, Handle, Progress, Runtime
 from tasks.device import devices_of
 from tasks.sweep import Job

@@ -15,13 +15,15 @@ from typing import Any, NamedTuple
 
 from flows.ablation import Outcome, ablate
 from flows.recipe import Recipe
-from flows.runners import InlineRunner, Ledger, Quiet, Reporter, SweepPlan, SweepWork, note
+from flows.runners import InlineRunner, Ledger, Quiet, Reporter, note
+from flows.sweeping import SweepPlan, SweepWork
 from flows.validation import train_references
 from storage.artifact import Record
 from storage.cache import Call, Explanation, Handle, Runtime, explain, look_ahead, lookup
 from storage.overlay import overlay
 from storage.store import Store
 from tasks.losses import LossesTable
+from tasks.rows import Rows
 from tasks.tokenizer import TRAIN_TOKENIZER
 
 
@@ -43,6 +45,8 @@ class PlannerRunner:
     planned: list[Planned] = field(default_factory=list)
     pairs_known: int = 0
     pairs_missing: int = 0
+    effort: float = 0.0
+    """The missing pairs; one on a part of a set counts as the part's share of the set."""
 
     def map(self, calls: Sequence[Call[Any]]) -> list[Handle]:
         """Stored results, or handles without an artifact."""
@@ -58,16 +62,20 @@ class PlannerRunner:
             return InlineRunner(self.store, self.runtime).map([call])[0]
         return Handle(call.label, call.step.kind, None)
 
-    def sweep(self, work: SweepWork) -> None:
-        """Count the losses that are missing."""
+    def sweep(self, work: SweepWork) -> Rows | None:
+        """Count the losses that are missing; where a race goes by them and all are there, give them."""
         pairs = len(work.mixtures) * len(work.sets)
         handles = [*work.pool.values(), *work.sets.values()]
         if all(handle.artifact is not None for handle in handles):
-            known = SweepPlan.of(self.store, work).num_known
+            found = SweepPlan.of(self.store, work)
+            known = found.num_known
+            rows = found.rows(self.runtime.scratch) if work.stage and known == pairs else None
         else:
-            known = _known_pairs(self.store, work)
+            known, rows = _known_pairs(self.store, work), None
         self.pairs_known += known
         self.pairs_missing += pairs - known
+        self.effort += (pairs - known) * (work.stage.share if work.stage else 1.0)
+        return rows
 
 
 def _known_pairs(store: Store, work: SweepWork) -> int:
@@ -92,6 +100,10 @@ class Plan:
     planned: list[Planned]
     pairs_known: int
     pairs_missing: int
+    effort: float
+    """The missing pairs; one on a part of a set counts as the part's share of the set."""
+    is_open: bool
+    """Whether a race decides what else is to be evaluated."""
     mixtures: int
     partitions: int
     train_records: list[Record]
@@ -110,6 +122,11 @@ class Plan:
         return [p.call for p in self.planned if p.is_cached and p.call.step.name == step]
 
     @property
+    def then(self) -> str:
+        """What follows the missing losses, in words that end a count of them."""
+        return ", then those that a race decides on" if self.is_open else ""
+
+    @property
     def training_tokens(self) -> int:
         """Tokens that would be trained on."""
         return int(sum(call.estimate.get("tokens", 0) for call in self.to_build("train")))
@@ -126,7 +143,7 @@ class Plan:
         if not known or (self.pairs_missing and self.seconds_per_pair is None):
             return None
         trained = self.training_tokens * statistics.median(per_token) if per_token else 0.0
-        return trained + self.pairs_missing * (self.seconds_per_pair or 0.0)
+        return trained + self.effort * (self.seconds_per_pair or 0.0)
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON."""
@@ -143,6 +160,7 @@ class Plan:
             "mixtures": self.mixtures,
             "losses_from_store": self.pairs_known,
             "losses_to_evaluate": self.pairs_missing,
+            "race_decides_more": self.is_open,
             "training_tokens": self.training_tokens,
             "seconds": self.seconds,
             "upper_bound": any(call.key is None for call in self.to_build()),
@@ -175,10 +193,12 @@ def plan(
             planned=runner.planned,
             pairs_known=runner.pairs_known,
             pairs_missing=runner.pairs_missing,
+            effort=runner.effort,
+            is_open=outcome.race is not None and not outcome.race.result.is_complete,
             mixtures=len(outcome.mixtures),
             partitions=len(outcome.partitions),
             train_records=[r for r in records.get("train", []) if r.cost.get("tokens")],
-            seconds_per_pair=_seconds_per_pair(store, recipe),
+            seconds_per_pair=_seconds_per_pair(store, recipe, outcome),
             explanations=[
                 explain(p.call, records[p.call.step.name])
                 for p in runner.planned
@@ -191,7 +211,11 @@ def _steps(runner: PlannerRunner) -> list[str]:
     return sorted({planned.call.step.name for planned in runner.planned})
 
 
-def _seconds_per_pair(store: Store, recipe: Recipe) -> float | None:
+def _seconds_per_pair(store: Store, recipe: Recipe, outcome: Outcome) -> float | None:
     table = LossesTable(store, recipe.evaluation.evaluate)
     seconds = sum(cost["seconds"] for cost in table.costs())
+    tokens = sum(cost["tokens"] for cost in table.costs())
+    sizes = [h.record.details["forward_tokens"] for h in outcome.windows.values() if h.record]
+    if tokens and sizes:  # rows of a race are on parts of sets, so tokens tell more than rows
+        return float(seconds / tokens * statistics.mean(sizes))
     return seconds / len(table) if len(table) else None

@@ -68,7 +68,7 @@ def plan_line(plan: Plan) -> str:
     )
     return (
         f"{trainings} trainings of {plan.training_tokens:,} tokens and {plan.pairs_missing:,} losses "
-        f"to compute; {cost}."
+        f"to compute{plan.then}; {cost}."
     )
 
 
@@ -137,6 +137,8 @@ def summary_page(store: Store, run: RunContent) -> Iterator[str]:
     yield f"- trainings from the store: {len(summary['trainings_from_store'])}"
     yield f"- losses evaluated now: {summary['losses_evaluated']:,} (mixture x evaluation set)"
     yield f"- losses from the store: {summary['losses_from_store']:,}"
+    if race := summary.get("race"):
+        yield from ["", "## Screened", *(plain(sentence) for sentence in race["words"])]
     yield from ["", "## Open", *_places(store, run)]
     rows = [
         [plain(name), plain(row["mixture"]), f"{row['perplexity']:.3f}"]

@@ -27,15 +27,8 @@ from flows.device_worker import check, checked
 from flows.devices import Devices, Stopped
 from flows.prefect_devices import hold_device
 from flows.prefect_progress import PrefectReporter
-from flows.runners import (
-    POLL_SECONDS,
-    Ledger,
-    Reporter,
-    SweepPlan,
-    SweepWork,
-    note,
-    step_meter,
-)
+from flows.runners import POLL_SECONDS, Ledger, Reporter, note, step_meter
+from flows.sweeping import SweepPlan, SweepWork
 from storage.cache import (
     Call,
     Handle,
@@ -49,7 +42,7 @@ from storage.cache import (
 from storage.lease import Busy
 from storage.patience import UnreachableError
 from storage.store import Store
-from tasks.losses import Row
+from tasks.rows import Rows
 from tasks.sweep import Job
 from tasks.tables import duration
 
@@ -219,23 +212,25 @@ class PrefectRunner:
         except Busy:
             return False
 
-    def sweep(self, work: SweepWork) -> list[Row]:
+    def sweep(self, work: SweepWork) -> Rows:
         """Evaluate what the losses table lacks; one task run for each chunk of mixtures."""
         plan = SweepPlan.of(self.store, work)
         self.ledger.num_known += plan.num_known
         chunks = plan.chunks(self.runtime.chunk)
         if not chunks:
-            self.reporter.say(f"sweep: all {plan.num_known:,} losses are in the store")
-            return plan.rows()
+            self.reporter.say(f"{work.title}: all {plan.num_known:,} losses are in the store")
+            return plan.rows(self.runtime.scratch)
         carry_out_all(self._sweep_pieces(plan, chunks), len(self.devices.names))
-        return plan.rows()
+        return plan.rows(self.runtime.scratch)
 
     def _sweep_pieces(self, plan: SweepPlan, chunks: list[list[Job]]) -> list[Piece]:
-        shown = Together(self.reporter.task("sweep"), len(plan.jobs))
+        title = plan.work.title
+        work = plan.work._replace(mixtures=[])  # sent with every chunk, which names its own
+        shown = Together(self.reporter.task(title), len(plan.jobs))
 
         def act(number: int, chunk: list[Job], stop: threading.Event) -> bool:
             with self.devices.take(stop) as device:
-                swept = device.sweep(plan.work, chunk, shown.part(number), stop)
+                swept = device.sweep(work, chunk, shown.part(number), stop)
             shown.part(number)(len(chunk), len(chunk), "mixtures")
             self.ledger.num_evaluated += swept.num_evaluated
             self.ledger.num_known += swept.num_known
@@ -246,7 +241,7 @@ class PrefectRunner:
             # A chunk takes minutes at most, so it is simply tried again.
             Piece("sweep", name, functools.partial(act, number, chunk), lambda: True)
             for number, chunk in enumerate(chunks, 1)
-            if (name := f"sweep chunk {number} of {len(chunks)}")
+            if (name := f"{title} chunk {number} of {len(chunks)}")
         ]
 
 

@@ -21,6 +21,7 @@ from tasks.corpus import Source
 from tasks.intake import CorpusConfig, EvaluationSetConfig
 from tasks.losses import EvaluateConfig
 from tasks.model import GivenModel, LlamaArchitecture
+from tasks.race import RaceConfig
 from tasks.spaces import MixturesConfig
 from tasks.tokenizer import TokenizerConfig, TrainTokenizer
 from tasks.train import TrainConfig
@@ -54,6 +55,8 @@ class EvaluationConfig(Config):
     """How documents are cut into windows."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """How weights are averaged and in which precision models run."""
+    race: RaceConfig | None = None
+    """How the best mixtures are found without evaluating all in full; None evaluates all in full."""
 
 
 class ValidationConfig(Config):

@@ -11,6 +11,7 @@ import itertools
 import logging
 import tempfile
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from flows.ablation import Outcome, ablate, scan_corpus
 from flows.costs import cost_frame, to_json
-from flows.frames import losses_frame
+from flows.frames import losses_of, write_tables
 from flows.index import refresh_index
 from flows.recipe import Recipe, to_yaml
 from flows.runners import POLL_SECONDS, Entry, Runner
 from flows.validation import Validation, validate
-from storage.artifact import seal, slug
+from storage.artifact import hash_file, seal, slug
 from storage.fingerprint import short
 from storage.lease import Busy
 from storage.lineage import collector, tree
@@ -128,13 +129,11 @@ def _report(
     run: Runner, recipe: Recipe, outcome: Outcome, validation: Validation | None
 ) -> ReportData:
     assert outcome.rows is not None
-    known = {mixture.label for mixture in outcome.mixtures}
-    rows = [row for row in outcome.rows if row.label in known]
     trainings = _trainings(run, outcome)
     return ReportData(
         title=recipe.name,
         created=now(),
-        losses=losses_frame(run.store, rows, outcome.windows),
+        losses=losses_of(run.store, outcome.rows, outcome.windows),
         members=_members(outcome),
         partitions=_partitions(outcome, trainings),
         sets=_sets(outcome),
@@ -143,6 +142,7 @@ def _report(
         notes=_notes(outcome),
         lineage=_lineage(run, outcome),
         provenance=provenance(run.runtime.device),
+        race=None if outcome.race is None else outcome.race.screening(outcome.mixtures),
     )
 
 
@@ -163,13 +163,18 @@ def _trainings(run: Runner, outcome: Outcome) -> dict[str, Entry]:
 def _members(outcome: Outcome) -> "pd.DataFrame":
     import pandas as pd
 
-    return pd.DataFrame(
-        [
-            {"mixture": mixture.label, "partition": name, "weight": part / mixture.total}
-            for mixture in outcome.mixtures
-            for name, part in mixture.parts
-        ]
-    )
+    mixtures: list[str] = []
+    partitions: list[str] = []
+    weights = array("d")
+    for mixture in outcome.judged:
+        total = mixture.total
+        mixtures += [mixture.label] * mixture.size
+        partitions += mixture.members
+        weights.extend(part / total for _, part in mixture.parts)
+    # Text as Python's own: one object for all rows that name it.
+    named = {"mixture": mixtures, "partition": partitions}
+    texts = {name: pd.Series(column, dtype=object) for name, column in named.items()}
+    return pd.DataFrame({**texts, "weight": weights})
 
 
 def _partitions(outcome: Outcome, trainings: dict[str, Entry]) -> "pd.DataFrame":
@@ -219,6 +224,8 @@ def _sets(outcome: Outcome) -> "pd.DataFrame":
 
 def _notes(outcome: Outcome) -> list[str]:
     notes = list(outcome.manifest.problems)
+    if outcome.race is not None and not outcome.race.result.exits:
+        notes += outcome.race.words
     if left_out := outcome.manifest.counts.get("left out", 0):
         notes.append(
             f"{left_out:,} documents are left out: their domains have as many partitions as "
@@ -262,6 +269,7 @@ def _summary(
         "losses_from_store": ledger.num_known,
         "best": {n: to_json(table[top].head(1))[0] for n, table in report.rankings.items()},
         "cost": to_json(report.cost),
+        "race": None if outcome.race is None else outcome.race.to_json(),
         "validation": None if validation is None else to_json(validation.table),
         "problems": report.notes,
     }
@@ -271,25 +279,20 @@ def _write_files(
     store: Store, folder: str, report: ReportData, validation: Validation | None
 ) -> dict[str, str]:
     """Write the run's tables and page; sha256 of each by name."""
-    import pandas as pd
-
-    ranking = pd.concat(report.rankings.values(), ignore_index=True)
-    tables: dict[str, pd.DataFrame] = {
-        "ranking.parquet": ranking,
-        "losses.parquet": report.losses,
-        "members.parquet": report.members,
+    writers: dict[str, Callable[[Path], object]] = {
+        "ranking.parquet": lambda path: write_tables(path, report.rankings.values()),
+        "losses.parquet": report.losses.write,
+        "members.parquet": lambda path: write_tables(path, [report.members]),
     }
     if validation is not None:
-        tables["validation.parquet"] = validation.table
-        tables["references.parquet"] = validation.pairs
-    written = {}
-    for name, table in tables.items():
-        writer: Callable[[Path], object] = lambda path, t=table: t.to_parquet(path, index=False)  # type: ignore[misc] # noqa: E731
-        written[name] = _write(store, f"{folder}/{name}", writer)
-    written["report.html"] = _write(
-        store, f"{folder}/report.html", lambda path: write_report(path, report)
-    )
-    return written
+        table, pairs = validation.table, validation.pairs
+        writers["validation.parquet"] = lambda path: write_tables(path, [table])
+        writers["references.parquet"] = lambda path: write_tables(path, [pairs])
+    if report.race is not None:
+        exits = report.race.exits
+        writers["screened.parquet"] = lambda path: write_tables(path, [exits])
+    writers["report.html"] = lambda path: write_report(path, report)
+    return {name: _write(store, f"{folder}/{name}", write) for name, write in writers.items()}
 
 
 def _write(store: Store, path: str, write: Callable[[Path], object]) -> str:
@@ -297,4 +300,4 @@ def _write(store: Store, path: str, write: Callable[[Path], object]) -> str:
         local = Path(name) / "file"
         write(local)
         store.backend.create_from(path, local)
-        return hashlib.sha256(local.read_bytes()).hexdigest()
+        return hash_file(local).sha256

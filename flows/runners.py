@@ -7,20 +7,17 @@ a task run.
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-from storage.artifact import Artifact, Record
+from flows.sweeping import ResidentSweeper, SweepPlan, SweepWork, run_chunk
+from storage.artifact import Record
 from storage.cache import Call, Handle, Progress, Runtime, build, look_ahead, lookup
-from storage.fingerprint import fingerprint
 from storage.lease import Busy
 from storage.store import Store
 from tasks.energy import Meter
-from tasks.losses import EvaluateConfig, LossesTable, Row, identity
-from tasks.mixture import Mixture
-from tasks.sweep import Job, PreparedSet, Sweeper, missing_jobs
+from tasks.rows import Rows
 
 LOG = logging.getLogger("mixpool.run")
 
@@ -83,26 +80,6 @@ class Ledger:
         return [entry for entry in self.entries if entry.step == step and not entry.built]
 
 
-class SweepWork(NamedTuple):
-    """What a sweep is to fill the losses table with."""
-
-    mixtures: list[Mixture]
-    """Over names of partitions."""
-    pool: Mapping[str, Handle]
-    """Model of each partition, by name."""
-    sets: Mapping[str, Handle]
-    """Windows of each evaluation set, by name."""
-    config: EvaluateConfig
-
-    def resolved(self) -> list[tuple[Mixture, str]] | None:
-        """Mixtures over model digests with their labels; None while a model is not built."""
-        digests = {name: handle.digest for name, handle in self.pool.items()}
-        known = {name: digest for name, digest in digests.items() if digest is not None}
-        if len(known) < len(digests):
-            return None
-        return [(mixture.renamed(known), mixture.label) for mixture in self.mixtures]
-
-
 class Runner(Protocol):
     """Carries out what the chain asks for."""
 
@@ -114,7 +91,7 @@ class Runner(Protocol):
     def map(self, calls: Sequence[Call[Any]]) -> list[Handle]:
         """The results of calls that do not need one another, in order."""
 
-    def sweep(self, work: SweepWork) -> list[Row] | None:
+    def sweep(self, work: SweepWork) -> Rows | None:
         """Every row of the work, or None in a plan."""
 
 
@@ -136,6 +113,8 @@ class InlineRunner:
         self.runtime = runtime or Runtime()
         self.reporter: Reporter = reporter or Quiet()
         self.ledger = Ledger()
+        self._raced: ResidentSweeper | None = None
+        """What all stages of a race share."""
 
     def map(self, calls: Sequence[Call[Any]]) -> list[Handle]:
         """Look up or build every call; work that another run holds is left for last."""
@@ -161,16 +140,18 @@ class InlineRunner:
         found = lookup(self.store, call)
         if found is not None:
             return found
+        if call.step.name == "train":
+            self._raced = None  # a training may need the memory of the pool
         progress = self.reporter.task(call.name)
         return build(self.store, call, self.runtime, step_meter(call, self.runtime), progress)
 
-    def sweep(self, work: SweepWork) -> list[Row]:
+    def sweep(self, work: SweepWork) -> Rows:
         """Evaluate what the losses table lacks, chunk by chunk."""
         plan = SweepPlan.of(self.store, work)
         self.ledger.num_known += plan.num_known
-        progress = self.reporter.task("sweep") if plan.jobs else _ignore
+        progress = self.reporter.task(work.title) if plan.jobs else _ignore
         waiting = plan.chunks(self.runtime.chunk)
-        sweeper = ResidentSweeper(self.store, work, self.runtime)
+        sweeper = self._sweeper_for(work)
         done, told = 0, set[str]()
         while waiting:
             left = []
@@ -185,7 +166,16 @@ class InlineRunner:
             waiting = left
             if waiting:
                 time.sleep(POLL_SECONDS)
-        return plan.rows()
+        return plan.rows(self.runtime.scratch)
+
+    def _sweeper_for(self, work: SweepWork) -> ResidentSweeper:
+        if work.stage is None:
+            self._raced = None
+            return ResidentSweeper(self.store, work, self.runtime)
+        if self._raced is None:
+            self._raced = ResidentSweeper(self.store, work, self.runtime)
+        self._raced.turn_to(work)
+        return self._raced
 
 
 def _ignore(done: int, total: int, unit: str) -> None:
@@ -211,91 +201,3 @@ def step_meter(call: Call[Any], runtime: Runtime) -> Meter:
     from tasks.device import choose_device
 
     return Meter(choose_device(runtime))
-
-
-class SweepPlan(NamedTuple):
-    """What a sweep has to do, and where its rows are."""
-
-    work: SweepWork
-    table: LossesTable
-    resolved: list[tuple[Mixture, str]]
-    jobs: list[Job]
-    num_known: int
-
-    @classmethod
-    def of(cls, store: Store, work: SweepWork) -> "SweepPlan":
-        """Compare the work with the losses table; all models and windows must be built."""
-        resolved = work.resolved()
-        assert resolved is not None, "a model of the pool is not built"
-        table = LossesTable(store, work.config)
-        jobs = missing_jobs(table, resolved, digests(work.sets))
-        pairs = sum(len(job.sets) for job in jobs)
-        return cls(work, table, resolved, jobs, len(resolved) * len(work.sets) - pairs)
-
-    def chunks(self, size: int) -> list[list[Job]]:
-        """The jobs in chunks of at most ``size`` mixtures."""
-        return [self.jobs[start : start + size] for start in range(0, len(self.jobs), size)]
-
-    def rows(self) -> list[Row]:
-        """Every row, under the names that mixtures and sets have in this run."""
-        self.table.refresh()
-        return [
-            self.table[identity(mixture), digest]._replace(label=label, evaluation_set=name)
-            for mixture, label in self.resolved
-            for name, digest in digests(self.work.sets).items()
-        ]
-
-
-def digests(handles: Mapping[str, Handle]) -> dict[str, str]:
-    """Digests of handles that are all built."""
-    return {name: artifact_of(handle).digest for name, handle in handles.items()}
-
-
-def artifact_of(handle: Handle) -> Artifact:
-    """The artifact of a handle that is built."""
-    assert handle.artifact is not None, f"{handle.label} is not built"
-    return handle.artifact
-
-
-class ResidentSweeper:
-    """A sweeper that is loaded when first needed and stays for all chunks."""
-
-    def __init__(self, store: Store, work: SweepWork, runtime: Runtime) -> None:
-        self._store, self._work, self._runtime = store, work, runtime
-        self._sweeper: Sweeper | None = None
-
-    def get(self) -> Sweeper:
-        """The sweeper, with the whole pool and all sets."""
-        if self._sweeper is None:
-            fetch: Callable[[Handle], Path] = lambda h: self._store.fetch(artifact_of(h))  # noqa: E731
-            models = {artifact_of(h).digest: fetch(h) for h in self._work.pool.values()}
-            sets = [
-                PreparedSet(name, artifact_of(handle).digest, fetch(handle))
-                for name, handle in self._work.sets.items()
-            ]
-            self._sweeper = Sweeper(models, sets, self._work.config, self._runtime)
-        return self._sweeper
-
-
-def run_chunk(
-    store: Store,
-    table: LossesTable,
-    chunk: list[Job],
-    sweeper: ResidentSweeper,
-    ledger: Ledger,
-    progress: Progress,
-) -> None:
-    """Evaluate one chunk under a lease, unless another run has done it meanwhile. Raises Busy."""
-    names = [[identity(job.mixture), list(job.sets)] for job in chunk]
-    with store.lease(f"sweep/{fingerprint('chunk', [table.key, names])[:32]}"):
-        table.refresh()
-        resident = sweeper.get()
-        left = [job for job in chunk if resident.lacks(table, job)]
-        with Meter(resident.device) as meter:
-            rows = resident.evaluate(left, meter, progress)
-        cost = meter.cost.model_dump()
-        if rows:
-            table.append(rows, cost)
-            ledger.sweep_costs.append(cost)
-        ledger.num_evaluated += len(rows)
-        ledger.num_known += sum(len(job.sets) for job in chunk) - len(rows)

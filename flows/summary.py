@@ -46,7 +46,11 @@ def show_result(console: Console, result: "RunResult", top: int = 10) -> None:
     judged = f"Best mixtures by {MACRO_MEAN} ({len(rankings[MACRO_MEAN]):,} judged)"
     console.print()
     console.print(ranking_table(judged, rankings[MACRO_MEAN].head(top)))
-    console.print(_table("Best mixture for each evaluation set", _best(rankings), BEST))
+    if result.report.race is None:
+        console.print(_table("Best mixture for each evaluation set", _best(rankings), BEST))
+    else:
+        for sentence in result.report.race.words:
+            console.print(sentence, soft_wrap=True)
     if len(result.changes):
         console.print(_table("Single changes to the best mixture", result.changes, CHANGES))
     if result.validation is not None:

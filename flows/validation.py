@@ -4,17 +4,19 @@ References are steps like any other: the base model trained on the union of a mi
 many steps as its partitions had together. They are cached, resumed, and reused by later validations.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flows.ablation import Outcome, train
-from flows.frames import losses_frame
+from flows.frames import losses_of
 from flows.recipe import Recipe
-from flows.runners import Runner, SweepWork
+from flows.runners import Runner
+from flows.sweeping import SweepWork
 from storage.cache import Call, Handle
 from tasks.agreement import agreement, choose_references, pair_up
-from tasks.losses import Row
 from tasks.mixture import Mixture
+from tasks.rows import Rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,42 +39,59 @@ class Validation:
     """Correlations (see ``tasks.agreement.agreement``)."""
 
 
-def train_references(
-    run: Runner, recipe: Recipe, outcome: Outcome
-) -> tuple[list[Mixture], dict[str, Handle], list[Row] | None]:
-    """Train and evaluate the references; rows are None in a plan."""
+class References(NamedTuple):
+    """Mixtures that were really trained, and what their models are compared with."""
+
+    chosen: list[Mixture]
+    models: dict[str, Handle]
+    """Model of each, by the mixture's label."""
+    rows: Rows | None
+    """Losses of the trained models; None in a plan."""
+    singles: Rows | None
+    """Losses of mixtures that the ranking lacks: single partitions, and what a race screened out;
+    None in a plan."""
+
+
+def train_references(run: Runner, recipe: Recipe, outcome: Outcome) -> References:
+    """Train and evaluate the references."""
     sample, evaluate = recipe.validation, recipe.evaluation.evaluate
     chosen = choose_references(outcome.mixtures, sample.references, sample.sizes, sample.seed)
     models = run.map([_reference(recipe, outcome, mixture) for mixture in chosen])
     references = {mixture.label: h for mixture, h in zip(chosen, models, strict=True)}
-    known = {mixture.label for mixture in outcome.mixtures}
-    singles = [Mixture.uniform([name]) for name in outcome.pool if name not in known]
-    extra = run.sweep(SweepWork(singles, outcome.pool, outcome.windows, evaluate))
+    known = {mixture.label for mixture in outcome.judged}
+    # A race may have screened out a mixture that is now to be compared.
+    wanted = dict.fromkeys([*map(_single, outcome.pool), *chosen])
+    lacking = [mixture for mixture in wanted if mixture.label not in known]
+    extra = run.sweep(SweepWork(lacking, outcome.pool, outcome.windows, evaluate))
     # Named apart: the losses table also has the merged model of the same mixture.
     trained = {f"{REFERENCE}{label}": handle for label, handle in references.items()}
     alone = [Mixture.uniform([label]) for label in trained]
     rows = run.sweep(SweepWork(alone, trained, outcome.windows, evaluate))
-    if rows is None or extra is None:
-        return chosen, references, None
-    assert outcome.rows is not None
-    outcome.rows.extend(extra)
-    return chosen, references, [_renamed(row) for row in rows]
+    return References(chosen, references, rows, extra)
 
 
-def _renamed(row: Row) -> Row:
-    return row._replace(label=row.label.removeprefix(REFERENCE))
+def _single(name: str) -> Mixture:
+    return Mixture.uniform([name])
 
 
 def validate(run: Runner, recipe: Recipe, outcome: Outcome) -> Validation:
     """Train references and compare. Raises ValueError where there are too few mixtures."""
-    chosen, references, rows = train_references(run, recipe, outcome)
-    assert rows is not None, "a plan has no losses to compare"
-    pairs = pair_up(
-        losses_frame(run.store, outcome.rows or [], outcome.windows),
-        losses_frame(run.store, rows, outcome.windows),
-        chosen,
-    )
-    return Validation(chosen, references, pairs, agreement(pairs))
+    import pandas as pd
+
+    found = train_references(run, recipe, outcome)
+    assert found.rows is not None, "a plan has no losses to compare"
+    assert found.singles is not None
+    assert outcome.rows is not None
+    labels = {m.label for m in found.chosen} | {name for m in found.chosen for name in m.members}
+    merged = [_frame(run, outcome, rows, labels) for rows in (outcome.rows, found.singles)]
+    trained = _frame(run, outcome, found.rows, found.rows.labels)
+    trained["mixture"] = [label.removeprefix(REFERENCE) for label in trained["mixture"]]
+    pairs = pair_up(pd.concat(merged, ignore_index=True), trained, found.chosen)
+    return Validation(found.chosen, found.models, pairs, agreement(pairs))
+
+
+def _frame(run: Runner, outcome: Outcome, rows: Rows, labels: Iterable[str]) -> "pd.DataFrame":
+    return losses_of(run.store, rows, outcome.windows).frame(labels)
 
 
 def _reference(recipe: Recipe, outcome: Outcome, mixture: Mixture) -> Call[Any]:

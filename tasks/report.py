@@ -20,9 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks import tables
 from tasks.plots import (
-    DARK,
     EFFECTS,
-    LIGHT,
     POINTS,
     RANKED,
     Spec,
@@ -31,7 +29,7 @@ from tasks.plots import (
     heat_order,
     ranking_plot,
     size_plot,
-    svg,
+    svg_pair,
 )
 from tasks.ranking import (
     MACRO_MEAN,
@@ -40,8 +38,10 @@ from tasks.ranking import (
     best_changes,
     best_uniform,
     marginal_effects,
-    rank,
+    rank_all,
 )
+from tasks.rows import Losses
+from tasks.verdict import Screening
 
 if TYPE_CHECKING:
     import jinja2
@@ -55,17 +55,18 @@ MOST_SET_PLOTS = 24
 class ReportData:
     """All that a report tells.
 
-    ``losses`` and ``members`` as for ``tasks.ranking.rank``; ``created`` is ISO 8601 text;
+    ``losses`` and ``members`` are as for ``tasks.ranking.rank``; ``created`` is ISO 8601 text;
     ``partitions`` has partition, domain, num_documents, num_tokens, repeats (times its tokens are
     seen in training), seconds, fingerprint, status; ``sets`` has evaluation_set, domain (None where
     never trained on), num_documents, num_tokens, num_bytes, removed (documents lost to
     deduplication); ``cost`` has item, seconds, tokens, flops, joules, estimator; ``validation`` is
-    any frame that compares proxy and reference; ``lineage`` is preformatted text.
+    any frame that compares proxy and reference; ``lineage`` is preformatted text; ``race`` is there
+    where only some mixtures were evaluated in full, and then ``losses`` and ``members`` are theirs.
     """
 
     title: str
     created: str
-    losses: "pd.DataFrame"
+    losses: Losses
     members: "pd.DataFrame"
     partitions: "pd.DataFrame"
     sets: "pd.DataFrame"
@@ -74,12 +75,16 @@ class ReportData:
     notes: list[str]
     lineage: str
     provenance: Mapping[str, object]
+    race: Screening | None = None
 
     @cached_property
     def rankings(self) -> "dict[str, pd.DataFrame]":
-        """``rank`` tables by objective, the macro mean first, then the sets by name."""
-        names = [MACRO_MEAN, *sorted(self.losses["evaluation_set"].unique())]
-        return {name: rank(self.losses, self.members, name) for name in names}
+        """``rank`` tables by objective, the macro mean first, then the sets by name.
+
+        After a race there is the macro mean alone: the best for a set may have been screened out.
+        """
+        found = rank_all(self.losses, self.members)
+        return found if self.race is None else {MACRO_MEAN: found[MACRO_MEAN]}
 
     @cached_property
     def effects(self) -> "pd.DataFrame":
@@ -91,14 +96,17 @@ def plot_specs(data: ReportData) -> dict[str, Spec]:
     """Vega-Lite specifications without colours; draw them with ``tasks.plots.svg`` and a theme.
 
     Keys: ``ranking`` (macro mean), ``heat-map``, ``sizes``, ``effects`` (where there is a pair to
-    take it from) and ``ranking-1``, ``ranking-2`` ... for the sets in order of name.
+    take it from) and ``ranking-1``, ``ranking-2`` ... for the sets in order of name. After a race
+    there are the first two alone, as the others speak of all mixtures.
     """
     macro = data.rankings[MACRO_MEAN]
     specs = {
         "ranking": ranking_plot(macro),
         "heat-map": heat_map(data.losses, data.members, macro),
-        "sizes": size_plot(macro),
     }
+    if data.race is not None:
+        return specs
+    specs["sizes"] = size_plot(macro)
     if (data.effects["count"] > 0).any():
         specs["effects"] = effects_plot(data.effects)
     _, *sets = data.rankings.values()
@@ -140,6 +148,7 @@ def _page(data: ReportData) -> dict[str, Any]:
         "tables": _tables(data),
         "objectives": [_objective(*pair) for pair in enumerate(data.rankings.items())],
         "counts": {"mixtures": len(macro), "drawn": len(heat_order(macro)), "top": RANKED}
+        | {"sets": len(data.losses.sets)}
         | {"partitions": data.members["partition"].nunique(), "compared": MOST_COMPARED}
         | {"points": POINTS, "effects": EFFECTS},
         "home": best_uniform(macro, data.members),
@@ -156,7 +165,7 @@ class Picture(NamedTuple):
 
     @classmethod
     def of(cls, spec: Spec) -> "Picture":
-        light, dark = svg(spec, LIGHT), svg(spec, DARK)
+        light, dark = svg_pair(spec)
         found = re.search(r'width="(\d+)', light)
         assert found, "an SVG from Vega states its width"
         return cls(_address(light), _address(dark), int(found[1]))

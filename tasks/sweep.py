@@ -100,6 +100,14 @@ class Sweeper:
         self._model = MergedModel(self._pool)
         self._score = scorer(self._model.model, compiled=runtime.compile)
         self._batch_tokens = runtime.batch_tokens or default_batch(self.device)
+        self.load(sets)
+
+    def load(self, sets: Sequence[PreparedSet]) -> None:
+        """Evaluate on these sets from now on.
+
+        Raises:
+            ValueError: a set's windows are longer than the models' context.
+        """
         self._sets = {s.name: self._load(s, load_windows(s.folder)) for s in sets}
         for loaded in self._sets.values():
             length = loaded.windows.inputs.shape[1]

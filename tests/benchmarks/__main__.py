@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks [store] [s3] [train] [sweep]`: each as a ratio to its floor.
+"""`python -m tests.benchmarks [SUITE ...]`: what we do, each as a ratio to its floor.
 
 Both sides of a ratio are measured in alternation in one process, so that a noisy machine disturbs
 both alike; shown are medians and the spread (lowest and highest) over the repetitions. Results go to
@@ -6,36 +6,35 @@ the terminal and, with ``--write FOLDER``, to a Markdown file named by the hardw
 """
 
 import argparse
+import importlib
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from storage.provenance import commit, provenance
-from tests.benchmarks import s3, store, sweep, train
 from tests.benchmarks.measure import Ratio
 
-SUITES: dict[str, Callable[[int], Sequence[Ratio | str]]] = {
-    "store": store.measure,
-    "s3": s3.measure,
-    "train": train.measure,
-    "sweep": sweep.measure,
-}
-"""Each is given a number of repetitions and returns ratios, and text that stands below the table."""
+SUITES = ("store", "s3", "corpus", "train", "forward", "merge", "sweep", "cached", "growth")
+"""Modules beside this one; ``measure`` is given a number of repetitions and returns ratios, and text
+that stands below the table. Each is imported when its turn comes, so that none weighs on another."""
+ON_REQUEST = ("today", "race")
+"""Only run when named: they install packages, or take an hour or many minutes at first."""
 
 
 def main() -> None:
     """Run the named suites and print one table."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("suites", nargs="*", choices=[*SUITES, []], help="default: all")
+    parser.add_argument(
+        "suites", nargs="*", choices=[*SUITES, *ON_REQUEST, []], help=f"default: {' '.join(SUITES)}"
+    )
     parser.add_argument("--repeats", type=int, default=7, help="alternations (default 7)")
     parser.add_argument("--write", type=Path, help="folder for a Markdown file of the results")
     arguments = parser.parse_args()
     found: list[Ratio | str] = []
     for name in arguments.suites or SUITES:
-        found += SUITES[name](arguments.repeats)
+        found += importlib.import_module(f"tests.benchmarks.{name}").measure(arguments.repeats)
         print(f"{name}: done", file=sys.stderr)
     notes = [note for note in found if isinstance(note, str)]
     text = "\n\n".join([table([r for r in found if isinstance(r, Ratio)]), *notes])
@@ -61,8 +60,8 @@ def table(ratios: list[Ratio]) -> str:
 
 def shown(value: float, unit: str) -> str:
     """A figure for people."""
-    if unit == "bytes":
-        return f"{value / 1e6:.1f} MB"
+    if unit in {"bytes", "tokens"}:
+        return f"{value / 1e6:.1f} M{'B' if unit == 'bytes' else ' tokens'}"
     return f"{value:.1f} s" if value >= 10 else f"{value * 1e3:.1f} ms"
 
 

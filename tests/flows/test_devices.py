@@ -26,7 +26,8 @@ from botocore.exceptions import ClientError
 from flows.device_process import Child, DeviceProcess
 from flows.device_worker import Build, Failed
 from flows.devices import Device, DeviceProcessError, Devices, Stopped, TimeLimitError
-from flows.runners import Ledger, ResidentSweeper, SweepPlan, SweepWork, run_chunk
+from flows.runners import Ledger
+from flows.sweeping import ResidentSweeper, SweepPlan, SweepWork, run_chunk
 from storage.artifact import Artifact
 from storage.cache import Call, Handle, OutOfSpaceError, Progress, Runtime, build, deposit, lookup
 from storage.lease import Busy
@@ -35,6 +36,7 @@ from storage.store import CorruptArtifactError, Store
 from tasks.energy import Meter
 from tasks.losses import EvaluateConfig
 from tasks.mixture import Mixture
+from tasks.rows import Rows
 from tasks.train import TRAIN, TrainConfig, TrainingError
 
 pytest_plugins = ["tests.tasks.tiny_models"]
@@ -205,7 +207,7 @@ def sweep_work(bench: Bench, obtain: Callable[[Call[Any]], Handle], folder: Path
     return SweepWork(mixtures, pool, sets, EvaluateConfig())
 
 
-def inline_rows(store: Store, work: SweepWork) -> list[Any]:
+def inline_rows(store: Store, work: SweepWork) -> Rows:
     """All rows of a sweep, those that are missing evaluated in this process."""
     plan, runtime = SweepPlan.of(store, work), Runtime(device="cpu", threads=1)
     sweeper = ResidentSweeper(store, work, runtime)
@@ -313,7 +315,8 @@ def test_killed_process_is_replaced(bench: Bench) -> None:
         ):
             device.build(call, progress, quiet())
         assert not device.build(call, lambda done, *_: reached.append(done), quiet()).hit
-        assert reached[0] >= 2 * 64
+        # The resume point of the step before may still have been on its way.
+        assert reached[0] >= 64
         pid = pid_of(device)
         os.kill(pid, signal.SIGKILL)
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # all its threads, too

@@ -32,7 +32,8 @@ def run(recipe: Recipe, store: Path) -> RunResult:
     """Carry out a recipe; every loss must be there, finite, and known to a plan."""
     result = execute(InlineRunner(Store(str(store)), Runtime(threads=1)), recipe)
     outcome = result.outcome
-    rows = outcome.rows or []
+    rows = outcome.rows
+    assert rows is not None
     assert len(rows) == len(outcome.mixtures) * len(outcome.sets) > 0
     assert all(math.isfinite(row.nll) and row.nll > 0 for row in rows)
     known = plan(str(store), recipe, Runtime(), Quiet())

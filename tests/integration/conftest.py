@@ -14,7 +14,7 @@ import pytest
 from flows.recipe import Recipe
 from storage import audit, lineage
 from storage.store import Store
-from tasks.losses import decode
+from tasks.encoded import decode
 
 ROOT = Path(__file__).parents[2]
 

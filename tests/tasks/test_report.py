@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import itertools
 import math
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ import pandas as pd
 import pytest
 
 from tasks import plots, tables
+from tasks.plots import DARK, LIGHT, svg, svg_pair
 from tasks.ranking import MACRO_MEAN
 from tasks.report import ReportData, plot_specs, write_report
+from tasks.rows import Losses
 
 VOID = {"meta", "source", "img", "br", "link"}
 NASTY = '<script>alert("x")</script> & \'quoted\' {{ 7 * 7 }} "]) \x08' + "long" * 80
@@ -83,7 +86,7 @@ def report_data(names: list[str], sets: list[str], **changes: Any) -> ReportData
     data = ReportData(
         title="Which data?",
         created="2026-11-21T02:10:00Z",
-        losses=pd.DataFrame(rows, columns=[*columns.split(), *groups]),
+        losses=Losses.of(pd.DataFrame(rows, columns=[*columns.split(), *groups])),
         members=pd.DataFrame(members, columns=["mixture", "partition", "weight"]),
         partitions=pd.DataFrame(
             [
@@ -180,9 +183,11 @@ def test_headline_names_best_ties_and_the_first_that_is_behind(tmp_path: Path) -
 
 def test_everything_tied_is_said(tmp_path: Path) -> None:
     data = report_data(["a", "b"], ["s"])
-    first = data.losses["group_nll"].iloc[0]
-    even = data.losses.assign(nll=first.sum(), group_nll=[first] * len(data.losses))
-    text = written(tmp_path, dataclasses.replace(data, losses=even)).text
+    data.losses.write(tmp_path / "losses.parquet")
+    frame = pd.read_parquet(tmp_path / "losses.parquet")
+    first = frame["group_nll"].iloc[0]
+    even = frame.assign(nll=first.sum(), group_nll=[first] * len(frame))
+    text = written(tmp_path, dataclasses.replace(data, losses=Losses.of(even))).text
     assert "2 other mixtures are tied with it" in text
     assert "No mixture is worse beyond the noise" in text
 
@@ -199,6 +204,18 @@ def test_any_text_is_shown_as_text(tmp_path: Path) -> None:
     drawn = ["".join(ElementTree.fromstring(image).itertext()) for image in page.images()]
     assert sum("<script>alert" in texts for texts in drawn) == len(drawn) - 2  # no names in sizes
     assert not any("long" * 12 in texts for texts in drawn)
+
+
+def test_dark_plots_are_what_drawing_them_gives() -> None:
+    """Though most are light ones in other colours; numbers of gradients differ by drawing."""
+    specs = plot_specs(report_data(["a", 'fill="#1f2933"', "c"], ["s", "t"]))
+    for name, spec in specs.items():
+        light, dark = svg_pair(spec)
+        for found, theme in ((light, LIGHT), (dark, DARK)):
+            drawn = svg(spec, theme)
+            assert [re.sub(r"gradient_\d+", "", text) for text in (found, drawn)] == [
+                re.sub(r"gradient_\d+", "", drawn)
+            ] * 2, name
 
 
 def test_one_mixture_makes_a_page(tmp_path: Path) -> None:

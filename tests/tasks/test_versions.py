@@ -24,6 +24,7 @@ from storage.fingerprint import Config, canonical, fingerprint
 from tasks import losses
 from tasks.losses import EvaluateConfig
 from tasks.model import ImportConfig, InitialiseConfig, LlamaArchitecture
+from tasks.part import PartConfig
 from tasks.tokenize import TokenizeConfig
 from tasks.tokenizer import TrainTokenizer
 from tasks.train import TrainConfig
@@ -46,6 +47,7 @@ CONFIGS: dict[str, Config] = {
         )
     ),
     "import-model": ImportConfig(),
+    "part": PartConfig(number=0, share=0.03125, fewest=4),
     "tokenize": TokenizeConfig(),
     "tokenizer": TrainTokenizer(vocab_size=1024),
     "train": TrainConfig(steps=37, batch_size=8, context_length=128, learning_rate=5e-4),
@@ -56,6 +58,7 @@ KEYS = {
     "evaluate": "44c30653685b7bf9c51986457d942d23a8d5751b71802ee308e81716aa2149f3",
     "import-model": "03a229745fce7d066bdd99b8b7bb75ce65fb3d1ab7d0e4bb08191e7cb9f47580",
     "initialise": "65ef1b08c8c8bbc249dba00dfe0c43ec0e4e2fd3965098028991ecd8fe0cdab3",
+    "part": "bd711d8c706427caef3c0a9330c301168a5b132136bb5a20c26572b301c37d62",
     "tokenize": "6682be1636432b9f0582508870792d4ab12d36dbb457cded7aa33405e6a64a8d",
     "tokenizer": "e81c8a3e1528cf7fce733067882d0f5cc93e1b203772955826c97b7e06340bdb",
     "train": "7c82bb00cc26c82edc9945f95eba4114c50237b70943a1c46c6a356a8778ecdf",
