@@ -10,6 +10,7 @@ import importlib
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,7 +25,7 @@ ON_REQUEST = ("today", "race")
 
 
 def main() -> None:
-    """Run the named suites and print one table."""
+    """Run the named suites and print what each one found."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument(
         "suites", nargs="*", choices=[*SUITES, *ON_REQUEST, []], help=f"default: {' '.join(SUITES)}"
@@ -32,16 +33,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="alternations (default 7)")
     parser.add_argument("--write", type=Path, help="folder for a Markdown file of the results")
     arguments = parser.parse_args()
-    found: list[Ratio | str] = []
+    texts = []
     for name in arguments.suites or SUITES:
-        found += importlib.import_module(f"tests.benchmarks.{name}").measure(arguments.repeats)
-        print(f"{name}: done", file=sys.stderr)
-    notes = [note for note in found if isinstance(note, str)]
-    text = "\n\n".join([table([r for r in found if isinstance(r, Ratio)]), *notes])
-    print(text)
+        measure = importlib.import_module(f"tests.benchmarks.{name}").measure
+        texts.append(f"## {name}\n\n{told(measure(arguments.repeats))}")
+        print(f"{texts[-1]}\n", flush=True)
     if arguments.write:
-        name = f"{platform.machine()}-{_cpus()}cpu_{datetime.now(UTC):%Y-%m}.md"
-        (arguments.write / name).write_text(f"{heading()}\n{text}\n")
+        hardware = f"{platform.machine()}-{_cpus()}cpu_{datetime.now(UTC):%Y-%m}.md"
+        (arguments.write / hardware).write_text("\n\n".join([heading(), *texts]) + "\n")
+
+
+def told(found: Sequence[Ratio | str]) -> str:
+    """A suite's ratios as a table, and its notes below."""
+    notes = [note for note in found if isinstance(note, str)]
+    return "\n\n".join([table([r for r in found if isinstance(r, Ratio)]), *notes])
 
 
 def table(ratios: list[Ratio]) -> str:
