@@ -128,7 +128,9 @@ class Pool:
         if self._fuses(len(parts), dtype):
             fused_sum(target, [read(0, self.size) for read in readers], parts)
             return
-        scratch = self._scratch.setdefault(dtype, Scratch(dtype, self.device))
+        if dtype not in self._scratch:
+            self._scratch[dtype] = Scratch(dtype, self.device)
+        scratch = self._scratch[dtype]
         step = piece_size(self.device)
         for start in range(0, self.size, step):
             end = min(start + step, self.size)
