@@ -96,7 +96,10 @@ class Worker:
             self._resident = ResidentSweeper(self._store, work, self._runtime)
         if work != self._work:
             self._resident.turn_to(work)
-            self._table, self._work = LossesTable(self._store, work.config), work
+            self._table, self._work = (
+                LossesTable(self._store, work.config, self._runtime.scratch),
+                work,
+            )
         ledger = Ledger()
         run_chunk(self._store, self._table, chunk, self._resident, ledger, progress)
         return Swept(ledger.num_evaluated, ledger.num_known, ledger.sweep_costs)

@@ -62,12 +62,15 @@ class PlannerRunner:
             return InlineRunner(self.store, self.runtime).map([call])[0]
         return Handle(call.label, call.step.kind, None)
 
+    def rest(self) -> None:
+        """Nothing is held."""
+
     def sweep(self, work: SweepWork) -> Rows | None:
         """Count the losses that are missing; where a race goes by them and all are there, give them."""
         pairs = len(work.mixtures) * len(work.sets)
         handles = [*work.pool.values(), *work.sets.values()]
         if all(handle.artifact is not None for handle in handles):
-            found = SweepPlan.of(self.store, work)
+            found = SweepPlan.of(self.store, work, self.runtime.scratch)
             known = found.num_known
             rows = found.rows(self.runtime.scratch) if work.stage and known == pairs else None
         else:

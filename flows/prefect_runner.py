@@ -212,9 +212,12 @@ class PrefectRunner:
         except Busy:
             return False
 
+    def rest(self) -> None:
+        """Nothing is held here: devices' processes rest when their work ends."""
+
     def sweep(self, work: SweepWork) -> Rows:
         """Evaluate what the losses table lacks; one task run for each chunk of mixtures."""
-        plan = SweepPlan.of(self.store, work)
+        plan = SweepPlan.of(self.store, work, self.runtime.scratch)
         self.ledger.num_known += plan.num_known
         chunks = plan.chunks(self.runtime.chunk)
         if not chunks:

@@ -72,17 +72,23 @@ class Raced:
 
 def run_race(run: Runner, config: RaceConfig, work: SweepWork) -> Raced:
     """Find the best of the work's mixtures, and evaluate these on every set."""
+    used = {name for mixture in work.mixtures for name in mixture.members}
+    work = work._replace(pool={n: model for n, model in work.pool.items() if n in used})
     if any(handle.artifact is None for handle in work.sets.values()):
         _look_at_opening(run, config, work)
         return Raced(config, Result(len(work.mixtures)), None, None)
     course = Course(run, config, work)
-    result = race(config, course.text, _shares(work), course)
+    try:
+        result = race(config, course.text, _shares(work), course)
+    finally:
+        run.rest()
     if not result.is_complete:
         return Raced(config, result, None, None)
     finalists = [work.mixtures[number] for number in result.finalists]
     # Not swept once more, or what was evaluated just now would be counted as found.
-    plan = SweepPlan.of(run.store, work._replace(mixtures=finalists))
-    return Raced(config, result, finalists, plan.rows(run.runtime.scratch))
+    scratch = run.runtime.scratch
+    plan = SweepPlan.of(run.store, work._replace(mixtures=finalists), scratch)
+    return Raced(config, result, finalists, plan.rows(scratch))
 
 
 def _look_at_opening(run: Runner, config: RaceConfig, work: SweepWork) -> None:

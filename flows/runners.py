@@ -94,6 +94,9 @@ class Runner(Protocol):
     def sweep(self, work: SweepWork) -> Rows | None:
         """Every row of the work, or None in a plan."""
 
+    def rest(self) -> None:
+        """Give back the memory that the stages of a race share."""
+
 
 def note(ledger: Ledger, call: Call[Any], handle: Handle) -> Handle:
     """Enter a result into the ledger."""
@@ -147,7 +150,7 @@ class InlineRunner:
 
     def sweep(self, work: SweepWork) -> Rows:
         """Evaluate what the losses table lacks, chunk by chunk."""
-        plan = SweepPlan.of(self.store, work)
+        plan = SweepPlan.of(self.store, work, self.runtime.scratch)
         self.ledger.num_known += plan.num_known
         progress = self.reporter.task(work.title) if plan.jobs else _ignore
         waiting = plan.chunks(self.runtime.chunk)
@@ -167,6 +170,10 @@ class InlineRunner:
             if waiting:
                 time.sleep(POLL_SECONDS)
         return plan.rows(self.runtime.scratch)
+
+    def rest(self) -> None:
+        """Let go of the pool that the stages of a race share."""
+        self._raced = None
 
     def _sweeper_for(self, work: SweepWork) -> ResidentSweeper:
         if work.stage is None:

@@ -65,9 +65,9 @@ class SweepPlan(NamedTuple):
     num_known: int
 
     @classmethod
-    def of(cls, store: Store, work: SweepWork) -> "SweepPlan":
+    def of(cls, store: Store, work: SweepWork, scratch: str | None = None) -> "SweepPlan":
         """Compare the work with the losses table; all models and windows must be built."""
-        table, sets = LossesTable(store, work.config), digests(work.sets)
+        table, sets = LossesTable(store, work.config, scratch), digests(work.sets)
         names = [identity(work.resolved(mixture)) for mixture in work.mixtures]
         lacking = (work.mixtures[place] for place in table.lacking(names, sets.values()))
         jobs = missing_jobs(table, [(work.resolved(m), m.label) for m in lacking], sets)
@@ -112,11 +112,14 @@ class ResidentSweeper:
 
     def turn_to(self, work: SweepWork) -> None:
         """Serve other work from now on; a pool that is the same stays where it is."""
+        # None while its sets are uncertain: one that could not be read must not leave others behind.
+        sweeper, self._sweeper = self._sweeper, None
         if (work.pool, work.config) != (self._work.pool, self._work.config):
-            self._sweeper = None  # there may be no room for two pools
+            sweeper = None  # there may be no room for two pools
         is_other, self._work = work.sets != self._work.sets, work
-        if self._sweeper is not None and is_other:
-            self._sweeper.load(self._sets())
+        if sweeper is not None and is_other:
+            sweeper.load(self._sets())
+        self._sweeper = sweeper
 
     def _sets(self) -> list[PreparedSet]:
         return [

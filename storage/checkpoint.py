@@ -48,6 +48,8 @@ class Checkpoints:
             return
         content = {"position": position, "artifact": artifact}
         self._backend.put(self._index, seal(content))
+        if not is_wanted():  # another run may have gone on from it, and saved a newer one
+            return
         self._delete_all(keep=f"{self._at(position)}/")
 
     def load(self, target: Path) -> int | None:
@@ -150,10 +152,16 @@ class BackgroundSaves:
         self._thread.start()
 
     def wait(self, seconds: float | None = None) -> None:
-        """Wait for the one that is being saved. Raises what made it fail, or TimeoutError."""
+        """Wait for the one that is being saved; after ``seconds`` it is given up.
+
+        Raises:
+            Exception: what made it fail.
+            TimeoutError: it was given up.
+        """
         if self._thread is not None:
             self._thread.join(seconds)
             if self._thread.is_alive():
+                self._given_up.set()
                 raise TimeoutError(f"it was not uploaded within {seconds:g} s")
             self._thread = None
         error, self._error = self._error, None
@@ -179,6 +187,8 @@ class BackgroundSaves:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._given_up.is_set():
+            return
         try:
             self.wait(None if kind is None else self._patience)
         except BaseException as failure:

@@ -97,8 +97,15 @@ def _expansion(groups: Groups, sampled: "Bools") -> "tuple[Floats, Floats]":
 def student_quantile(probability: float, freedom: int) -> float:
     """Quantile of Student's t, by the normal one's expansion in 1/freedom (Fisher and Cornish 1960).
 
-    Within 0.5 % for 10 degrees of freedom or more and probabilities up to 0.999.
+    Exact for one and two degrees of freedom; within 0.5 % for 10 or more and probabilities up to 0.999.
+    Infinite where there is none.
     """
+    if freedom < 1:
+        return math.inf
+    if freedom == 1:
+        return math.tan(math.pi * (probability - 0.5))
+    if freedom == 2:
+        return (2 * probability - 1) / math.sqrt(2 * probability * (1 - probability))
     z = NormalDist().inv_cdf(probability)
     terms = (
         (z**3 + z) / 4,

@@ -25,6 +25,9 @@ TILE = 1024
 SMALL = 8192
 """Up to so many entries a CPU keeps whole rows of logits, fewer at a time, in the same 4 MB."""
 
+LOWEST_BIAS = 100.0
+"""A head whose bias masks tokens gives its logits."""
+
 PIECE = 4096
 """Positions whose logits are computed at once on a GPU, or lifted to float32 at once."""
 
@@ -125,6 +128,9 @@ def linear_body(model: "PreTrainedModel") -> "torch.nn.Module | None":
 
     head, body = model.get_output_embeddings(), model.base_model
     if type(head) is not torch.nn.Linear or body is model:
+        return None
+    # A tile's sum is told by its first logit, which must not drown in the others.
+    if head.bias is not None and not bool((head.bias > -LOWEST_BIAS).all()):
         return None
     seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 

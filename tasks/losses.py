@@ -67,11 +67,12 @@ class _Part(NamedTuple):
 class LossesTable:
     """The rows of one way of evaluating; read once, then kept up to date by ``append``.
 
-    Memory holds where the row of each pair is; the sums stay in the files.
+    Memory holds where the row of each pair is; the sums stay in the files, of which there are copies
+    in ``scratch`` (None is the system's temporary folder) where the store is not a local folder.
     """
 
-    def __init__(self, store: Store, config: EvaluateConfig) -> None:
-        self._store = store
+    def __init__(self, store: Store, config: EvaluateConfig, scratch: str | None = None) -> None:
+        self._store, self._scratch = store, scratch
         self.key = evaluation_key(config)
         self._folder = f"losses/{self.key}"
         self._config = config
@@ -140,7 +141,7 @@ class LossesTable:
 
     def _copy(self, data: bytes) -> int:
         """Keep bytes that would have to be sent once more; where they are."""
-        self._copies = self._copies or Scratch()
+        self._copies = self._copies or Scratch(self._scratch)
         position = sum(part.num_bytes for part in self._parts if part.copy is not None)
         self._copies.write(data, position)
         return position

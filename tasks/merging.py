@@ -173,7 +173,9 @@ def fused_sum(
     room = (1 << (len(counts) - 1).bit_length()) - len(counts)
     numbers = [*counts, *[0] * room, sum(counts)]
     factors = torch.tensor(numbers, dtype=torch.float64, device=target.device).unbind()
-    _compiled_sum()(target, [*tensors, *[tensors[0]] * room], factors)
+    # Each filler is a tensor of its own: torch compiles anew for one that stands twice in a list.
+    fillers = [tensors[0].detach() for _ in range(room)]
+    _compiled_sum()(target, [*tensors, *fillers], factors)
 
 
 @functools.cache

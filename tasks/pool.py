@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from tasks.device import free_memory
 from tasks.merging import (
     FUSED_MEMBERS,
     MergeError,
@@ -160,6 +161,7 @@ def _place(model_bytes: int, members: int, device: str, gigabytes: float | None)
         # The merged model lies beside the pool.
         return gigabytes * 1e9 if gigabytes is not None else SPARE * free - model_bytes
 
+    free_memory()  # what is only garbage, or kept by torch for later, is room too
     needed = model_bytes * members
     host = room(psutil.virtual_memory().available)
     if not device.startswith("cuda"):

@@ -12,6 +12,7 @@ and over the looks covers them all, however many mixtures there are.
 Losses come from a ``Course``; nothing here knows of models, files or stores.
 """
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
@@ -206,7 +207,11 @@ class _Field:
         # Either of the top mixtures may be lost after either of the looks.
         chances = self._config.top * len(self._text.look_tokens)
         quantile = student_quantile(1 - (1 - self._config.confidence) / chances, gains.freedom)
-        return mean.sum(axis=1) - gains.value, quantile * gains.error
+        # An error of zero says nothing where nothing is left to judge it by.
+        reach = (
+            np.full_like(gains.error, math.inf) if math.isinf(quantile) else quantile * gains.error
+        )
+        return mean.sum(axis=1) - gains.value, reach
 
     def _controls(self) -> "Floats":
         """What the best mixtures that are known gain by merging, on average: shape (0 or 1, G)."""

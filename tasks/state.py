@@ -9,6 +9,7 @@ carries it on.
 import json
 import logging
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -83,10 +84,11 @@ def save_last(
     saves: BackgroundSaves,
 ) -> None:
     """Save the state of a training that was stopped; where that fails, the earlier one stands."""
+    end = time.monotonic() + PATIENT_SECONDS
     try:
         saves.wait(PATIENT_SECONDS)
         save_state(model, optimizer, losses, saves)
-        saves.wait()
+        saves.wait(max(0.0, end - time.monotonic()))
     except Exception as error:  # the caller must hear of what stopped the training, not of this
         LOG.warning("stopped after step %d, which could not be saved (%s)", len(losses), error)
     else:

@@ -156,26 +156,28 @@ class Sweeper:
                     self._score, loaded.batches, num_groups, self.device, self._config.precision
                 )
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or not self._halve():
+                if not is_out_of_memory(error) or max(len(b.inputs) for b in loaded.batches) == 1:
                     raise
             # Outside of the handler, whose traceback holds what is to be given back.
-            free_memory()
-            loaded = self._sets[loaded.entry.name]
+            loaded = self._halve(loaded)
 
-    def _halve(self) -> bool:
-        """Smaller batches from now on; False where each holds a single window already."""
-        largest = max(len(b.inputs) for s in self._sets.values() for b in s.batches)
-        if largest == 1:
-            return False
-        while max(len(b.inputs) for s in self._sets.values() for b in s.batches) == largest:
+    def _halve(self, failed: LoadedSet) -> LoadedSet:
+        """Smaller batches of every set from now on, until those of the one that failed are smaller."""
+        largest = max(len(batch.inputs) for batch in failed.batches)
+        sets = [(one.entry, one.windows) for one in self._sets.values()]
+        failed.batches.clear()
+        self._sets = {}
+        free_memory()
+        while not failed.batches or max(len(b.inputs) for b in failed.batches) == largest:
             self._batch_tokens //= 2
-            self._sets = {n: self._load(s.entry, s.windows) for n, s in self._sets.items()}
+            failed = self._load(failed.entry, failed.windows)
+        self._sets = {entry.name: self._load(entry, windows) for entry, windows in sets}
         LOG.warning(
             "out of memory: the sweep goes on with batches of %d tokens; set runtime.batch_tokens "
             "to that from the start",
             self._batch_tokens,
         )
-        return True
+        return self._sets[failed.entry.name]
 
     def _row(self, job: Job, loaded: LoadedSet, sums: "np.ndarray", meter: Meter) -> Row:
         import numpy as np

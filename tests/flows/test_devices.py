@@ -28,7 +28,7 @@ from flows.device_worker import Build, Failed
 from flows.devices import Device, DeviceProcessError, Devices, Stopped, TimeLimitError
 from flows.runners import Ledger
 from flows.sweeping import ResidentSweeper, SweepPlan, SweepWork, run_chunk
-from storage.artifact import Artifact
+from storage.artifact import Artifact, CorruptError
 from storage.cache import Call, Handle, OutOfSpaceError, Progress, Runtime, build, deposit, lookup
 from storage.lease import Busy
 from storage.lineage import live_work
@@ -199,6 +199,33 @@ def test_sweep_is_that_of_one_process(
     assert plan.rows() == inline_rows(inline.store, sweep_work(inline, inline.inline, folder))
 
 
+def test_sets_that_could_not_be_read_are_read_at_the_next_try(
+    bench: Bench, windows: Callable[..., Path], prose: Callable[..., list[str]]
+) -> None:
+    """And a pool stays when sets change."""
+    work = sweep_work(bench, bench.inline, windows(prose(9)))
+    folder = windows(prose(10))
+    others = {"other": deposit(bench.store, "given", "windows", "other", folder, {})}
+    resident = ResidentSweeper(bench.store, work, Runtime(device="cpu", threads=1))
+    before = resident.get()
+    artifact = others["other"].artifact
+    assert artifact is not None
+    path = bench.store.fetch(artifact) / "windows.safetensors"
+    hidden = path.rename(path.with_suffix(".hidden"))
+    with pytest.raises((OSError, CorruptError)):
+        resident.turn_to(work._replace(sets=others))
+    hidden.rename(path)
+    resident.turn_to(work._replace(sets=others))
+    after = resident.get()
+    assert after is not before
+    job = SweepPlan.of(bench.store, work._replace(sets=others)).jobs[0]
+    with Meter("cpu") as meter:
+        (row,) = after.evaluate([job], meter, silent)
+    assert row.evaluation_set == "other"
+    resident.turn_to(work)
+    assert resident.get() is after
+
+
 def sweep_work(bench: Bench, obtain: Callable[[Call[Any]], Handle], folder: Path) -> SweepWork:
     """Four mixtures of three models on one set."""
     pool = {f"p{seed}": obtain(bench.call(seed)) for seed in (1, 2, 3)}
@@ -347,6 +374,7 @@ PARENT = """
 import sys, threading
 from pathlib import Path
 from flows.devices import Devices
+from storage.artifact import CorruptError
 from storage.cache import Runtime
 from tests.flows.test_devices import LONG, Bench
 

@@ -1,5 +1,7 @@
 """Estimates are exact where they must be, unbiased elsewhere, and as uncertain as they say."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -142,3 +144,11 @@ def test_quantiles_are_those_of_the_tables(
 ) -> None:
     assert student_quantile(probability, freedom) == pytest.approx(expected, rel=2e-3)
     assert student_quantile(1 - probability, freedom) == pytest.approx(-expected, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "expected"), [(1, 63.657), (2, 9.925), (0, math.inf), (-1, math.inf)]
+)
+def test_quantile_with_hardly_any_freedom(freedom: int, expected: float) -> None:
+    """Tabled values of Student's t at 0.995; without freedom nothing is known."""
+    assert student_quantile(0.995, freedom) == pytest.approx(expected, rel=1e-4)

@@ -133,6 +133,21 @@ def test_losses_are_those_of_the_models_logits(name: str) -> None:
         torch.testing.assert_close(score(batch), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_head_that_masks_tokens_gives_its_logits(given: Callable[..., Path]) -> None:
+    from tasks.model import load_model
+
+    model = load_model(given(LINEAR["llama"]))
+    head = torch.nn.Linear(16, 300)
+    model.set_output_embeddings(head)
+    assert linear_body(model) is not None
+    with torch.no_grad():
+        head.bias[0] = -torch.inf
+    assert linear_body(model) is None
+    batch = batch_of(3)
+    with torch.inference_mode():
+        assert scorer(model)(batch).isfinite().all() == (batch.targets != 0).all()
+
+
 def test_windows_that_are_scored_in_full(given: Callable[..., Path]) -> None:
     from tasks.model import load_model
 

@@ -13,7 +13,14 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, MixtralConfig
 
 from tasks import pool as pools
-from tasks.merging import CPU_PIECE, MergeError, average_weights, load_weights
+from tasks.merging import (
+    CPU_PIECE,
+    MergeError,
+    average_weights,
+    fused_sum,
+    load_weights,
+    weighted_sum,
+)
 from tasks.mixture import Mixture
 from tasks.model import load_model
 from tasks.pool import FileReader, MergedModel, Pool
@@ -188,3 +195,18 @@ def test_a_compiled_merge_has_the_same_bits(models: Models, pool: Pool) -> None:
     for parts in ({"a": 1}, {"a": 1, "c": 2}, {"a": 3, "b": 5, "c": 7}, {"a": 2, "b": 2, "c": 2}):
         mixture = Mixture.of(parts)
         assert merged_by(compiled, mixture).equal(merged_by(pool, mixture))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+def test_compiled_merges_are_compiled_once_for_each_power_of_two() -> None:
+    from torch._dynamo.utils import counters
+
+    members, target = [torch.randn(50) for _ in range(16)], torch.empty(50)
+    torch.compiler.reset()
+    counters.clear()
+    for k in range(2, 17):
+        fused_sum(target, members[:k], [1] * k)
+        assert target.equal(weighted_sum(members[:k], [1] * k, torch.float64))
+    assert counters["stats"]["unique_graphs"] == 4
