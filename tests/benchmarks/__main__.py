@@ -20,8 +20,8 @@ from tests.benchmarks.measure import Ratio
 SUITES = ("store", "s3", "corpus", "train", "forward", "merge", "sweep", "cached", "growth")
 """Modules beside this one; ``measure`` is given a number of repetitions and returns ratios, and text
 that stands below the table. Each is imported when its turn comes, so that none weighs on another."""
-ON_REQUEST = ("today", "race")
-"""Only run when named: they install packages, or take an hour or many minutes at first."""
+ON_REQUEST = ("today", "race", "forward_memory")
+"""Only run when named: they install packages, take many minutes, or are part of another."""
 
 
 def main() -> None:
