@@ -96,10 +96,8 @@ class Worker:
             self._resident = ResidentSweeper(self._store, work, self._runtime)
         if work != self._work:
             self._resident.turn_to(work)
-            self._table, self._work = (
-                LossesTable(self._store, work.config, self._runtime.scratch),
-                work,
-            )
+            self._table = LossesTable(self._store, work.config, self._runtime.scratch)
+            self._work = work
         ledger = Ledger()
         run_chunk(self._store, self._table, chunk, self._resident, ledger, progress)
         return Swept(ledger.num_evaluated, ledger.num_known, ledger.sweep_costs)

@@ -105,7 +105,7 @@ def differences(one: Facts, other: Facts) -> list[Difference]:
     return [Difference(label, shown(a), shown(b)) for label, a, b in pairs if a != b]
 
 
-class Scratch:
+class PieceSums:
     """Where sums of one piece are kept, in the precision of the sum; made once for many merges."""
 
     def __init__(self, dtype: "torch.dtype", device: str) -> None:
@@ -113,7 +113,8 @@ class Scratch:
 
         size = piece_size(device)
         self.total = torch.empty(size, dtype=dtype, device=device)
-        self.term = self.total if device.startswith("cuda") else torch.empty_like(self.total)
+        # A GPU converts while it adds.
+        self.term = None if device.startswith("cuda") else torch.empty_like(self.total)
 
 
 def piece_size(device: str) -> int:
@@ -122,7 +123,10 @@ def piece_size(device: str) -> int:
 
 
 def accumulate(
-    target: "torch.Tensor", pieces: Sequence["torch.Tensor"], parts: Sequence[int], scratch: Scratch
+    target: "torch.Tensor",
+    pieces: Sequence["torch.Tensor"],
+    parts: Sequence[int],
+    scratch: PieceSums,
 ) -> None:
     """Write sum of ``parts[i] * pieces[i]`` over sum of ``parts``, added in the given order.
 
@@ -134,15 +138,14 @@ def accumulate(
     """
     divisor = math.gcd(*parts)
     counts = [part // divisor for part in parts]
-    total, term = scratch.total[: len(target)], scratch.term[: len(target)]
+    total = scratch.total[: len(target)]
     total.copy_(pieces[0])
     if counts[0] != 1:
         total.mul_(counts[0])
     for piece, count in zip(pieces[1:], counts[1:], strict=True):
-        if term.data_ptr() == total.data_ptr():  # a GPU converts while it adds
-            total.add_(piece, alpha=count)
-        else:
-            total.add_(term.copy_(piece), alpha=count)
+        if scratch.term is not None:
+            piece = scratch.term[: len(target)].copy_(piece)
+        total.add_(piece, alpha=count)
     if sum(counts) != 1:
         total.div_(sum(counts))
     target.copy_(total)
@@ -207,7 +210,7 @@ def weighted_sum(
     import torch
 
     device = str(tensors[0].device)
-    size, scratch = piece_size(device), Scratch(dtype, device)
+    size, scratch = piece_size(device), PieceSums(dtype, device)
     merged = torch.empty_like(
         tensors[0], dtype=torch.float32, memory_format=torch.contiguous_format
     )

@@ -19,7 +19,7 @@ from tasks.device import free_memory
 from tasks.merging import (
     FUSED_MEMBERS,
     MergeError,
-    Scratch,
+    PieceSums,
     accumulate,
     check_mergeable,
     check_same_tensors,
@@ -85,7 +85,7 @@ class Pool:
         self.layout = _layout(next(iter(folders.values())))
         self.size = sum(shape.numel() for shape in self.layout.values())
         self._facts = {name: facts_of(folder) for name, folder in folders.items()}
-        self._scratch: dict[torch.dtype, Scratch] = {}
+        self._scratch: dict[torch.dtype, PieceSums] = {}
         self.place = _place(4 * self.size, len(folders), device, gigabytes)
         if self.place != "device":
             LOG.warning(
@@ -130,7 +130,7 @@ class Pool:
             fused_sum(target, [read(0, self.size) for read in readers], parts)
             return
         if dtype not in self._scratch:
-            self._scratch[dtype] = Scratch(dtype, self.device)
+            self._scratch[dtype] = PieceSums(dtype, self.device)
         scratch = self._scratch[dtype]
         step = piece_size(self.device)
         for start in range(0, self.size, step):
