@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 LEAST = 1000
-"""Faults that a run must outlast."""
+"""Faults that a run must outlast; it meets some 1,150."""
+OF_EACH = 5
+"""Faults of each kind, and on the way to the corpus: the rarest kind is met some 25 times, the corpus,
+which is read with few requests, some 15."""
 
 RUNTIME = Runtime(threads=1, checkpoint_seconds=0, chunk=1)
 
@@ -86,8 +89,8 @@ def test_a_thousand_faults_change_nothing(
     injected = proxies[0].injected + proxies[1].injected
     print(f"{injected.total()} faults in {sum(proxy.requests for proxy in proxies)} requests")
     assert injected.total() >= LEAST
-    assert all(injected[fault] >= 10 for fault in Fault), injected
-    assert proxies[1].injected.total() >= 10
+    assert all(injected[fault] >= OF_EACH for fault in Fault), injected
+    assert proxies[1].injected.total() >= OF_EACH
 
     # What is there now is looked at without faults.
     for proxy in proxies:
