@@ -1,0 +1,117 @@
+"""The whole numbers nearest to given ones that keep limits on their sums.
+
+Weights that an optimiser likes are no multiples of anything, and rounding them one by one breaks the
+limits. So the nearest allowed point is found by an integer program (HiGHS, through scipy). The solver
+works in floats: what it returns are integers to be checked exactly by whoever asked.
+"""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+    Ints = NDArray[np.int64]
+
+
+_IMPOSSIBLE = 2  # scipy's status
+
+
+class Sums(NamedTuple):
+    """``low`` <= ``matrix`` @ parts <= ``high``, in whole parts."""
+
+    matrix: "Ints"
+    """Which units each sum holds: 0 or 1, shape (r, p)."""
+    low: "Ints"
+    """Shape (r,)."""
+    high: "Ints"
+    """Shape (r,)."""
+
+
+def largest_remainders(targets: "Floats") -> "Ints":
+    """Each row of ``targets`` (n, p), whose sums are whole, in integers of the same sum.
+
+    No other integers of that sum are nearer in summed absolute distance. Ties go to earlier columns.
+    """
+    import numpy as np
+
+    parts = np.floor(targets).astype(np.int64)
+    lacking = np.rint(targets.sum(axis=1)).astype(np.int64) - parts.sum(axis=1)
+    order = np.argsort(parts - targets, axis=1, kind="stable")
+    places = np.argsort(order, axis=1, kind="stable")
+    # A sum of floats may lie a hair above a whole number that the floors already reach.
+    found: Ints = (
+        parts + (places < lacking[:, None]) - (places >= parts.shape[1] + lacking[:, None])
+    )
+    return found
+
+
+def nearest(target: "Floats", whole: int, sums: Sums, fewest: int, most: int) -> "Ints | None":
+    """Integers >= 0 that sum to ``whole``, keep ``sums`` and lie nearest to ``target``; else None.
+
+    Args:
+        target: shape (p,).
+        whole: the sum.
+        sums: limits.
+        fewest: the least number of integers above zero.
+        most: the largest number of them.
+
+    Returns:
+        Shape (p,), least in summed absolute distance; None where nothing keeps all limits.
+    """
+    import numpy as np
+
+    size, floor = len(target), np.floor(target)
+    one, none = np.eye(size), np.zeros((size, size))
+    # An integer is the target's floor, less some, plus one, plus some more. Each part less or more
+    # adds 1 to the distance, but the one that passes the target: it adds 1 - 2 * remainder. All
+    # are integers, which the solver does better with than with distances in between.
+    change = np.hstack([-one, one, one, none])
+    member = np.hstack([none, none, none, one])
+    cost = np.concatenate([np.ones(size), 1 - 2 * (target - floor), np.ones(size), np.zeros(size)])
+    largest = np.concatenate([floor, np.ones(size), np.full(size, whole), np.ones(size)])
+    held = sums.matrix @ floor
+    rows: list[tuple[Any, ...]] = [
+        (change.sum(axis=0)[None], whole - floor.sum(), whole - floor.sum()),
+        (sums.matrix @ change, sums.low - held, sums.high - held),
+    ]
+    if fewest > 1 or most < size:
+        rows += [
+            (change - whole * member, -np.inf, -floor),
+            (change - member, -floor, np.inf),
+            (member.sum(axis=0)[None], fewest, most),
+        ]
+    found = _solved(cost, rows, largest)
+    return None if found is None else (floor + change @ found).astype(np.int64)
+
+
+def cheapest_subset(cost: "Floats", size: int, sums: Sums) -> "Ints | None":
+    """``size`` ones among zeros that keep ``sums``, with the least summed ``cost`` (p,); else None."""
+    import numpy as np
+
+    ones = np.ones(len(cost))
+    return _solved(cost, [(ones[None], size, size), tuple(sums)], ones)
+
+
+def _solved(cost: "Floats", rows: list[Any], largest: "Floats") -> "Ints | None":
+    """The cheapest integers from 0 to ``largest``; None where there are none."""
+    import numpy as np
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    # HiGHS now and then fails in its presolve, and finds a solution without it.
+    for presolve in (True, False):
+        found = milp(
+            cost,
+            integrality=np.ones(len(cost)),
+            bounds=Bounds(0, largest),
+            constraints=[LinearConstraint(*row) for row in rows if len(row[0])],
+            # Without a gap: the least cost is asked for, not one near it.
+            options={"mip_rel_gap": 0, "presolve": presolve},
+        )
+        if found.status == _IMPOSSIBLE:
+            return None
+        if found.x is not None:
+            parts: Ints = np.rint(found.x).astype(np.int64)
+            return parts
+    raise RuntimeError(f"the solver of integer programs failed: {found.message}")
