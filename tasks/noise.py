@@ -72,3 +72,20 @@ def pair_variances(losses: Losses, sets: list[int], chosen: "Ints") -> "Floats":
             stop = min(start + BLOCK, len(chosen))
             variances[start:stop, :stop] += left[start:stop] @ right[:stop].T
     return variances
+
+
+def paired_variances(losses: Losses, sets: list[int], first: "Ints", second: "Ints") -> "Floats":
+    """Variance of the loss of each of ``first`` minus that of its partner in ``second``, [pairs]."""
+    import numpy as np
+
+    variances = np.zeros(len(first))
+    for number in sets:
+        for start in range(0, len(first), BLOCK):
+            rows = slice(start, start + BLOCK)
+            one, other = (
+                _points(losses, number, losses.nll[side, number], losses.sums.take(number, side))
+                for side in (first[rows], second[rows])
+            )
+            one -= other
+            variances[rows] += np.square(one, out=one).sum(axis=1)
+    return variances / len(sets) ** 2

@@ -1,45 +1,28 @@
-"""The report of a run: one HTML page that needs nothing but itself.
+"""The report of a run: one HTML page that needs nothing but itself, and the tables behind it.
 
 No script, no font, no picture from elsewhere: the page opens from a store, an e-mail or a disk in
 ten years' time. Plots are SVG images in the page, once in light and once in dark colours, and the
 browser picks; inside an image nothing of one plot can meet anything of another. All text goes
 through autoescaping, as labels are other people's file names and configuration.
 
-This module turns frames into text and numbers that a person reads; ``report.html.jinja`` holds the
-words and the look.
+Here is what a report knows: the tables it was given and those that follow from them, and its plots.
+``tasks.page`` turns them into what a person reads; ``report.html.jinja`` holds the words and the look.
 """
 
-import base64
-import math
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from tasks import tables
-from tasks.plots import (
-    EFFECTS,
-    POINTS,
-    RANKED,
-    Spec,
-    effects_plot,
-    heat_map,
-    heat_order,
-    ranking_plot,
-    size_plot,
-    svg_pair,
-)
-from tasks.ranking import (
-    MACRO_MEAN,
-    MOST_COMPARED,
-    best_by_size,
-    best_changes,
-    best_uniform,
-    marginal_effects,
-    rank_all,
-)
+from tasks.choice import best_of_sizes, most_conflicting, pareto, plane
+from tasks.choice_plots import PAIRED, agreement_plot, pairs_plot, pareto_plot, trace_plot
+from tasks.complement import all_complementarity, duplicate_words, near_duplicates
+from tasks.drawing import Spec
+from tasks.found import Found
+from tasks.page import MOST_SET_PLOTS, content_of
+from tasks.plots import effects_plot, heat_map, ranking_plot, size_plot
+from tasks.ranking import MACRO_MEAN, marginal_effects, rank_all
 from tasks.rows import Losses
 from tasks.verdict import Screening
 
@@ -47,8 +30,7 @@ if TYPE_CHECKING:
     import jinja2
     import pandas as pd
 
-MOST_SET_PLOTS = 24
-"""With more evaluation sets than this, only the macro mean's ranking is drawn; tables stay."""
+    from tasks.trust import Trust
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +42,10 @@ class ReportData:
     seen in training), seconds, fingerprint, status; ``sets`` has evaluation_set, domain (None where
     never trained on), num_documents, num_tokens, num_bytes, removed (documents lost to
     deduplication); ``cost`` has item, seconds, tokens, flops, joules, estimator; ``validation`` is
-    any frame that compares proxy and reference; ``lineage`` is preformatted text; ``race`` is there
-    where only some mixtures were evaluated in full, and then ``losses`` and ``members`` are theirs.
+    there where references were trained, ``search`` where mixtures were sought; ``lineage`` is
+    preformatted text; ``race`` is there where only some mixtures were evaluated in full, and then
+    ``losses`` and ``members`` are theirs; ``pareto_sets`` are the two sets of the Pareto front, None
+    for those that conflict most; ``cost_words`` are sentences on what the cost holds.
     """
 
     title: str
@@ -71,11 +55,14 @@ class ReportData:
     partitions: "pd.DataFrame"
     sets: "pd.DataFrame"
     cost: "pd.DataFrame"
-    validation: "pd.DataFrame | None"
+    validation: "Trust | None"
     notes: list[str]
     lineage: str
     provenance: Mapping[str, object]
     race: Screening | None = None
+    search: Found | None = None
+    pareto_sets: tuple[str, str] | None = None
+    cost_words: Sequence[str] = ()
 
     @cached_property
     def rankings(self) -> "dict[str, pd.DataFrame]":
@@ -91,28 +78,108 @@ class ReportData:
         """``marginal_effects`` for the macro mean."""
         return marginal_effects(self.losses, self.members, MACRO_MEAN)
 
+    @cached_property
+    def sizes(self) -> "pd.DataFrame":
+        """``best_of_sizes`` for every objective."""
+        return best_of_sizes(self.losses, self.rankings)
+
+    @cached_property
+    def plane_sets(self) -> tuple[str, str] | None:
+        """The two sets of the Pareto front; None where there is only one set."""
+        return self.pareto_sets or most_conflicting(self.losses)
+
+    @cached_property
+    def complementarity(self) -> "pd.DataFrame":
+        """``complementarity`` of pairs for the macro mean, then for the sets by name."""
+        return all_complementarity(self.losses, self.members)
+
+    @cached_property
+    def duplicates(self) -> "pd.DataFrame":
+        """``near_duplicates`` among the partitions."""
+        return near_duplicates(self.losses, self.members)
+
+    @cached_property
+    def remarks(self) -> list[str]:
+        """What a reader must know of the partitions before believing their effects."""
+        return [] if self.race else list(duplicate_words(self.duplicates, self.effects))
+
+    def frames(self) -> "dict[str, pd.DataFrame]":
+        """The tables by the name of their file, without ranking, losses and members.
+
+        After a race those are missing that speak of all mixtures.
+        """
+        found = {name: getattr(self, name) for name in ("partitions", "sets", "cost")}
+        if self.race is None:
+            found |= {name: getattr(self, name) for name in ("effects", "sizes", "complementarity")}
+            found["near-duplicates"] = self.duplicates
+            if self.plane_sets is not None:
+                found["pareto"] = pareto(self.losses, self.members, *self.plane_sets)
+        else:
+            found["screened"] = self.race.exits
+        if self.validation is not None:
+            found |= {"validation": self.validation.table, "references": self.validation.pairs}
+            found["validation-barriers"] = self.validation.barriers
+            if self.validation.noise is not None:
+                found["validation-noise"] = self.validation.noise
+        if self.search is not None:
+            found |= {f"search-{name}": getattr(self.search, name) for name in FOUND}
+        return found
+
+
+FOUND = ("surrogates", "trace", "best")
+"""Tables of a ``Found``."""
+
 
 def plot_specs(data: ReportData) -> dict[str, Spec]:
-    """Vega-Lite specifications without colours; draw them with ``tasks.plots.svg`` and a theme.
+    """Vega-Lite specifications without colours; draw them with ``tasks.drawing`` and a theme.
 
-    Keys: ``ranking`` (macro mean), ``heat-map``, ``sizes``, ``effects`` (where there is a pair to
-    take it from) and ``ranking-1``, ``ranking-2`` ... for the sets in order of name. After a race
-    there are the first two alone, as the others speak of all mixtures.
+    Keys: ``ranking`` (macro mean), ``heat-map``, ``sizes``, ``effects``, ``pairs`` and ``pareto``
+    (where there is something to draw), ``agreement`` after a validation, ``trace`` after a search,
+    and ``ranking-1``, ``ranking-2`` ..., ``agreement-1`` ... for the sets in order of name. After a
+    race those are missing that speak of all mixtures.
     """
     macro = data.rankings[MACRO_MEAN]
     specs = {
         "ranking": ranking_plot(macro),
         "heat-map": heat_map(data.losses, data.members, macro),
     }
-    if data.race is not None:
-        return specs
-    specs["sizes"] = size_plot(macro)
+    if data.race is None:
+        specs |= _specs_of_all(data)
+    if data.validation is not None:
+        specs |= _agreement_specs(data, data.validation)
+    if data.search is not None and not data.search.trace.empty:
+        specs["trace"] = trace_plot(data.search.trace)
+    return specs
+
+
+def _specs_of_all(data: ReportData) -> dict[str, Spec]:
+    """Plots of a run in which every mixture was evaluated in full."""
+    macro, *sets = data.rankings.values()
+    specs = {"sizes": size_plot(macro)}
     if (data.effects["count"] > 0).any():
         specs["effects"] = effects_plot(data.effects)
-    _, *sets = data.rankings.values()
+    if data.plane_sets is not None:
+        points = plane(data.losses, data.members, *data.plane_sets)
+        specs["pareto"] = pareto_plot(points, *data.plane_sets)
+    pairs = data.complementarity[data.complementarity["objective"] == MACRO_MEAN]
+    if 1 < len(pairs) <= PAIRED * (PAIRED - 1) // 2:
+        specs["pairs"] = pairs_plot(pairs)
     if len(sets) <= MOST_SET_PLOTS:
         specs |= {f"ranking-{n}": ranking_plot(table) for n, table in enumerate(sets, 1)}
     return specs
+
+
+def _agreement_specs(data: ReportData, trust: "Trust") -> dict[str, Spec]:
+    sizes = sorted(set(trust.pairs["k"]))
+    names = {"agreement": MACRO_MEAN}
+    if len(data.losses.sets) <= MOST_SET_PLOTS:
+        names |= {f"agreement-{n}": name for n, name in enumerate(sorted(data.losses.sets), 1)}
+    of_set = dict(list(trust.pairs.groupby("evaluation_set")))
+    return {
+        key: agreement_plot(of_set[name], name, sizes)
+        for key, name in names.items()
+        if name in of_set
+    }
 
 
 def write_report(path: Path, data: ReportData) -> None:
@@ -122,7 +189,8 @@ def write_report(path: Path, data: ReportData) -> None:
         ValueError: the losses cannot be ranked (see ``tasks.ranking.rank``).
     """
     environment = page_environment(Path(__file__).parent)
-    page = environment.get_template("report.html.jinja").render(_page(data))
+    content = content_of(data, plot_specs(data))
+    page = environment.get_template("report.html.jinja").render(content)
     path.write_text(page, encoding="utf-8")
 
 
@@ -137,95 +205,3 @@ def page_environment(folder: Path) -> "jinja2.Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-def _page(data: ReportData) -> dict[str, Any]:
-    macro = data.rankings[MACRO_MEAN]
-    return {
-        "data": data,
-        "headline": _headline(data),
-        "plots": {name: Picture.of(spec) for name, spec in plot_specs(data).items()},
-        "tables": _tables(data),
-        "objectives": [_objective(*pair) for pair in enumerate(data.rankings.items())],
-        "counts": {"mixtures": len(macro), "drawn": len(heat_order(macro)), "top": RANKED}
-        | {"sets": len(data.losses.sets)}
-        | {"partitions": data.members["partition"].nunique(), "compared": MOST_COMPARED}
-        | {"points": POINTS, "effects": EFFECTS},
-        "home": best_uniform(macro, data.members),
-        "provenance": {name: tables.plain(value) for name, value in data.provenance.items()},
-    }
-
-
-class Picture(NamedTuple):
-    """One plot as two ``data:`` addresses, and its natural width in pixels."""
-
-    light: str
-    dark: str
-    width: int
-
-    @classmethod
-    def of(cls, spec: Spec) -> "Picture":
-        light, dark = svg_pair(spec)
-        found = re.search(r'width="(\d+)', light)
-        assert found, "an SVG from Vega states its width"
-        return cls(_address(light), _address(dark), int(found[1]))
-
-
-def _address(text: str) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode()
-
-
-def _objective(place: int, named: "tuple[str, pd.DataFrame]") -> dict[str, Any]:
-    """What the page says of one objective; ``key`` names its plot and its table."""
-    name, ranking = named
-    return {
-        "key": f"ranking-{place}" if place else "ranking",
-        "name": name,
-        "best": ranking["mixture"].iloc[0],
-        "tied": int(ranking["tied"].sum()) - 1,
-    }
-
-
-def _headline(data: ReportData) -> dict[str, Any]:
-    """The best mixture for the macro mean, how many are tied with it, and the first that is not."""
-    macro = data.rankings[MACRO_MEAN]
-    best, behind = macro.iloc[0], macro[~macro["tied"]]
-    words = {
-        "best": best["mixture"],
-        "perplexity": tables.number(3)(best["perplexity"]),
-        "loss": tables.number(4)(best["loss"]),
-        "bits": tables.number(4)(best["bits_per_byte"]),
-        "tied": int(macro["tied"].sum()) - 1,
-        "next": None,
-    }
-    if not behind.empty:
-        other = behind.iloc[0]
-        words["next"] = other["mixture"]
-        words["gap"] = tables.number(4)(other["difference"])
-        words["percent"] = tables.number(2)(100 * math.expm1(other["difference"]))
-        words["interval"] = tables.interval(other["low"], other["high"])
-    return words
-
-
-def _tables(data: ReportData) -> dict[str, tables.Table | None]:
-    macro = data.rankings[MACRO_MEAN]
-    changes = best_changes(macro, data.members)
-    changes = changes.merge(macro[["mixture", "loss", "perplexity"]], on="mixture")
-    effects = data.effects.assign(
-        spread=list(map(tables.interval, data.effects["low"], data.effects["high"]))
-    )
-    sets = data.sets.assign(domain=data.sets["domain"].fillna("never trained on"))
-    shown = {
-        "changes": tables.table_of(changes, tables.CHANGES),
-        "sizes": tables.ranking_table(best_by_size(macro)),
-        "effects": tables.table_of(effects, tables.EFFECTS),
-        "partitions": tables.table_of(data.partitions, tables.PARTITIONS),
-        "sets": tables.table_of(sets, tables.SETS, data.sets["domain"].isna()),
-        "cost": tables.table_of(data.cost, tables.COST),
-        "validation": None if data.validation is None else tables.table_as_it_is(data.validation),
-    }
-    for place, ranking in enumerate(data.rankings.values()):
-        shown[f"ranking-{place}" if place else "ranking"] = tables.ranking_table(
-            ranking.head(RANKED)
-        )
-    return shown

@@ -59,6 +59,51 @@ def table_as_it_is(frame: "pd.DataFrame") -> Table:
     return table_of(frame, {name: (str(name), show(name)) for name in frame.columns})
 
 
+def sizes_table(best: "pd.DataFrame") -> Table:
+    """Rows of ``tasks.choice.best_of_sizes``; those tied with the best of all are marked."""
+    best = best.assign(
+        interval=list(map(interval, best["low"], best["high"])),
+        told=["yes" if tied else "" for tied in best["tied"]],
+    )
+    return table_of(best, SIZES, best["tied"])
+
+
+def pairs_table(pairs: "pd.DataFrame") -> Table:
+    """Rows of ``tasks.complement.complementarity``; those whose merge is better than both are marked."""
+    needed = pairs["low"] > 0
+    pairs = pairs.assign(
+        interval=list(map(interval, pairs["low"], pairs["high"])),
+        told=["yes" if both else "" for both in needed],
+    )
+    return table_of(pairs, PAIRS, needed)
+
+
+def pareto_columns(first_set: str, second_set: str) -> Columns:
+    """Columns of ``tasks.choice.pareto`` for two sets."""
+    return {
+        "number": ("in the plot", count),
+        "mixture": ("mixture", text),
+        "k": ("k", count),
+        "first": (f"{first_set}, bits per byte", number(4)),
+        "second": (f"{second_set}, bits per byte", number(4)),
+    }
+
+
+def found_columns(best: "pd.DataFrame") -> Columns:
+    """Columns of a ``tasks.found.Found.best``: the known ones, then each set's bits per byte."""
+    first: dict[str, tuple[str, Show]] = {
+        "mixture": ("mixture", text),
+        "objective": ("objective", number(4)),
+        "predicted": ("predicted", number(4)),
+    }
+    return first | {name: (str(name), number(4)) for name in best.columns if name not in first}
+
+
+def known(columns: Columns, frame: "pd.DataFrame") -> Columns:
+    """Those of ``columns`` that a frame has."""
+    return {name: column for name, column in columns.items() if name in frame}
+
+
 def plain(value: object) -> str:
     """Text as it is, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
@@ -154,6 +199,37 @@ CHANGES: Columns = {
     "perplexity": ("perplexity", number(3)),
     "mixture": ("leads to", text),
 }
+SIZES: Columns = {
+    "k": ("k", count),
+    "mixture": ("best mixture", text),
+    "loss": ("nats per token", number(4)),
+    "perplexity": ("perplexity", number(3)),
+    "bits_per_byte": ("bits per byte", number(4)),
+    "difference": ("behind the best", number(4)),
+    "interval": ("95 % interval", str),
+    "told": ("tied with the best", text),
+    "tied_at_size": ("tied at this k", count),
+    "of_size": ("mixtures of this k", count),
+}
+PAIRS: Columns = {
+    "first": ("partition", text),
+    "second": ("and partition", text),
+    "loss_first": ("loss of the first", number(4)),
+    "loss_second": ("of the second", number(4)),
+    "loss_both": ("of their merge", number(4)),
+    "complementarity": ("gain of merging", number(4)),
+    "interval": ("95 % interval", str),
+    "told": ("both are needed", text),
+}
+SURROGATES: Columns = {
+    "surrogate": ("surrogate", text),
+    "target": ("target", text),
+    "spearman": ("Spearman", number(3)),
+    "pearson": ("Pearson", number(3)),
+    "rmse": ("error, bits per byte", number(4)),
+    "rows": ("mixtures", count),
+    "told": ("chosen", text),
+}
 EFFECTS: Columns = {
     "partition": ("partition", text),
     "mean": ("mean change of loss", number(4)),
@@ -184,5 +260,7 @@ COST: Columns = {
     "tokens": ("tokens", count),
     "flops": ("operations", flops),
     "joules": ("energy", joules),
+    "kwh": ("kWh of the facility", significant),
+    "co2e_kg": ("kg CO2e", significant),
     "estimator": ("energy estimated by", text),
 }

@@ -1,0 +1,28 @@
+"""What a search found: what the surrogates are worth, every evaluation in order, the best mixtures.
+
+The tables are in the form in which a report shows them and a file keeps them. Losses here are bits per
+byte, as objectives are; a mixture's label is that of its evaluated model, so every number but
+``predicted`` was measured.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Found(NamedTuple):
+    """A search as a report tells of it."""
+
+    words: list[str]
+    """What was sought and found, in sentences."""
+    surrogates: "pd.DataFrame"
+    """Cross-validated: ``surrogate``, ``target``, ``spearman``, ``pearson``, ``rmse``, ``rows`` (mixtures
+    that it was fitted to), ``chosen`` (bool)."""
+    trace: "pd.DataFrame"
+    """Every evaluation in order: ``evaluation``, counted from 1; ``round``; ``mixture``; ``proposed_by``
+    ("start", the name of a surrogate, "descent", "random"); ``predicted``; ``objective``; ``best`` so far
+    among the feasible; ``feasible`` (bool)."""
+    best: "pd.DataFrame"
+    """The best evaluated feasible mixtures: ``mixture``, ``objective``, one column for each evaluation
+    set in bits per byte, ``predicted``."""
