@@ -14,6 +14,7 @@ from flows.options import (
     AsJson,
     RunName,
     StoreUrl,
+    UsageError,
     err,
     faults,
     open_store,
@@ -34,6 +35,13 @@ class What(StrEnum):
     LOSSES = "losses"
     RANKING = "ranking"
     LINEAGE = "lineage"
+
+
+class SourceUnit(StrEnum):
+    """What a trainer samples from."""
+
+    DOMAIN = "domain"
+    PARTITION = "partition"
 
 
 def show(
@@ -170,26 +178,68 @@ def export(
     model: Annotated[
         Path | None, typer.Option(help="New folder for the merged model (Hugging Face).")
     ] = None,
+    format_name: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="Sampling weights as yaml, or for huggingface, olmo-core, megatron or nanotron.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File for --format; without it the text is printed.")
+    ] = None,
+    unit: Annotated[
+        SourceUnit, typer.Option(help="What a trainer samples from; yaml always has both.")
+    ] = SourceUnit.DOMAIN,
+    paths: Annotated[
+        list[str] | None,
+        typer.Option(help="A source's data: NAME=PATH, or a YAML file of them. May be repeated."),
+    ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="YAML file for the mixture's sampling weights.")
+        Path | None, typer.Option(help="The same as --format yaml --output FILE.")
     ] = None,
 ) -> None:
-    """Write a mixture's merged model, its sampling weights, or both."""
+    """Write a mixture's merged model, its sampling weights for a trainer, or both."""
     from flows import export as exports
     from flows import show as views
+    from flows.export_formats import render, unplaced
 
-    if model is None and weights is None:
-        raise typer.BadParameter("say what to write: --model FOLDER, --weights FILE, or both")
+    # Where weights are printed, nothing else is.
+    say = err if format_name is not None and output is None else out
     with faults():
+        wanted = _formats(format_name, output, weights)
+        if model is None and not wanted:
+            raise UsageError(
+                "say what to write: --model FOLDER, --format FORMAT, --weights FILE, or several"
+            )
         opened = open_store(store)
         content = views.find_run(opened, run)
         chosen = exports.parse_mixture(mixture, content)
+        sampling = exports.sampling_of(content, chosen, unit.value, paths or [])
+        texts = [(render(name, sampling), file) for name, file in wanted]
         if model is not None:
             exports.export_model(opened, content, chosen, model)
-            out.print(f"merged model of {chosen.label}: {model}", soft_wrap=True)
-        if weights is not None:
-            exports.export_weights(content, chosen, weights)
-            out.print(f"sampling weights of {chosen.label}: {weights}", soft_wrap=True)
+            say.print(f"merged model of {chosen.label}: {model}", soft_wrap=True)
+        for text, file in texts:
+            exports.write_text(file, text)
+            if file is not None:
+                say.print(f"sampling weights of {chosen.label}: {file}", soft_wrap=True)
+        if sampling.unplaced and {name for name, _ in wanted} - {"yaml"}:
+            err.print(f"note: {unplaced(sampling)}", soft_wrap=True)
+
+
+def _formats(
+    format_name: str | None, output: Path | None, weights: Path | None
+) -> list[tuple[str, Path | None]]:
+    """Formats that are wanted, each with its file; None where it is to be printed."""
+    from flows.export_formats import FORMATS, unknown_format
+
+    if format_name is not None and format_name not in FORMATS:
+        raise UsageError(unknown_format(format_name))
+    wanted: list[tuple[str, Path | None]] = []
+    if format_name is not None or output is not None:
+        wanted.append((format_name or "yaml", output))
+    return [*wanted, ("yaml", weights)] if weights is not None else wanted
 
 
 def _print_lines(lines: Iterable[str]) -> None:

@@ -1,7 +1,9 @@
 """What a run cost, what the store saved it, and what training every mixture would have cost.
 
 Costs are summed by estimator and device and never across them. The cost of training a mixture is
-that of its partitions' trainings: the same tokens through the same model.
+that of its partitions' trainings: the same tokens through the same model. kWh are those of the
+facility and CO2e follows from them, by the power usage effectiveness and the grid intensity that the
+runtime states; ``stated`` puts into words what was stated and what is left out.
 """
 
 import json
@@ -10,6 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flows.runners import Entry, Ledger
+from flows.validation import REFERENCE
+from storage.cache import Runtime
+from tasks.carbon import co2e_kg, facility_kwh
 from tasks.energy import Cost, total
 from tasks.mixture import Mixture
 
@@ -18,33 +23,87 @@ if TYPE_CHECKING:
 
 EVERY_MIXTURE = "training every mixture (not done)"
 
+BUILT = ("training", "training references", "other steps")
+"""Items of the ledger's entries, each spent now or saved by the store."""
+
+COLUMNS = ("item", "seconds", "tokens", "flops", "joules", "kwh", "co2e_kg", "estimator", "device")
+
 
 def cost_frame(
-    ledger: Ledger, mixtures: Sequence[Mixture], trainings: Mapping[str, Entry]
+    ledger: Ledger,
+    mixtures: Sequence[Mixture],
+    trainings: Mapping[str, Entry],
+    runtime: Runtime | None = None,
 ) -> "pd.DataFrame":
-    """Rows for a person: ``item``, ``seconds``, ``tokens``, ``flops``, ``joules``, ``estimator``.
+    """Rows for a person, ``COLUMNS``; one row for each item, estimator and device.
 
     Args:
+        mixtures: all that were considered, those that a race or a search did not evaluate in full
+            included.
         trainings: what became of each partition's training, by partition.
+        runtime: states power usage effectiveness and grid intensity; None takes its defaults.
+
+    Returns:
+        ``kwh`` is the facility's, NaN where joules are unknown; ``co2e_kg`` is NaN also where no
+        grid intensity is stated.
     """
     import pandas as pd
 
-    trained = [entry for entry in ledger.entries if entry.step == "train"]
-    others = [entry for entry in ledger.entries if entry.step != "train"]
-    items = {
-        "training, now": _costs(e.cost for e in trained if e.built),
-        "other steps, now": _costs(e.cost for e in others if e.built),
-        "evaluating, now": _costs(ledger.sweep_costs),
-        "training, saved by the store": _costs(e.cost for e in trained if not e.built),
-        "other steps, saved by the store": _costs(e.cost for e in others if not e.built),
-        EVERY_MIXTURE: every_mixture(mixtures, trainings),
-    }
+    items = {**_recorded(ledger), EVERY_MIXTURE: every_mixture(mixtures, trainings)}
     rows = [
-        {"item": item, **cost.model_dump(exclude={"device"})}
+        {"item": item, **cost.model_dump(), **_facility(cost, runtime or Runtime())}
         for item, costs in items.items()
         for cost in total(costs)
     ]
-    return pd.DataFrame(rows, columns=["item", "seconds", "tokens", "flops", "joules", "estimator"])
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    numbers = ["joules", "kwh", "co2e_kg"]
+    return frame.astype(dict.fromkeys(numbers, "float64"))
+
+
+def _recorded(ledger: Ledger) -> dict[str, list[Cost]]:
+    """Costs that the ledger has, by item."""
+    saved = "saved by the store"
+    items: dict[str, list[Cost]] = {f"{what}, now": [] for what in BUILT}
+    items["evaluating, now"] = _costs(ledger.sweep_costs)
+    items |= {f"{what}, {saved}": [] for what in BUILT}
+    for entry in ledger.entries:
+        items[f"{_what(entry)}, {'now' if entry.built else saved}"] += _costs([entry.cost])
+    return items
+
+
+def _what(entry: Entry) -> str:
+    if entry.step != "train":
+        return "other steps"
+    return "training references" if entry.label.startswith(REFERENCE) else "training"
+
+
+def _facility(cost: Cost, runtime: Runtime) -> dict[str, float | None]:
+    if cost.joules is None:
+        return {"kwh": None, "co2e_kg": None}
+    kwh = facility_kwh(cost.joules, runtime.power_usage_effectiveness)
+    intensity = runtime.grid_intensity
+    return {"kwh": kwh, "co2e_kg": None if intensity is None else co2e_kg(kwh, intensity)}
+
+
+def stated(runtime: Runtime) -> list[str]:
+    """Sentences for below the table: what was stated, what was measured, what is left out."""
+    effectiveness, intensity = runtime.power_usage_effectiveness, runtime.grid_intensity
+    kwh = f"kWh are the joules times a power usage effectiveness (PUE) of {effectiveness:g}"
+    if effectiveness == 1:
+        kwh += ": cooling and power supply of the building are not counted"
+    co2e = "CO2e is not given: state the grid's g per kWh as grid_intensity"
+    if intensity is not None:
+        co2e = f"CO2e is kWh times a grid intensity of {intensity:g} g per kWh, as stated"
+        co2e += "; making the hardware is not counted"
+    return [
+        f"{kwh}.",
+        f"{co2e}.",
+        "Energy is worth as much as its estimator, which stands beside it: rows of different "
+        "estimators or devices must not be added.",
+        "Storage and network are in no row, nor is what losses cost that the store had. "
+        f"What {EVERY_MIXTURE.partition(' (')[0]} would have cost follows from the recorded cost of "
+        "each partition's training.",
+    ]
 
 
 def _costs(costs: Iterable[Mapping[str, Any]]) -> list[Cost]:

@@ -1,22 +1,23 @@
-"""Take a mixture out of the store: its merged model as a Hugging Face folder, its weights as YAML."""
+"""Take a mixture out of the store: its merged model as a folder, its weights as a trainer's file."""
 
 import json
 import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
-from fractions import Fraction
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from flows.export_formats import Sampling, Share, decimals
+from flows.model_card import model_card
 from flows.show import RunContent
 from storage.artifact import Record
 from storage.fingerprint import short
 from storage.store import Store
-from tasks.mixture import Mixture
+from tasks.mixture import Mixture, Unit
 
 
 def parse_mixture(text: str, run: RunContent) -> Mixture:
@@ -48,7 +49,7 @@ def parse_mixture(text: str, run: RunContent) -> Mixture:
 
 
 def export_model(store: Store, run: RunContent, mixture: Mixture, folder: Path) -> None:
-    """Write the merged model of a mixture, with its tokenizer, as a Hugging Face folder.
+    """Write the merged model of a mixture, its tokenizer and a model card as a Hugging Face folder.
 
     Raises:
         ValueError: the folder is not empty.
@@ -61,7 +62,8 @@ def export_model(store: Store, run: RunContent, mixture: Mixture, folder: Path) 
 
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: give a new folder")
-    models = _model_folders(store, run, mixture)
+    trained = _trainings(store, run, mixture)
+    models = {name: store.fetch(record.output) for name, record in trained.items()}
     check_mergeable({name: facts_of(path) for name, path in models.items()})
     merged = average_weights({n: load_weights(p) for n, p in models.items()}, dict(mixture.parts))
     first = next(iter(models.values()))
@@ -74,51 +76,119 @@ def export_model(store: Store, run: RunContent, mixture: Mixture, folder: Path) 
             if (first / file).exists():
                 shutil.copyfile(first / file, output / file)
         copy_files(_tokenizer_folder(store, facts_of(first).tokenizer), output)
-        facts = weights_tree(run, mixture) | {"merged_from": _digests(run, mixture)}
-        (output / "mixpool-mixture.json").write_text(json.dumps(facts, indent=1))
+        facts = weights_tree(run, mixture)
+        exact = {
+            "parts": dict(mixture.parts),
+            "merged_from": {name: run.models[name] for name in mixture.members},
+        }
+        tree = json.dumps({**facts, **exact}, indent=1, default=float)
+        (output / "mixpool-mixture.json").write_text(tree)
+        card = model_card(store, run, facts, trained)
+        (output / "README.md").write_text(card, encoding="utf-8")
         if folder.exists():
             folder.rmdir()
         output.rename(folder)
 
 
-def _digests(run: RunContent, mixture: Mixture) -> dict[str, str]:
-    return {name: run.models[name] for name in mixture.members}
-
-
-def _model_folders(store: Store, run: RunContent, mixture: Mixture) -> dict[str, Path]:
-    wanted = _digests(run, mixture)
+def _trainings(store: Store, run: RunContent, mixture: Mixture) -> dict[str, Record]:
+    """How each member's model was made, by name."""
     made = {record.output.digest: record for record in store.records("train")}
-    return {name: _fetched(store, made, digest, name) for name, digest in wanted.items()}
+    return {name: _known(made, run.models[name], name) for name in mixture.members}
 
 
 def _tokenizer_folder(store: Store, digest: str) -> Path:
     made = {record.output.digest: record for record in store.records("tokenizer")}
-    return _fetched(store, made, digest, "tokenizer")
+    return store.fetch(_known(made, digest, "tokenizer").output)
 
 
-def _fetched(store: Store, made: Mapping[str, Record], digest: str, name: str) -> Path:
+def _known(made: Mapping[str, Record], digest: str, name: str) -> Record:
     if digest not in made:
         raise ValueError(f"the store no longer has {name} ({short(digest)}): run the recipe again")
-    return store.fetch(made[digest].output)
+    return made[digest]
 
 
 def weights_tree(run: RunContent, mixture: Mixture) -> dict[str, Any]:
-    """A mixture as sampling weights by partition and by domain; both sum to 1."""
-    domains: dict[str, Fraction] = {}
-    for name, weight in mixture.weights.items():
-        domain = run.content["domains"][name]
-        domains[domain] = domains.get(domain, Fraction()) + weight
+    """A mixture as sampling weights by partition and by domain; both sum to exactly 1."""
     return {
         "mixture": mixture.label,
         "recipe": run.content["recipe"],
         "run": run.name,
-        "weights": {name: float(weight) for name, weight in mixture.weights.items()},
-        "domains": {name: float(weight) for name, weight in domains.items()},
+        "weights": decimals(_parts(run, mixture, "partition")),
+        "domains": decimals(_parts(run, mixture, "domain")),
     }
 
 
-def export_weights(run: RunContent, mixture: Mixture, file: Path) -> None:
-    """Write the sampling weights of a mixture as YAML."""
+def _parts(run: RunContent, mixture: Mixture, unit: Unit) -> dict[str, int]:
+    if unit == "partition":
+        return dict(mixture.parts)
+    parts: Counter[str] = Counter()
+    for name, part in mixture.parts:
+        parts[run.content["domains"][name]] += part
+    return dict(parts)
+
+
+def sampling_of(
+    run: RunContent, mixture: Mixture, unit: Unit = "domain", paths: Iterable[str] = ()
+) -> Sampling:
+    """A mixture as sources to sample from.
+
+    Args:
+        unit: what is a source. A domain weighs what its partitions in the mixture weigh together.
+        paths: where each source's data lies, as ``read_paths`` takes it.
+
+    Raises:
+        ValueError: as ``read_paths``.
+    """
+    domains = run.content["domains"]
+    placed = read_paths(paths, domains if unit == "partition" else set(domains.values()))
+    weights = decimals(_parts(run, mixture, unit))
+    shares = [Share(name, weight, placed.get(name, ())) for name, weight in weights.items()]
+    return Sampling(weights_tree(run, mixture), unit, shares)
+
+
+def read_paths(options: Iterable[str], names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Paths by name, from ``NAME=PATH`` (again for a further path) and YAML files that map them.
+
+    Raises:
+        ValueError: what is neither, or a name that the run does not have.
+    """
+    # The longest first: a name comes from data and may hold an equals sign.
+    known = sorted(names, key=len, reverse=True)
+    found: dict[str, tuple[str, ...]] = {}
+    for option in options:
+        name = next((name for name in known if option.startswith(f"{name}=")), None)
+        pairs = _mapped(option) if name is None else {name: [option[len(name) + 1 :]]}
+        for each, paths in pairs.items():
+            if each not in known or not all(paths):
+                raise ValueError(
+                    f"--paths {option}: {each!r} with {paths} gives no path of a source; the "
+                    f"sources of this run are {', '.join(sorted(known))}"
+                )
+            found[each] = (*found.get(each, ()), *paths)
+    return found
+
+
+def _mapped(option: str) -> dict[str, list[str]]:
+    if not Path(option).is_file():
+        name = option.partition("=")[0]
+        if "=" in option:
+            return {name: [option.partition("=")[2]]}
+        raise ValueError(
+            f"--paths {option}: give NAME=PATH, or a YAML file that maps names to paths"
+        )
+    tree = yaml.safe_load(Path(option).read_text(encoding="utf-8"))
+    if not isinstance(tree, dict):
+        raise ValueError(f"--paths {option}: the file maps no names to paths")
+    return {
+        str(name): [str(path) for path in (paths if isinstance(paths, list) else [paths])]
+        for name, paths in tree.items()
+    }
+
+
+def write_text(file: Path | None, text: str) -> None:
+    """Write a file and the folder that it is to be in, or print the text."""
+    if file is None:
+        print(text, end="")
+        return
     file.parent.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(weights_tree(run, mixture), sort_keys=False, allow_unicode=True)
     file.write_text(text, encoding="utf-8")

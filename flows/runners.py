@@ -16,7 +16,7 @@ from storage.artifact import Record
 from storage.cache import Call, Handle, Progress, Runtime, build, look_ahead, lookup
 from storage.lease import Busy
 from storage.store import Store
-from tasks.energy import Meter
+from tasks.energy import Meter, energy_source
 from tasks.rows import Rows
 
 LOG = logging.getLogger("mixpool.run")
@@ -202,9 +202,10 @@ def offset(progress: Progress, before: int, whole: int) -> Progress:
 
 
 def step_meter(call: Call[Any], runtime: Runtime) -> Meter:
-    """A meter for the device that the step computes on; only training uses a GPU."""
-    if call.step.name != "train":
-        return Meter("cpu")
-    from tasks.device import choose_device
+    """A meter for the device that the step computes on; only training and descent use a GPU."""
+    device = "cpu"
+    if call.step.name in {"train", "descend"}:
+        from tasks.device import choose_device
 
-    return Meter(choose_device(runtime))
+        device = choose_device(runtime)
+    return Meter(device, energy_source(device, how=runtime.energy))

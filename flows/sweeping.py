@@ -12,7 +12,7 @@ from storage.artifact import Artifact
 from storage.cache import Handle, Progress, Runtime
 from storage.fingerprint import fingerprint
 from storage.store import Store
-from tasks.energy import Meter
+from tasks.energy import Meter, energy_source
 from tasks.losses import EvaluateConfig, LossesTable, identity
 from tasks.mixture import Mixture
 from tasks.rows import Rows
@@ -100,14 +100,14 @@ class ResidentSweeper:
     """A sweeper that is loaded when first needed and stays for all chunks, and for other sets."""
 
     def __init__(self, store: Store, work: SweepWork, runtime: Runtime) -> None:
-        self._store, self._work, self._runtime = store, work, runtime
+        self._store, self._work, self.runtime = store, work, runtime
         self._sweeper: Sweeper | None = None
 
     def get(self) -> Sweeper:
         """The sweeper, with the whole pool and all sets."""
         if self._sweeper is None:
             models = {artifact_of(h).digest: self._fetch(h) for h in self._work.pool.values()}
-            self._sweeper = Sweeper(models, self._sets(), self._work.config, self._runtime)
+            self._sweeper = Sweeper(models, self._sets(), self._work.config, self.runtime)
         return self._sweeper
 
     def turn_to(self, work: SweepWork) -> None:
@@ -145,7 +145,8 @@ def run_chunk(
         table.refresh()
         resident = sweeper.get()
         left = [job for job in chunk if resident.lacks(table, job)]
-        with Meter(resident.device) as meter:
+        source = energy_source(str(resident.device), how=sweeper.runtime.energy)
+        with Meter(resident.device, source) as meter:
             rows = resident.evaluate(left, meter, progress)
         cost = meter.cost.model_dump()
         if rows:

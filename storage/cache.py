@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -65,6 +65,16 @@ class Runtime(BaseModel):
     """Seconds for which new files of a corpus must have kept their size and time before they are read."""
     scratch: str | None = None
     """Folder for unfinished outputs; None is the system's temporary folder."""
+    energy: Literal["auto", "codecarbon"] = "auto"
+    """How energy is found: auto reads NVML or RAPL counters, else estimates it from CPU time.
+
+    codecarbon asks that package (pip install 'mixpool[codecarbon]'), which estimates what it has no
+    counter for.
+    """
+    power_usage_effectiveness: float = Field(default=1.0, ge=1, allow_inf_nan=False)
+    """Energy of the whole facility for one unit of energy of its computers; 1 counts these alone."""
+    grid_intensity: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Grams of CO2 equivalent for one kWh from the grid; None leaves emissions out of the cost."""
 
 
 class Meter(Protocol):

@@ -1,6 +1,9 @@
-"""A mixture taken out of the store is the model that was judged, and loads anywhere."""
+"""What is taken out of the store: the model that was judged, and weights that trainers can read."""
 
+import json
 import math
+import re
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -78,9 +81,41 @@ def test_weights_sum_to_one_by_partition_and_by_domain(parts: dict[str, int]) ->
     run = run_of(("a-0", "a-1", *NAMES))
     mixture = Mixture.of({"a-0": 1, "a-1": 3, **parts})
     tree = weights_tree(run, mixture)
-    assert math.fsum(tree["weights"].values()) == pytest.approx(1, abs=1e-15)
-    assert math.fsum(tree["domains"].values()) == pytest.approx(1, abs=1e-15)
-    assert tree["domains"]["a"] == float(Fraction(4, mixture.total))
+    assert sum(tree["weights"].values()) == sum(tree["domains"].values()) == Decimal(1)
+    for name, exact in mixture.weights.items():
+        assert abs(Fraction(tree["weights"][name]) - exact) < Fraction(1, 10**9)
+    assert abs(Fraction(tree["domains"]["a"]) - Fraction(4, mixture.total)) < Fraction(1, 10**9)
+
+
+# The command ------------------------------------------------------------------------------------
+
+
+def test_weights_are_printed_or_written(finished: Place, tmp_path: Path) -> None:
+    words = ("export", "3 birds-0 + law-0", "--store", finished.store)
+    printed = mixpool(*words, "--format", "megatron", "--paths", "law=/data/law")
+    assert printed.exit_code == 0, printed.stderr
+    assert printed.stdout == "0.75 birds\n0.25 /data/law\n"
+    assert "names stand where a path belongs (--paths NAME=PATH): birds" in printed.stderr
+
+    file = tmp_path / "new" / "mix.yaml"
+    result = mixpool(
+        *words, "--format", "olmo-core", "--unit", "partition", "--output", file,
+        "--weights", tmp_path / "ours.yaml", "--paths", "law-0=/l", "--paths", "birds-0=/b",
+    )  # fmt: skip
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == [
+        f"sampling weights of 3 birds-0 + 1 law-0: {file}",
+        f"sampling weights of 3 birds-0 + 1 law-0: {tmp_path / 'ours.yaml'}",
+    ]
+    assert [s["target_ratio"] for s in yaml.safe_load(file.read_text())["sources"]] == [0.75, 0.25]
+    ours = yaml.safe_load((tmp_path / "ours.yaml").read_text())
+    assert ours["domains"] == {"birds": 0.75, "law": 0.25}
+
+
+def test_a_format_that_there_is_not(finished: Place) -> None:
+    result = mixpool("export", "best", "--store", finished.store, "--format", "axolotl")
+    assert result.exit_code == 2
+    assert "there are yaml, huggingface, olmo-core, megatron, nanotron. Axolotl is" in result.stderr
 
 
 # The exported model ----------------------------------------------------------------------------
@@ -119,6 +154,7 @@ def nats(model: Any, tokenizer: Any, texts: list[str], context: int) -> float:
 def test_the_exported_model_has_the_perplexity_that_was_ranked(
     finished: Place, tmp_path: Path
 ) -> None:
+    from huggingface_hub import ModelCard
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, file = tmp_path / "new" / "model", tmp_path / "weights.yaml"
@@ -141,6 +177,18 @@ def test_the_exported_model_has_the_perplexity_that_was_ranked(
     assert weights["mixture"] == best
     assert sum(weights["weights"].values()) == pytest.approx(1)
     assert sum(weights["domains"].values()) == pytest.approx(1)
+
+    front, card = (folder / "README.md").read_text().removeprefix("---\n").split("---\n", 1)
+    assert yaml.safe_load(front) == {"library_name": "transformers", "tags": ["mixpool", "merge"]}
+    assert ModelCard.load(folder / "README.md").data.tags == ["mixpool", "merge"]
+    assert card.startswith(f"\n# {best}\n")
+    for name, weight in weights["weights"].items():
+        assert re.search(rf"\| {name} \| {name[:-2]} \| {weight} \| 640 \|", card)
+    (base,) = (r for r in Store(finished.store).records("train") if r.label == "base")
+    assert f"- base model: {base.output.digest}" in card
+    for evaluation_set, row in losses.iterrows():
+        perplexity = math.exp(row["nll"] / row["num_tokens"])
+        assert f"| {evaluation_set} | {perplexity:,.3f} |" in card
     assert not [path.name for path in folder.parent.iterdir() if path != folder]
 
 
@@ -152,11 +200,18 @@ def test_weighted_mixtures_and_untied_embeddings(finished: Place, tmp_path: Path
     changes = ["base.architecture.tie_embeddings=false", "corpus.name=untied", "train.steps=2"]
     changes += ["corpus.source.include_domains=[birds, law]", "mixtures.spaces.0.sizes=[1]"]
     words = [word for change in changes for word in ("--set", change)]
+    words += ["--runtime", "energy=codecarbon"]
     found = mixpool_json("run", place.recipe, "--store", place.store, *words)
     assert found["trained"] == ["base", "birds-0", "law-0"]
+    spent = {row["item"]: row["estimator"] for row in found["cost"] if "now" in row["item"]}
+    assert spent.keys() == {"training, now", "other steps, now", "evaluating, now"}
+    assert all(estimator.startswith("codecarbon ") for estimator in spent.values())
     for mixture, name in (("birds-0", "a"), ("law-0", "b"), ("3 birds-0 + law-0", "mixed")):
         result = mixpool("export", mixture, "--store", place.store, "--model", tmp_path / name)
         assert result.exit_code == 0, result.stderr
+    facts = json.loads((tmp_path / "mixed" / "mixpool-mixture.json").read_text())
+    assert facts["parts"] == {"birds-0": 3, "law-0": 1}
+    assert facts["weights"] == {"birds-0": 0.75, "law-0": 0.25}
     a, b, mixed = (load_file(tmp_path / n / "model.safetensors") for n in ("a", "b", "mixed"))
     assert "lm_head.weight" in mixed
     assert a.keys() == b.keys() == mixed.keys()
