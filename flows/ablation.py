@@ -4,7 +4,8 @@ A plain function that is given a runner. Nothing here computes: it says which st
 which inputs, and the runner looks it up, builds it, or counts it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from typing import Any
 
 from flows.race import Raced, run_race
@@ -29,8 +30,8 @@ from tasks.window import WINDOW
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a chain has made, or would make."""
+class Prepared:
+    """What every mixture is judged by: the pool and the evaluation sets, as made or planned."""
 
     manifest: Manifest
     tokenizer: Handle
@@ -43,6 +44,17 @@ class Outcome:
     sets: list[SetEntry]
     windows: dict[str, Handle]
     """Windows of each evaluation set."""
+
+    @property
+    def domains(self) -> dict[str, str]:
+        """Domain of each partition."""
+        return {entry.name: entry.domain for entry in self.partitions}
+
+
+@dataclass(frozen=True)
+class Outcome(Prepared):
+    """What a chain has made, or would make."""
+
     mixtures: list[Mixture]
     """Over names of partitions."""
     rows: Rows | None
@@ -50,15 +62,22 @@ class Outcome:
     race: Raced | None = None
     """How the mixtures were screened; None where each was evaluated in full."""
 
+    @classmethod
+    def of(
+        cls,
+        prepared: Prepared,
+        mixtures: list[Mixture],
+        rows: Rows | None,
+        race: Raced | None = None,
+    ) -> "Outcome":
+        """What was prepared, and the mixtures that were judged by it."""
+        made = {field.name: getattr(prepared, field.name) for field in fields(Prepared)}
+        return cls(**made, mixtures=mixtures, rows=rows, race=race)
+
     @property
     def judged(self) -> list[Mixture]:
         """The mixtures that were evaluated in full: all, or the finalists of a race."""
         return self.mixtures if self.race is None else self.race.finalists or []
-
-    @property
-    def domains(self) -> dict[str, str]:
-        """Domain of each partition."""
-        return {entry.name: entry.domain for entry in self.partitions}
 
 
 def ablate(run: Runner, recipe: Recipe, corpus: Manifest | None = None) -> Outcome:
@@ -71,11 +90,26 @@ def ablate(run: Runner, recipe: Recipe, corpus: Manifest | None = None) -> Outco
         ValueError: the data or the recipe cannot be used; what was committed stays.
     """
     corpus = corpus or scan_corpus(run, recipe)
-    tokenizer = Handle("tokenizer", "tokenizer", corpus.tokenizer)
-    partitions = corpus.partitions(with_open=recipe.corpus.short_partitions)
     # Before anything is trained: a space may name a domain that there is not.
-    mixtures = enumerate_mixtures(recipe.mixtures, {e.name: e.domain for e in partitions})
-    _check_labels(mixtures)
+    domains = {entry.name: entry.domain for entry in partitions_of(corpus, recipe)}
+    mixtures = enumerate_mixtures(recipe.mixtures, domains)
+    check_labels(mixtures)
+    prepared = prepare(run, recipe, corpus)
+    work = SweepWork(mixtures, prepared.pool, prepared.windows, recipe.evaluation.evaluate)
+    rules = recipe.evaluation.race
+    race = None if rules is None else run_race(run, rules, work)
+    rows = race.rows if race else run.sweep(work)
+    return Outcome.of(prepared, mixtures, rows, race)
+
+
+def prepare(run: Runner, recipe: Recipe, corpus: Manifest) -> Prepared:
+    """Bring the pool and the evaluation sets up to date; no mixture is judged.
+
+    Raises:
+        ValueError: the data or the recipe cannot be used; what was committed stays.
+    """
+    tokenizer = Handle("tokenizer", "tokenizer", corpus.tokenizer)
+    partitions = partitions_of(corpus, recipe)
     base = base_model(run, recipe, corpus, tokenizer)
     tokens = dict(
         zip(
@@ -86,7 +120,7 @@ def ablate(run: Runner, recipe: Recipe, corpus: Manifest | None = None) -> Outco
     )
     trainings = [train(recipe, base, {"tokens": tokens[e.name]}, e.name) for e in partitions]
     pool = dict(zip(tokens, run.map(trainings), strict=True))
-    sets = _wanted_sets(corpus, recipe)
+    sets = wanted_sets(corpus, recipe)
     windows = dict(
         zip(
             (entry.name for entry in sets),
@@ -94,16 +128,16 @@ def ablate(run: Runner, recipe: Recipe, corpus: Manifest | None = None) -> Outco
             strict=True,
         )
     )
-    work = SweepWork(mixtures, pool, windows, recipe.evaluation.evaluate)
-    rules = recipe.evaluation.race
-    race = None if rules is None else run_race(run, rules, work)
-    rows = race.rows if race else run.sweep(work)
-    return Outcome(
-        corpus, tokenizer, base, partitions, tokens, pool, sets, windows, mixtures, rows, race
-    )
+    return Prepared(corpus, tokenizer, base, partitions, tokens, pool, sets, windows)
 
 
-def _check_labels(mixtures: list[Mixture]) -> None:
+def partitions_of(corpus: Manifest, recipe: Recipe) -> list[PartitionEntry]:
+    """The partitions that the recipe trains a model on."""
+    return corpus.partitions(with_open=recipe.corpus.short_partitions)
+
+
+def check_labels(mixtures: Iterable[Mixture]) -> None:
+    """Refuse mixtures that people could not tell apart. Raises ValueError."""
     seen: set[str] = set()
     for mixture in mixtures:
         if (label := mixture.label) in seen:
@@ -114,7 +148,8 @@ def _check_labels(mixtures: list[Mixture]) -> None:
         seen.add(label)
 
 
-def _wanted_sets(corpus: Manifest, recipe: Recipe) -> list[SetEntry]:
+def wanted_sets(corpus: Manifest, recipe: Recipe) -> list[SetEntry]:
+    """The evaluation sets that the recipe asks for. Raises ValueError where two have one name."""
     names = {config.name for config in recipe.evaluation.sets}
     found = corpus.evaluation_sets()
     heldout = [e for e in found if e.domain is not None and recipe.evaluation.heldout]

@@ -5,6 +5,7 @@ are imported where they are needed: a run in which everything is stored imports 
 transformers, and ``--help`` next to nothing.
 """
 
+import json
 import logging
 import os
 import sys
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.cli_prefect import deploy, landed, serve
+from flows.cli_report import report
+from flows.cli_search import search
 from flows.cli_store import export, gc, show, verify
 from flows.console import TerminalReporter, print_json, print_rows
 from flows.options import (
@@ -22,6 +25,7 @@ from flows.options import (
     RecipeFile,
     RuntimeOptions,
     StoreUrl,
+    UsageError,
     err,
     faults,
     open_store,
@@ -66,6 +70,10 @@ def validate(
     references: Annotated[
         int | None, typer.Option(help="Mixtures to train for real; default: the recipe's.")
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="What they may cost: '12 trainings', '5e6 tokens', '40 kJ'."),
+    ] = None,
     store: StoreUrl = DEFAULT_STORE,
     overrides: Overrides = None,
     runtime: RuntimeOptions = None,
@@ -76,6 +84,8 @@ def validate(
     changes = [*(overrides or [])]
     if references is not None:
         changes.append(f"validation.references={references}")
+    if budget is not None:
+        changes.append(f"validation.budget={json.dumps(budget)}")
     _run(recipe, store, changes, runtime, as_json=as_json, prefect=prefect, references=True)
 
 
@@ -125,9 +135,12 @@ def plan(
     references: Annotated[
         bool, typer.Option("--references", help="Plan a validation too.")
     ] = False,
+    search: Annotated[
+        bool, typer.Option("--search", help="Plan a search instead of every mixture.")
+    ] = False,
 ) -> None:
     """Say what is stored, what would be built, at most how many, and at what cost."""
-    made = _plan(recipe, store, overrides, runtime, references=references)
+    made = _plan(recipe, store, overrides, runtime, references=references, search=search)
     tree = made.to_json()
     if as_json:
         print_json(tree)
@@ -151,6 +164,13 @@ def plan(
         f"{missing:,} losses{made.then}; {_cost(made)}",
         soft_wrap=True,
     )
+    if references:
+        wanted = tree["references"]
+        out.print(
+            f"of these for the validation: {len(wanted['build'])} trainings of {wanted['tokens']:,} "
+            f"tokens; {len(wanted['cached'])} references are in the store",
+            soft_wrap=True,
+        )
 
 
 def _plan(
@@ -160,21 +180,32 @@ def _plan(
     runtime: list[str] | None,
     *,
     references: bool = False,
+    search: bool = False,
 ) -> "Plan":
     with faults():
         from flows.planner import plan as make_plan
 
+        if references and search:
+            raise UsageError("plan a validation and a search one after the other")
         loaded, settings = read_recipe(recipe, overrides), read_runtime(runtime)
         with TerminalReporter(err) as reporter:
-            return make_plan(store, loaded, settings, reporter, with_references=references)
+            return make_plan(
+                store,
+                loaded,
+                settings,
+                reporter,
+                with_references=references,
+                with_search=search,
+            )
 
 
 def _cost(made: "Plan") -> str:
-    from tasks.tables import duration
+    from tasks.tables import duration, joules
 
-    return (
-        "no earlier record to go by" if made.seconds is None else f"about {duration(made.seconds)}"
-    )
+    if made.seconds is None:
+        return "no earlier record to go by"
+    energy = f", {joules(made.joules)} for training" if made.joules else ""
+    return f"about {duration(made.seconds)}{energy}"
 
 
 def _shortened(names: list[str], most: int = 8) -> str:
@@ -234,7 +265,7 @@ def demo(
         run_demo(store, corpus, references=references)
 
 
-for command in (show, verify, gc, export, serve, deploy, landed):
+for command in (search, report, show, verify, gc, export, serve, deploy, landed):
     app.command()(command)
 
 

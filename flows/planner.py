@@ -7,17 +7,18 @@ bytes may turn up and be found, so the counts are upper bounds.
 
 import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flows.ablation import Outcome, ablate
+from flows.ablation import Prepared, ablate, scan_corpus
 from flows.recipe import Recipe
 from flows.runners import InlineRunner, Ledger, Quiet, Reporter, note
+from flows.search import Searched, search
 from flows.sweeping import SweepPlan, SweepWork
-from flows.validation import train_references
+from flows.validation import REFERENCE, train_references
 from storage.artifact import Record
 from storage.cache import Call, Explanation, Handle, Runtime, explain, look_ahead, lookup
 from storage.overlay import overlay
@@ -47,6 +48,8 @@ class PlannerRunner:
     pairs_missing: int = 0
     effort: float = 0.0
     """The missing pairs; one on a part of a set counts as the part's share of the set."""
+    gives_rows: bool = False
+    """Whether a sweep whose losses are all there gives them, also outside races."""
 
     def map(self, calls: Sequence[Call[Any]]) -> list[Handle]:
         """Stored results, or handles without an artifact."""
@@ -66,13 +69,14 @@ class PlannerRunner:
         """Nothing is held."""
 
     def sweep(self, work: SweepWork) -> Rows | None:
-        """Count the losses that are missing; where a race goes by them and all are there, give them."""
+        """Count the losses that are missing; give them where all are there and a choice goes by them."""
         pairs = len(work.mixtures) * len(work.sets)
         handles = [*work.pool.values(), *work.sets.values()]
         if all(handle.artifact is not None for handle in handles):
             found = SweepPlan.of(self.store, work, self.runtime.scratch)
             known = found.num_known
-            rows = found.rows(self.runtime.scratch) if work.stage and known == pairs else None
+            is_wanted = known == pairs and (work.stage is not None or self.gives_rows)
+            rows = found.rows(self.runtime.scratch) if is_wanted else None
         else:
             known, rows = _known_pairs(self.store, work), None
         self.pairs_known += known
@@ -113,6 +117,8 @@ class Plan:
     seconds_per_pair: float | None
     explanations: list[Explanation]
     """Why each step that would be built is not in the store."""
+    is_search: bool = False
+    """Whether a search chooses, as it goes, which of the missing losses are evaluated."""
 
     def to_build(self, step: str | None = None) -> list[Call[Any]]:
         """Calls that would run, of one step or of all."""
@@ -127,12 +133,28 @@ class Plan:
     @property
     def then(self) -> str:
         """What follows the missing losses, in words that end a count of them."""
+        if self.is_search:
+            return ", which the search chooses as it goes"
         return ", then those that a race decides on" if self.is_open else ""
 
     @property
     def training_tokens(self) -> int:
         """Tokens that would be trained on."""
-        return int(sum(call.estimate.get("tokens", 0) for call in self.to_build("train")))
+        return _tokens(self.to_build("train"))
+
+    @property
+    def references(self) -> list[Planned]:
+        """The trainings of a validation, those of partitions left out."""
+        trainings = (p for p in self.planned if p.call.step.name == "train")
+        return [p for p in trainings if p.call.label.startswith(REFERENCE)]
+
+    @property
+    def joules(self) -> float | None:
+        """Estimate for what would be trained, from earlier records; None where none has measured any."""
+        known = [
+            r.cost["joules"] / r.cost["tokens"] for r in self.train_records if r.cost["joules"]
+        ]
+        return self.training_tokens * statistics.median(known) if known else None
 
     @property
     def seconds(self) -> float | None:
@@ -166,8 +188,19 @@ class Plan:
             "race_decides_more": self.is_open,
             "training_tokens": self.training_tokens,
             "seconds": self.seconds,
-            "upper_bound": any(call.key is None for call in self.to_build()),
+            "joules": self.joules,
+            "references": {
+                "cached": [p.call.label for p in self.references if p.is_cached],
+                "build": [p.call.label for p in self.references if not p.is_cached],
+                "tokens": _tokens(p.call for p in self.references if not p.is_cached),
+            },
+            "search_chooses": self.is_search,
+            "upper_bound": self.is_search or any(call.key is None for call in self.to_build()),
         }
+
+
+def _tokens(calls: Iterable[Call[Any]]) -> int:
+    return int(sum(call.estimate.get("tokens", 0) for call in calls))
 
 
 @contextmanager
@@ -184,11 +217,18 @@ def plan(
     reporter: Reporter,
     *,
     with_references: bool = False,
+    with_search: bool = False,
 ) -> Plan:
-    """Count what a run of ``recipe`` on the store at ``url`` would do."""
+    """Count what a run of ``recipe`` on the store at ``url`` would do.
+
+    Args:
+        with_search: a search instead of every mixture: what it may still evaluate is counted in full.
+    """
     with scratch_store(url) as store:
-        runner = PlannerRunner(store, runtime, reporter)
-        outcome: Outcome = ablate(runner, recipe)
+        # The choice of references goes by the ranking, where there is one.
+        runner = PlannerRunner(store, runtime, reporter, gives_rows=with_references)
+        found = _searched(runner, recipe) if with_search else None
+        outcome = found.outcome if found else ablate(runner, recipe)
         if with_references:
             train_references(runner, recipe, outcome)
         records = {step: list(store.records(step)) for step in _steps(runner)}
@@ -198,7 +238,7 @@ def plan(
             pairs_missing=runner.pairs_missing,
             effort=runner.effort,
             is_open=outcome.race is not None and not outcome.race.result.is_complete,
-            mixtures=len(outcome.mixtures),
+            mixtures=len(outcome.mixtures) + (found.pending if found else 0),
             partitions=len(outcome.partitions),
             train_records=[r for r in records.get("train", []) if r.cost.get("tokens")],
             seconds_per_pair=_seconds_per_pair(store, recipe, outcome),
@@ -207,14 +247,24 @@ def plan(
                 for p in runner.planned
                 if not p.is_cached
             ],
+            is_search=found is not None and found.pending > 0,
         )
+
+
+def _searched(runner: PlannerRunner, recipe: Recipe) -> Searched:
+    """Play a search as far as its losses are known, and count what may follow."""
+    found = search(runner, recipe, scan_corpus(runner, recipe))
+    uncounted = found.left * len(found.outcome.sets)
+    runner.pairs_missing += uncounted
+    runner.effort += uncounted
+    return found
 
 
 def _steps(runner: PlannerRunner) -> list[str]:
     return sorted({planned.call.step.name for planned in runner.planned})
 
 
-def _seconds_per_pair(store: Store, recipe: Recipe, outcome: Outcome) -> float | None:
+def _seconds_per_pair(store: Store, recipe: Recipe, outcome: Prepared) -> float | None:
     table = LossesTable(store, recipe.evaluation.evaluate)
     seconds = sum(cost["seconds"] for cost in table.costs())
     tokens = sum(cost["tokens"] for cost in table.costs())

@@ -139,6 +139,9 @@ def summary_page(store: Store, run: RunContent) -> Iterator[str]:
     yield f"- losses from the store: {summary['losses_from_store']:,}"
     if race := summary.get("race"):
         yield from ["", "## Screened", *(plain(sentence) for sentence in race["words"])]
+    for heading, field in (("Can it be trusted?", "verdict"), ("Search", "search")):
+        if words := summary.get(field):
+            yield from ["", f"## {heading}", *(f"- {plain(sentence)}" for sentence in words)]
     yield from ["", "## Open", *_places(store, run)]
     rows = [
         [plain(name), plain(row["mixture"]), f"{row['perplexity']:.3f}"]

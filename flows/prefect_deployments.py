@@ -34,7 +34,7 @@ from prefect.workers.utilities import get_default_base_job_template_for_infrastr
 from flows.deployment import PROCESS, Deploy
 from flows.options import UsageError
 from flows.prefect_devices import limit_name, make_limit
-from flows.prefect_flows import FLOWS, ablate_flow, ingest_flow, sweep_flow
+from flows.prefect_flows import FLOWS, ablate_flow, ingest_flow, search_flow, sweep_flow
 from flows.prefect_queue import WAITING
 from flows.prefect_settings import CLIENT
 from flows.prefect_text import dashed
@@ -49,12 +49,13 @@ LANDED = "corpus.data.landed"
 ANY_CORPUS = "any"
 """Stands for the corpus of an event that concerns every corpus."""
 
-WITH_RECIPE = (ablate_flow, ingest_flow, sweep_flow)
+WITH_RECIPE = (ablate_flow, ingest_flow, sweep_flow, search_flow)
 
 TAGS = {
     "ablate": ["trains", "evaluates"],
     "ingest": ["trains", "evaluates", "data"],
     "sweep": ["evaluates"],
+    "search": ["trains", "evaluates"],
     "report": ["reads"],
     "verify": ["maintenance"],
     "gc": ["maintenance"],

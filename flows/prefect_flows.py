@@ -1,7 +1,8 @@
 """The flows that a person finds in Prefect: each with a form, and artifacts that tell what came of it.
 
 ``ablate`` does what ``mixpool run`` does, into the same store; ``ingest`` does it where data has
-landed; ``sweep`` evaluates and trains nothing; ``report``, ``verify`` and ``gc`` look at a store.
+landed; ``sweep`` evaluates and trains nothing; ``search`` looks for the best mixture where there are too
+many; ``report``, ``verify`` and ``gc`` look at a store.
 Parameters name the recipe or hold it, and say where results go; what they cannot mean is refused by
 the form, or by the run at once, with the path of the field.
 """
@@ -166,6 +167,26 @@ def sweep_flow(
     return carry_out_recipe(wanted, Store(store, create=False), runtime, may_train=False)
 
 
+@flow(name="search", flow_run_name=run_name, persist_result=False)
+@says_what_is_wrong
+def search_flow(
+    recipe: RecipeChoice,
+    store: StoreUrl,
+    overrides: list[Override] = [],  # noqa: B006
+    runtime: Runtime = DEFAULT_RUNTIME,
+) -> dict[str, Any]:
+    """Train what is missing, and look for the best mixture where there are too many to evaluate.
+
+    Args:
+        recipe: The address of a recipe in YAML, or the recipe itself.
+        store: Where results are kept: a folder of the worker or an fsspec URL.
+        overrides: Changes to the recipe, such as search.evaluations=500.
+        runtime: How it is computed, never what.
+    """
+    wanted = chosen_recipe(recipe, overrides)
+    return carry_out_recipe(wanted, Store(store), runtime, with_search=True)
+
+
 @flow(name="report", persist_result=False)
 @says_what_is_wrong
 def report_flow(store: StoreUrl, run: str | None = None) -> str:
@@ -224,7 +245,7 @@ def gc_flow(store: StoreUrl, keep: list[str] = [], delete: bool = False) -> Any:
     return Completed(message=f"{garbage.num_bytes:,} bytes {what}")
 
 
-FLOWS = (ablate_flow, ingest_flow, sweep_flow, report_flow, verify_flow, gc_flow)
+FLOWS = (ablate_flow, ingest_flow, sweep_flow, search_flow, report_flow, verify_flow, gc_flow)
 
 
 def run_with_prefect(
@@ -258,15 +279,17 @@ def carry_out_recipe(
     runtime: Runtime,
     *,
     with_references: bool = False,
+    with_search: bool = False,
     may_train: bool = True,
 ) -> dict[str, Any]:
     """Plan, execute and show a recipe inside a flow run."""
+    wanted = {"with_references": with_references, "with_search": with_search}
     with PrefectRunner(store, runtime, may_train=may_train) as runner:
 
         def announce() -> None:
-            made = plan(store.url, recipe, runtime, Quiet(), with_references=with_references)
+            made = plan(store.url, recipe, runtime, Quiet(), **wanted)
             leave_plan(recipe.name, made)
 
-        result = execute(runner, recipe, with_references=with_references, announce=announce)
+        result = execute(runner, recipe, announce=announce, **wanted)
     leave_ranking(store, show.RunContent(result.content["name"], result.content))
     return {"run": result.folder, **result.summary}

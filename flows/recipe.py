@@ -22,6 +22,8 @@ from tasks.intake import CorpusConfig, EvaluationSetConfig
 from tasks.losses import EvaluateConfig
 from tasks.model import GivenModel, LlamaArchitecture
 from tasks.race import RaceConfig
+from tasks.references import ValidationConfig
+from tasks.search import SearchConfig
 from tasks.spaces import MixturesConfig
 from tasks.tokenizer import TokenizerConfig, TrainTokenizer
 from tasks.train import TrainConfig
@@ -59,17 +61,6 @@ class EvaluationConfig(Config):
     """How the best mixtures are found without evaluating all in full; None evaluates all in full."""
 
 
-class ValidationConfig(Config):
-    """Which mixtures are really trained, to see whether the ranking can be trusted."""
-
-    references: int = Field(default=12, ge=2)
-    """Number of mixtures that are really trained."""
-    sizes: list[int] = Field(default=[2, 3, 4], min_length=1)
-    """Numbers of partitions from which the sample is drawn, in equal shares."""
-    seed: int = 0
-    """Seed of the sample."""
-
-
 class Recipe(Config):
     """Everything that can change a result."""
 
@@ -89,6 +80,8 @@ class Recipe(Config):
     """Which mixtures are judged."""
     validation: ValidationConfig = ValidationConfig()
     """Which mixtures a validation really trains."""
+    search: SearchConfig = SearchConfig()
+    """Which mixture a search looks for, and how long; a run without a search does not use it."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

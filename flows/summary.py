@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from tasks import tables
+from tasks import tables, trust_tables
 from tasks.ranking import MACRO_MEAN
 from tasks.tables import Columns, number, text
 
@@ -29,15 +29,6 @@ BEST: Columns = {
     "perplexity": ("perplexity", number(3)),
     "ties": ("tied with it", str),
 }
-VALIDATION: Columns = {
-    "evaluation_set": ("evaluation set", text),
-    "k": ("k", str),
-    "references": ("references", str),
-    "pearson": ("Pearson", number(2)),
-    "spearman": ("Spearman", number(2)),
-    "pearson_individual": ("Pearson of means", number(2)),
-    "spearman_individual": ("Spearman of means", number(2)),
-}
 
 
 def show_result(console: Console, result: "RunResult", top: int = 10) -> None:
@@ -53,10 +44,14 @@ def show_result(console: Console, result: "RunResult", top: int = 10) -> None:
             console.print(sentence, soft_wrap=True)
     if len(result.changes):
         console.print(_table("Single changes to the best mixture", result.changes, CHANGES))
-    if result.validation is not None:
-        console.print(_validation_table(result.validation.table))
-    console.print(_table("Cost", result.report.cost, tables.COST))
-    for note in result.report.notes:
+    if result.report.search is not None:
+        _show_words(console, "Search", result.report.search.words)
+    if result.report.validation is not None:
+        _show_words(console, "Trust", result.report.validation.words)
+        console.print(_validation_table(result.report.validation.table))
+    cost = result.report.cost
+    console.print(_table("Cost", cost, tables.known(tables.COST, cost)))
+    for note in [*result.report.notes, *result.report.remarks]:
         console.print(f"note: {note}", soft_wrap=True)
     show_ledger(console, result.summary)
 
@@ -97,14 +92,25 @@ def _best(rankings: "Mapping[str, pd.DataFrame]") -> "pd.DataFrame":
     return best.assign(ties=[max(0, int(table["tied"].sum()) - 1) for table in sets])
 
 
+def _show_words(console: Console, title: str, words: list[str]) -> None:
+    console.print(f"\n{title}", style="italic")
+    for sentence in words:
+        console.print(sentence, soft_wrap=True, markup=False)
+
+
 def _validation_table(figures: "pd.DataFrame") -> Table:
-    caption = "of log-perplexity; means: mean loss of the single partition models (no merging)"
-    title = "Merged models against really trained ones"
-    return _table(title, figures, VALIDATION, caption)
+    shown = trust_tables.predictors_table(figures)
+    caption = "by number of partitions (references); 95 % intervals; within: sizes' means taken off"
+    return _drawn(
+        "Merged models against really trained ones: Pearson for the macro mean", shown, caption
+    )
 
 
 def _table(title: str, frame: "pd.DataFrame", columns: Columns, caption: str = "") -> Table:
-    shown = tables.table_of(frame, columns)
+    return _drawn(title, tables.table_of(frame, columns), caption)
+
+
+def _drawn(title: str, shown: tables.Table, caption: str = "") -> Table:
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for head, numeric in zip(shown.heads, shown.numeric, strict=True):
         table.add_column(head, justify="right" if numeric else "left")

@@ -1,28 +1,39 @@
 """Really train a sample of mixtures, and see how far the ranking can be trusted.
 
 References are steps like any other: the base model trained on the union of a mixture's tokens, in as
-many steps as its partitions had together. They are cached, resumed, and reused by later validations.
+many steps as its partitions had together. They are cached, resumed, and reused by later validations;
+so are the same with other seeds, which tell how far references themselves agree. What else a verdict
+stands on costs evaluations alone: partition models by themselves, the midpoints of pairs, the base model.
 """
 
-from collections.abc import Iterable
+import random
+import statistics
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flows.ablation import Outcome, train
 from flows.frames import losses_of
 from flows.recipe import Recipe
 from flows.runners import Runner
-from flows.sweeping import SweepWork
+from flows.sweeping import SweepPlan, SweepWork
 from storage.cache import Call, Handle
-from tasks.agreement import agreement, choose_references, pair_up
+from tasks.barrier import barriers
 from tasks.mixture import Mixture
-from tasks.rows import Rows
+from tasks.pairs import bits_per_byte, pair_up, per_token
+from tasks.references import Budget, affordable, choose_references, parse_budget
+from tasks.rows import Losses, Rows
+from tasks.sums import GroupSums
+from tasks.train import training_tokens
+from tasks.trust import Trust, judge
 
 if TYPE_CHECKING:
     import pandas as pd
 
 REFERENCE = "reference "
 """Stands before a mixture's label where its really trained model is meant."""
+BASE = "base model"
 
 
 @dataclass(frozen=True)
@@ -33,10 +44,8 @@ class Validation:
     """The mixtures that were really trained."""
     references: dict[str, Handle]
     """Model of each, by the mixture's label."""
-    pairs: "pd.DataFrame"
-    """Loss of proxy, reference and baseline (see ``tasks.agreement.pair_up``)."""
-    table: "pd.DataFrame"
-    """Correlations (see ``tasks.agreement.agreement``)."""
+    trust: Trust
+    """How far they agree, and a verdict in words."""
 
 
 class References(NamedTuple):
@@ -45,57 +54,183 @@ class References(NamedTuple):
     chosen: list[Mixture]
     models: dict[str, Handle]
     """Model of each, by the mixture's label."""
-    rows: Rows | None
-    """Losses of the trained models; None in a plan."""
-    singles: Rows | None
-    """Losses of mixtures that the ranking lacks: single partitions, and what a race screened out;
-    None in a plan."""
+    repeats: dict[int, Handle]
+    """Models of the first of them under other seeds, by seed."""
+    trained: Rows | None
+    """Losses of all of these; None in a plan."""
+    proxies: SweepWork
+    """The merged models that they are compared with: each of them, partitions alone, midpoints of
+    pairs."""
+    base: Rows | None
+    """Losses of the base model; None in a plan."""
 
 
 def train_references(run: Runner, recipe: Recipe, outcome: Outcome) -> References:
-    """Train and evaluate the references."""
+    """Train and evaluate the references, and evaluate what they are compared with.
+
+    Raises:
+        ValueError: the recipe has fewer such mixtures, or the budget pays for fewer than two.
+    """
     sample, evaluate = recipe.validation, recipe.evaluation.evaluate
-    chosen = choose_references(outcome.mixtures, sample.references, sample.sizes, sample.seed)
-    models = run.map([_reference(recipe, outcome, mixture) for mixture in chosen])
-    references = {mixture.label: h for mixture, h in zip(chosen, models, strict=True)}
+    chosen = _chosen(run, recipe, outcome)
+    seeds = [recipe.train.seed + number for number in range(1, sample.repeats + 1)]
+    calls = [_reference(recipe, outcome, mixture) for mixture in chosen]
+    again = [_reference(recipe, outcome, chosen[0], seed) for seed in seeds]
+    made = run.map([*calls, *again])
+    models = {m.label: handle for m, handle in zip(chosen, made[: len(chosen)], strict=True)}
+    repeats = dict(zip(seeds, made[len(chosen) :], strict=True))
+    # What the ranking lacks: a race may have screened out a mixture that is now to be compared.
     known = {mixture.label for mixture in outcome.judged}
-    # A race may have screened out a mixture that is now to be compared.
-    wanted = dict.fromkeys([*map(_single, outcome.pool), *chosen])
+    wanted = dict.fromkeys([*map(_alone, outcome.pool), *chosen, *_pairs(recipe, outcome)])
+    proxies = SweepWork([*wanted], outcome.pool, outcome.windows, evaluate)
     lacking = [mixture for mixture in wanted if mixture.label not in known]
-    extra = run.sweep(SweepWork(lacking, outcome.pool, outcome.windows, evaluate))
+    run.sweep(proxies._replace(mixtures=lacking))
     # Named apart: the losses table also has the merged model of the same mixture.
-    trained = {f"{REFERENCE}{label}": handle for label, handle in references.items()}
-    alone = [Mixture.uniform([label]) for label in trained]
-    rows = run.sweep(SweepWork(alone, trained, outcome.windows, evaluate))
-    return References(chosen, references, rows, extra)
+    trained = {call.label: handle for call, handle in zip([*calls, *again], made, strict=True)}
+    rows = run.sweep(_each(trained, outcome, recipe))
+    base = run.sweep(_each({BASE: outcome.base}, outcome, recipe))
+    return References(chosen, models, repeats, rows, proxies, base)
 
 
-def _single(name: str) -> Mixture:
+def _each(models: Mapping[str, Handle], outcome: Outcome, recipe: Recipe) -> SweepWork:
+    """Models as they are, each a pool's only member."""
+    evaluate = recipe.evaluation.evaluate
+    return SweepWork([_alone(name) for name in models], models, outcome.windows, evaluate)
+
+
+def _alone(name: str) -> Mixture:
     return Mixture.uniform([name])
+
+
+def _pairs(recipe: Recipe, outcome: Outcome) -> list[Mixture]:
+    """The midpoints that are looked at: all, or as many as the recipe allows."""
+    found = [Mixture.uniform(pair) for pair in combinations(sorted(outcome.pool), 2)]
+    most = recipe.validation.pairs
+    if len(found) <= most:
+        return found
+    return random.Random(recipe.validation.seed).sample(found, most)
+
+
+def _chosen(run: Runner, recipe: Recipe, outcome: Outcome) -> list[Mixture]:
+    sample = recipe.validation
+    losses = None if outcome.rows is None else _ranked_by(run, outcome)
+    rules = (sample.sizes, sample.seed, losses)
+    if sample.budget is None:
+        return choose_references(outcome.mixtures, sample.references, *rules)
+    eligible = {m for m in outcome.mixtures if m.is_uniform and m.size in sample.sizes}
+    in_turn = choose_references(outcome.mixtures, len(eligible), *rules)
+    budget = parse_budget(sample.budget)
+    costs = [_price(run, recipe, mixture, budget) for mixture in in_turn]
+    if costs:
+        costs[0] *= 1 + sample.repeats
+    number = affordable(costs, budget)
+    if number < 2:
+        raise ValueError(
+            f"validation.budget of {budget} pays for {number} references, of which the first is "
+            f"trained {1 + sample.repeats} times, and two are needed: give more, or set "
+            "validation.repeats to 0"
+        )
+    return in_turn[:number]
+
+
+def _ranked_by(run: Runner, outcome: Outcome) -> dict[str, float]:
+    """Macro mean of each mixture by label; what a race screened out comes by its estimate."""
+    assert outcome.rows is not None
+    losses = losses_of(run.store, outcome.rows, outcome.windows)
+    tokens = [counts.num_tokens for counts in losses.counts]
+    found = dict(zip(losses.mixtures, (losses.nll / tokens).mean(axis=1).tolist(), strict=True))
+    exits = [] if outcome.race is None else outcome.race.result.exits
+    return {outcome.mixtures[out.mixture].label: out.estimate for out in exits} | found
+
+
+def _price(run: Runner, recipe: Recipe, mixture: Mixture, budget: Budget) -> float:
+    if budget.unit == "trainings":
+        return 1.0
+    tokens = mixture.size * float(training_tokens(recipe.train))
+    return tokens if budget.unit == "tokens" else tokens * _joules_per_token(run)
+
+
+def _joules_per_token(run: Runner) -> float:
+    costs = [record.cost for record in run.store.records("train")]
+    known = [c["joules"] / c["tokens"] for c in costs if c.get("joules") and c.get("tokens")]
+    if not known:
+        raise ValueError(
+            "validation.budget is in joules, and no training in the store has measured any: give "
+            "it in trainings or tokens, or run the recipe first"
+        )
+    return float(statistics.median(known))
+
+
+def _reference(
+    recipe: Recipe, outcome: Outcome, mixture: Mixture, seed: int | None = None
+) -> Call[Any]:
+    members = sorted(mixture.members, key=lambda name: outcome.tokens[name].digest or name)
+    # Numbered by digest, so that the same union has one key whatever its partitions are called.
+    inputs = {f"tokens.{i:04d}": outcome.tokens[name] for i, name in enumerate(members)}
+    label = f"{REFERENCE}{mixture.label}"
+    if seed is not None:
+        changed = recipe.train.model_copy(update={"seed": seed})
+        recipe, label = recipe.model_copy(update={"train": changed}), f"{label} (seed {seed})"
+    return train(recipe, outcome.base, inputs, label, mixture.size)
 
 
 def validate(run: Runner, recipe: Recipe, outcome: Outcome) -> Validation:
     """Train references and compare. Raises ValueError where there are too few mixtures."""
+    found = train_references(run, recipe, outcome)
+    assert found.trained is not None, "a plan has no losses to compare"
+    assert found.base is not None
+    # Not swept once more, or what was evaluated just now would be counted as found.
+    scratch = run.runtime.scratch
+    merged = SweepPlan.of(run.store, found.proxies, scratch).rows(scratch)
+    proxies, trained, base = (
+        losses_of(run.store, rows, outcome.windows) for rows in (merged, found.trained, found.base)
+    )
+    number = len(found.chosen)
+    references = _named(trained, [mixture.label for mixture in found.chosen], range(number))
+    pairs = pair_up(
+        proxies,
+        references,
+        found.chosen,
+        outcome.domains,
+        {entry.name: entry.domain for entry in outcome.sets},
+        {entry.name: entry.num_tokens for entry in outcome.partitions},
+    )
+    members = {mixture.label: mixture.members for mixture in found.chosen}
+    seeds = [recipe.train.seed, *found.repeats]
+    again = _named(
+        trained, [str(seed) for seed in seeds], [0, *range(number, len(trained.mixtures))]
+    )
+    repeats = _repeats(found.chosen[0].label, again) if found.repeats else None
+    barred = _barriers(found.proxies, proxies, base)
+    trust = judge(pairs, members, repeats, barred, seed=recipe.validation.seed)
+    return Validation(found.chosen, found.models, trust)
+
+
+def _named(losses: Losses, names: list[str], places: Iterable[int]) -> Losses:
+    """Some mixtures of ``losses`` under other names, without their sums per group of documents."""
+    return Losses(names, losses.sets, losses.nll[[*places]], losses.counts, GroupSums(0))
+
+
+def _repeats(mixture: str, seeds: Losses) -> "pd.DataFrame":
+    """Losses of one mixture that was trained with several seeds, which stand for its labels."""
     import pandas as pd
 
-    found = train_references(run, recipe, outcome)
-    assert found.rows is not None, "a plan has no losses to compare"
-    assert found.singles is not None
-    assert outcome.rows is not None
-    labels = {m.label for m in found.chosen} | {name for m in found.chosen for name in m.members}
-    merged = [_frame(run, outcome, rows, labels) for rows in (outcome.rows, found.singles)]
-    trained = _frame(run, outcome, found.rows, found.rows.labels)
-    trained["mixture"] = [label.removeprefix(REFERENCE) for label in trained["mixture"]]
-    pairs = pair_up(pd.concat(merged, ignore_index=True), trained, found.chosen)
-    return Validation(found.chosen, found.models, pairs, agreement(pairs))
+    found = {"reference": per_token(seeds), "reference_bits": bits_per_byte(seeds)}
+    columns = {name: table.stack() for name, table in found.items()}
+    frame = pd.DataFrame(columns).reset_index(names=["seed", "evaluation_set"])
+    return frame.assign(mixture=mixture, seed=frame["seed"].astype(int))
 
 
-def _frame(run: Runner, outcome: Outcome, rows: Rows, labels: Iterable[str]) -> "pd.DataFrame":
-    return losses_of(run.store, rows, outcome.windows).frame(labels)
+def _barriers(merged: SweepWork, proxies: Losses, base: Losses) -> "pd.DataFrame":
+    losses, even = _by_label(proxies), [m for m in merged.mixtures if m.is_uniform]
+    singles = {m.members[0]: losses[m.label] for m in even if m.size == 1}
+    midpoints = {(m.members[0], m.members[1]): losses[m.label] for m in even if m.size == 2}
+    return barriers(singles, midpoints, _by_label(base)[BASE])
 
 
-def _reference(recipe: Recipe, outcome: Outcome, mixture: Mixture) -> Call[Any]:
-    members = sorted(mixture.members, key=lambda name: outcome.tokens[name].digest or name)
-    # Numbered by digest, so that the same union has one key whatever its partitions are called.
-    inputs = {f"tokens.{i:04d}": outcome.tokens[name] for i, name in enumerate(members)}
-    return train(recipe, outcome.base, inputs, f"{REFERENCE}{mixture.label}", mixture.size)
+def _by_label(losses: Losses) -> dict[str, dict[str, float]]:
+    rows = per_token(losses).to_numpy().tolist()
+    return {
+        m: dict(zip(losses.sets, row, strict=True))
+        for m, row in zip(losses.mixtures, rows, strict=True)
+    }

@@ -47,7 +47,7 @@ TINY: dict[str, Any] = {
     },
     "train": {"steps": 5, "batch_size": 4, "context_length": 32, "learning_rate": 1e-3},
     "mixtures": {"spaces": [{"kind": "subsets", "sizes": [1, 2]}]},
-    "validation": {"references": 2, "sizes": [2]},
+    "validation": {"references": 2, "sizes": [2], "repeats": 0},
 }
 """Six partitions, 21 mixtures, six held-out sets; a Llama of width 32."""
 

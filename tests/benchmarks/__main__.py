@@ -20,7 +20,7 @@ from tests.benchmarks.measure import Ratio
 SUITES = ("store", "s3", "corpus", "train", "forward", "merge", "sweep", "cached", "growth")
 """Modules beside this one; ``measure`` is given a number of repetitions and returns ratios, and text
 that stands below the table. Each is imported when its turn comes, so that none weighs on another."""
-ON_REQUEST = ("today", "race", "forward_memory")
+ON_REQUEST = ("today", "race", "search", "trust", "forward_memory")
 """Only run when named: they install packages, take many minutes, or are part of another."""
 
 
@@ -67,6 +67,8 @@ def shown(value: float, unit: str) -> str:
     """A figure for people."""
     if unit in {"bytes", "tokens"}:
         return f"{value / 1e6:.1f} M{'B' if unit == 'bytes' else ' tokens'}"
+    if unit == "evaluations":
+        return f"{value:,.0f}"
     return f"{value:.1f} s" if value >= 10 else f"{value * 1e3:.1f} ms"
 
 

@@ -29,7 +29,7 @@ class Ratio(NamedTuple):
     goal: str = ""
     """What the ratio should be, such as ``<= 1.10``."""
     unit: str = "s"
-    """s or bytes."""
+    """s, bytes, tokens or evaluations."""
 
 
 def compare(

@@ -8,9 +8,9 @@ import yaml
 FILE = Path(__file__).parents[2] / "deploy" / "prefect.yaml"
 ADDRESSES = {"recipe": "RECIPE", "store": "STORE"}
 POOLS = {
-    "mixpool": ("mixpool", {"ablate", "ingest", "sweep", "report", "verify", "gc"}),
-    "mixpool-docker": ("mixpool-docker", {"ablate", "ingest", "sweep"}),
-    "mixpool-kubernetes": ("mixpool-gpu", {"ablate", "ingest", "sweep"}),
+    "mixpool": ("mixpool", {"ablate", "ingest", "sweep", "search", "report", "verify", "gc"}),
+    "mixpool-docker": ("mixpool-docker", {"ablate", "ingest", "sweep", "search"}),
+    "mixpool-kubernetes": ("mixpool-gpu", {"ablate", "ingest", "sweep", "search"}),
 }
 
 

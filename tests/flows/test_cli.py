@@ -238,12 +238,13 @@ def test_plan_counts_a_validation_without_counting_twice(finished: Place, tmp_pa
     fresh = mixpool_json("plan", finished.recipe, "--store", tmp_path / "new", "--references")
     assert fresh["mixtures"] == 21
     assert len(fresh["steps"]["train"]["build"]) == 7 + 2
-    assert fresh["losses_to_evaluate"] == 126 + 2 * 6
+    # Two references and the base model; partitions alone and midpoints are among the 21.
+    assert fresh["losses_to_evaluate"] == 126 + (2 + 1) * 6
     pairs_only = ["--set", "mixtures.spaces.0.sizes=[2]"]
     planned = mixpool_json(
         "plan", finished.recipe, "--store", tmp_path, "--references", *pairs_only
     )
-    assert planned["losses_to_evaluate"] == 15 * 6 + 6 * 6 + 2 * 6
+    assert planned["losses_to_evaluate"] == 15 * 6 + 6 * 6 + (2 + 1) * 6
 
 
 def test_plan_for_a_person(finished: Place) -> None:

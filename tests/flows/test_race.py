@@ -221,7 +221,7 @@ def test_validation_compares_also_what_was_screened_out(
     result = execute(runner, recipe, with_references=True)
     assert result.validation is not None
     labels = {mixture.label for mixture in result.validation.chosen}
-    assert set(result.validation.pairs["mixture"]) == labels
+    assert set(result.validation.trust.pairs["mixture"]) == labels
     assert labels - {mixture.label for mixture in result.outcome.judged}
     content = json.loads((place / "raced" / result.folder / "run.json").read_text())
     assert content["content"]["summary"]["race"]["finalists"] == len(result.outcome.judged)

@@ -22,6 +22,7 @@ from storage.artifact import step_key
 from storage.cache import Step
 from storage.fingerprint import Config, canonical, fingerprint
 from tasks import losses
+from tasks.descent import DescendConfig
 from tasks.losses import EvaluateConfig
 from tasks.model import ImportConfig, InitialiseConfig, LlamaArchitecture
 from tasks.part import PartConfig
@@ -41,6 +42,7 @@ EVALUATE = "evaluate"
 """Mixtures are evaluated by no step, but by a version of their own."""
 
 CONFIGS: dict[str, Config] = {
+    "descend": DescendConfig(seed=0, units=[[0], [1, 2]], objective=[0.5, 0.5]),
     "initialise": InitialiseConfig(
         architecture=LlamaArchitecture(
             hidden_size=128, num_layers=3, num_heads=4, intermediate_size=344, context_length=128
@@ -55,6 +57,7 @@ CONFIGS: dict[str, Config] = {
 }
 
 KEYS = {
+    "descend": "8e1f1c11cd4ebd7ee5ae32cb72696a94659250857f50361ab8a7d6a84f403898",
     "evaluate": "44c30653685b7bf9c51986457d942d23a8d5751b71802ee308e81716aa2149f3",
     "import-model": "03a229745fce7d066bdd99b8b7bb75ce65fb3d1ab7d0e4bb08191e7cb9f47580",
     "initialise": "65ef1b08c8c8bbc249dba00dfe0c43ec0e4e2fd3965098028991ecd8fe0cdab3",
