@@ -140,6 +140,11 @@ def _folder(store: Store, recipe: Recipe) -> Iterator[str]:
 
 
 def _best_parts(outcome: Outcome, report: ReportData) -> dict[str, int]:
-    """Parts of the best mixture: a label is for people, and names may be such that it has two readings."""
-    best = report.rankings[MACRO_MEAN].iloc[0]["mixture"]
+    """Parts of what a search found best, else of the best for the macro mean.
+
+    A label is for people, and names may be such that it has two readings.
+    """
+    found = report.search
+    ranking = report.rankings[MACRO_MEAN] if found is None or found.best.empty else found.best
+    best = ranking.iloc[0]["mixture"]
     return dict(next(m for m in outcome.mixtures if m.label == best).parts)

@@ -182,6 +182,18 @@ def test_the_newest_of_many_runs_is_found_by_name(place: Place) -> None:
     assert is_unchanged(store, place.load()) is None
 
 
+def test_a_search_of_the_same_recipe_is_no_run_of_it(place: Place) -> None:
+    words = ["search.evaluations=8", "search.start=6", "search.descent=null"]
+    changes = [word for change in words for word in ("--set", change)]
+    mixpool_json("search", place.recipe, "--store", place.store, *changes)
+    recipe = place.load(*words)
+    assert is_unchanged(Store(place.store), recipe) is None
+    newest = run(place, *words)
+    found = is_unchanged(Store(place.store), recipe)
+    assert found is not None
+    assert found.run == newest
+
+
 def test_a_damaged_run_is_passed_over_with_a_warning(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,5 +1,6 @@
 """A search over a whole chain: real losses, a budget that holds, nothing paid for twice, a plan."""
 
+import json
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +18,7 @@ from flows.sweeping import SweepPlan, SweepWork
 from storage.cache import Runtime
 from storage.store import Store
 from tasks.losses import LossesTable
+from tasks.mixture import Mixture
 from tasks.rows import Rows
 from tests.flows.conftest import Place, mixpool, mixpool_json
 
@@ -169,6 +171,8 @@ def test_the_command_leaves_a_run(place: Place, first: tuple[Searched, InlineRun
     assert found["search"] == first[0].found.words
     folder = Path(place.store) / found["run"]
     assert first[0].found.words[1].split(",")[0] in (folder / "report.html").read_text()
+    content = json.loads((folder / "run.json").read_text())["content"]
+    assert Mixture.of(content["best"]).label == first[0].found.best["mixture"][0]
     said = mixpool(*words, "--evaluations", "26")
     assert "26 of " in said.stdout
     assert "Best mixtures by the objective of the search" in said.stdout
