@@ -23,7 +23,7 @@ from flows.run_folder import texts_of, write_files
 from flows.run_frames import report_of, summary_of
 from flows.runners import POLL_SECONDS, Runner
 from flows.search import search
-from flows.validation import Validation, validate
+from flows.validation import Validation, refuse_early, validate
 from storage.artifact import seal, slug
 from storage.lease import Busy
 from storage.lineage import collector
@@ -84,6 +84,8 @@ def execute(
         corpus = scan_corpus(run, recipe)
         if announce is not None:
             announce()
+        if with_references:
+            refuse_early(run, recipe, corpus)
         outcome, found = _judged(run, recipe, corpus, with_search)
         validation = validate(run, recipe, outcome) if with_references else None
         trust = None if validation is None else validation.trust

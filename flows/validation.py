@@ -13,17 +13,19 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flows.ablation import Outcome, train
+from flows.ablation import Outcome, partitions_of, train
 from flows.frames import losses_of
 from flows.recipe import Recipe
 from flows.runners import Runner
 from flows.sweeping import SweepPlan, SweepWork
 from storage.cache import Call, Handle
 from tasks.barrier import barriers
+from tasks.manifest import Manifest
 from tasks.mixture import Mixture
 from tasks.pairs import bits_per_byte, pair_up, per_token
 from tasks.references import Budget, affordable, choose_references, parse_budget
 from tasks.rows import Losses, Rows
+from tasks.spaces import enumerate_mixtures
 from tasks.sums import GroupSums
 from tasks.train import training_tokens
 from tasks.trust import Trust, judge
@@ -72,7 +74,8 @@ def train_references(run: Runner, recipe: Recipe, outcome: Outcome) -> Reference
         ValueError: the recipe has fewer such mixtures, or the budget pays for fewer than two.
     """
     sample, evaluate = recipe.validation, recipe.evaluation.evaluate
-    chosen = _chosen(run, recipe, outcome)
+    losses = None if outcome.rows is None else _ranked_by(run, outcome)
+    chosen = _chosen(run, recipe, outcome.mixtures, losses)
     seeds = [recipe.train.seed + number for number in range(1, sample.repeats + 1)]
     calls = [_reference(recipe, outcome, mixture) for mixture in chosen]
     again = [_reference(recipe, outcome, chosen[0], seed) for seed in seeds]
@@ -111,24 +114,38 @@ def _pairs(recipe: Recipe, outcome: Outcome) -> list[Mixture]:
     return random.Random(recipe.validation.seed).sample(found, most)
 
 
-def _chosen(run: Runner, recipe: Recipe, outcome: Outcome) -> list[Mixture]:
+def refuse_early(run: Runner, recipe: Recipe, corpus: Manifest) -> None:
+    """Before anything is trained: are there enough mixtures, and does the budget pay for two?
+
+    Raises:
+        ValueError: one of both is not so.
+    """
+    budget = recipe.validation.budget
+    if budget is not None and parse_budget(budget).unit == "joules":
+        return  # what a training takes is measured first
+    domains = {entry.name: entry.domain for entry in partitions_of(corpus, recipe)}
+    _chosen(run, recipe, enumerate_mixtures(recipe.mixtures, domains), None)
+
+
+def _chosen(
+    run: Runner, recipe: Recipe, mixtures: list[Mixture], losses: Mapping[str, float] | None
+) -> list[Mixture]:
     sample = recipe.validation
-    losses = None if outcome.rows is None else _ranked_by(run, outcome)
     rules = (sample.sizes, sample.seed, losses)
     if sample.budget is None:
-        return choose_references(outcome.mixtures, sample.references, *rules)
-    eligible = {m for m in outcome.mixtures if m.is_uniform and m.size in sample.sizes}
-    in_turn = choose_references(outcome.mixtures, len(eligible), *rules)
+        return choose_references(mixtures, sample.references, *rules)
+    eligible = {m for m in mixtures if m.is_uniform and m.size in sample.sizes}
+    in_turn = choose_references(mixtures, len(eligible), *rules)
     budget = parse_budget(sample.budget)
     costs = [_price(run, recipe, mixture, budget) for mixture in in_turn]
     if costs:
         costs[0] *= 1 + sample.repeats
     number = affordable(costs, budget)
     if number < 2:
+        fewer = ", or set validation.repeats to 0" if sample.repeats else ""
         raise ValueError(
-            f"validation.budget of {budget} pays for {number} references, of which the first is "
-            f"trained {1 + sample.repeats} times, and two are needed: give more, or set "
-            "validation.repeats to 0"
+            f"validation.budget of {budget} pays for {number} references (the first is trained "
+            f"{1 + sample.repeats} times), and two are needed: give more{fewer}"
         )
     return in_turn[:number]
 

@@ -68,7 +68,9 @@ def choose_references(
     if len(chosen) < count:
         raise ValueError(
             f"validation.references asks for {count} mixtures, and the recipe has {len(chosen)} "
-            f"uniform ones of sizes {sorted(set(sizes))}: ask for fewer, or add validation.sizes"
+            f"uniform ones of sizes {sorted(set(sizes))}: "
+            + ("ask for fewer, or " if len(chosen) > 1 else "")
+            + "add to validation.sizes or to mixtures.spaces"
         )
     return chosen
 

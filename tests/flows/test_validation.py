@@ -174,8 +174,22 @@ def test_a_budget_that_pays_for_less_than_two_is_refused(finished: Place, tmp_pa
     assert "no training in the store has measured any" in unknown.stderr
 
 
-def test_too_few_mixtures_are_refused_with_their_number(finished: Place, tmp_path: Path) -> None:
-    place = finished.copy(tmp_path)
-    result = mixpool("validate", place.recipe, "--store", place.store, "--references", "16")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--references", "16"],
+            "asks for 16 mixtures, and the recipe has 15 uniform ones of sizes",
+        ),
+        (["--budget", "1"], "of 1 trainings pays for 1 references"),
+        (["--set", "validation.sizes=[5]"], "the recipe has 0 uniform ones of sizes [5]: add to"),
+    ],
+)
+def test_what_cannot_be_validated_is_refused_before_anything_is_trained(
+    finished: Place, tmp_path: Path, words: list[str], message: str
+) -> None:
+    store = tmp_path / "new"
+    result = mixpool("validate", finished.recipe, "--store", store, *words)
     assert result.exit_code == 1
-    assert "asks for 16 mixtures, and the recipe has 15 uniform ones of sizes [2]" in result.stderr
+    assert message in result.stderr
+    assert not list(store.glob("records/train/*"))
