@@ -54,7 +54,8 @@ class Domain(NamedTuple):
 
     name: str
     place: str
-    """``corpus``, ``arriving`` (lands after the first run) or ``evaluation`` (never trained on)."""
+    """``base`` (the base model's own), ``corpus``, ``arriving`` (lands after the first run) or
+    ``evaluation`` (never trained on)."""
     packages: tuple[str, ...]
     """Names on PyPI, or ``STANDARD_LIBRARY``, or ``REQUIRED``."""
     pattern: str
@@ -86,9 +87,9 @@ _NO_CODE = r"(^|/)(tests?|idle_test|idlelib|lib2to3|encodings|pydoc_data|turtled
 _TESTED = ("pandas", "numpy", "sympy", "networkx")
 
 DOMAINS = (
-    Domain("python", "corpus", STANDARD_LIBRARY, r"\.py$", _NO_CODE),
+    Domain("python", "base", STANDARD_LIBRARY, r"\.py$", _NO_CODE),
     Domain("cpp", "corpus", ("torch", "pyarrow"), _CPP, _GENERATED_CPP),
-    Domain("prose", "corpus", REQUIRED, r"\.dist-info/METADATA$|\.(md|rst)$", _NO_PROSE),
+    Domain("prose", "base", REQUIRED, r"\.dist-info/METADATA$|\.(md|rst)$", _NO_PROSE),
     Domain("javascript", "corpus", ("prefect",), r"^prefect/server/ui.*\.js$"),
     Domain("models", "corpus", ("transformers",), r"/models/.*/modeling_\w+\.py$"),
     Domain("tests", "arriving", _TESTED, r"/tests/(.*/)?test_\w+\.py$"),

@@ -42,7 +42,8 @@ def test_each_domain_lies_where_it_belongs(gathered: dict[str, Gathered]) -> Non
     files = {path.relative_to(_folder(gathered)) for path in _folder(gathered).rglob("*.*")}
     assert files == {Path(domain.place, f"{domain.name}.jsonl") for domain in DOMAINS}
     assert Counter(domain.place for domain in DOMAINS) == {
-        "corpus": 7,
+        "base": 2,
+        "corpus": 5,
         "arriving": 1,
         "evaluation": 3,
     }
