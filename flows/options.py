@@ -38,7 +38,8 @@ RuntimeOptions = Annotated[
     typer.Option(
         "--runtime",
         help="How it is computed, never what: device=cuda:0, threads=2, compile=true, "
-        "batch_tokens=16384, checkpoint_seconds=60, chunk=64, scratch=DIR. May be repeated.",
+        "batch_tokens=16384, checkpoint_seconds=60, chunk=64, scratch=DIR, energy=codecarbon, "
+        "power_usage_effectiveness=1.2, grid_intensity=380. May be repeated.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]

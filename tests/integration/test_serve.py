@@ -44,6 +44,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 RUN_SECONDS = 180.0
 """For a small run; it takes 8 to 20 s."""
 QUICK = ["train.steps=4"]
+FEW = ["search.evaluations=10", "search.start=6", "search.batch=4", "search.descent=null"]
 RUNTIME = {"device": "cpu", "threads": 1}
 
 # Minutes of training, and only a stop saves what it has come to.
@@ -270,7 +271,11 @@ def later(serving: Serving) -> dict[str, str]:
             api.wait(api.start("ablate/mixpool", **recipe), RUN_SECONDS)
         damaged = shutil.copytree(serving.store, serving.folder / "damaged")
         spoil(damaged)
+        # A store of its own, so that the newest run of the other is the one that is shown again.
+        searched = shutil.copytree(serving.store, serving.folder / "searched")
+        search = {**recipe, "overrides": [*QUICK, *FEW], "store": str(searched)}
         return {
+            "search": api.start("search/mixpool", **search),
             "again": api.start("ablate/mixpool", **recipe),
             "ingest": api.start("ingest/mixpool", **recipe),
             "report": api.start("report/mixpool"),
@@ -343,6 +348,17 @@ def test_ingest_with_nothing_new_does_nothing(api: PrefectApi, later: dict[str, 
 def test_report_shows_the_ranking_again(api: PrefectApi, later: dict[str, str]) -> None:
     assert api.wait(later["report"], RUN_SECONDS)["state_name"] == "Completed"
     assert len(json.loads(api.artifacts(later["report"])["tiny-ranking"]["data"])) == 21
+
+
+def test_search_looks_for_the_best_and_trains_nothing(
+    api: PrefectApi, later: dict[str, str]
+) -> None:
+    found = api.wait(later["search"], RUN_SECONDS)
+    assert found["state_name"] == "Completed"
+    left = api.artifacts(later["search"])
+    assert len(json.loads(left["tiny-ranking"]["data"])) == 10
+    assert "## Search" in left["tiny-summary"]["data"]
+    assert "- trained now: 0" in left["tiny-summary"]["data"]
 
 
 def test_verify_fails_where_a_file_is_damaged(api: PrefectApi, later: dict[str, str]) -> None:
