@@ -1,6 +1,7 @@
 """The command that looks for the best mixture: of a recipe's pool, or by a table of anybody's losses."""
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,12 +27,20 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from tasks.found import Found
     from tasks.loss_table import LossTable, TableSearch
     from tasks.search import SearchConfig
 
 
+FOR_TABLES = ("targets", "weights", "count", "held_out", "constraints", "tokens", "output")
+FOR_RECIPES = ("evaluations", "store", "runtime")
+"""Options that say something about one of the two only."""
+
+EVALUATING = ("evaluations", "unit", "start", "batch", "descent")
+"""Fields of a search that mean nothing where nothing is evaluated."""
+
+
 def search(
+    context: typer.Context,
     recipe: Annotated[
         str | None,
         typer.Argument(help="Recipe in YAML: a file or any fsspec URL. None with --losses."),
@@ -43,8 +52,8 @@ def search(
         str | None,
         typer.Option(
             help="Instead of a recipe: a table of losses, CSV or Parquet, one row per mixture, with a "
-            "column per partition (its weight, any positive sum) and a column per target (its loss, "
-            "lower is better). Or the losses.parquet of a run, with members.parquet beside it."
+            "column per partition (its weight; rows are scaled to 1) and a column per target (its "
+            "loss, lower is better). Or the losses.parquet of a run, with members.parquet beside it."
         ),
     ] = None,
     targets: Annotated[
@@ -53,7 +62,10 @@ def search(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="With --losses: the columns of weights; default: all other numbers."),
+        typer.Option(
+            help="With --losses: the columns of weights; default: all other numbers, where these "
+            "have the same sum in all rows."
+        ),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="With --losses: mixtures to propose.")] = 10,
     held_out: Annotated[
@@ -63,6 +75,13 @@ def search(
     constraints: Annotated[
         str | None,
         typer.Option(help="With --losses: a YAML file of constraints (search.constraints)."),
+    ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            help="With --losses and constraints.repetition: a YAML or JSON file with the number of "
+            "tokens behind each column of weights."
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="With --losses: folder for the tables, Parquet and CSV.")
@@ -82,6 +101,10 @@ def search(
         if (recipe is None) == (losses is None):
             raise UsageError("give a recipe, or --losses with a table: one of the two")
         if losses is None:
+            _refuse(context, FOR_TABLES, "is for --losses, and means nothing for a recipe")
+        else:
+            _refuse(context, FOR_RECIPES, "is for a recipe, and means nothing with --losses")
+        if losses is None:
             assert recipe is not None
             changes = [*(overrides or [])]
             if evaluations is not None:
@@ -89,7 +112,8 @@ def search(
             _of_recipe(recipe, store, changes, runtime, as_json=as_json)
             return
         rules = _rules(constraints, overrides or [])
-        found = _of_table(losses, _names(targets), _names(weights), rules, count, held_out)
+        known = _tokens(tokens, rules)
+        found = _of_table(losses, _names(targets), _names(weights), rules, count, held_out, known)
         if output is not None:
             _write(output, found)
         if as_json:
@@ -98,11 +122,16 @@ def search(
             _show_table_search(out, found)
 
 
+def _refuse(context: typer.Context, names: Sequence[str], why: str) -> None:
+    """Raise a UsageError for an option that was given and would be ignored."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"--{name.replace('_', '-')} {why}")
+
+
 def _names(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
-
-
-# A recipe -----------------------------------------------------------------------------------------
 
 
 def _of_recipe(
@@ -116,54 +145,11 @@ def _of_recipe(
     with TerminalReporter(err) as reporter:
         runner = InlineRunner(open_store(store, create=True), settings, reporter)
         result = execute(runner, loaded, with_search=True)
-    found = result.report.search
-    assert found is not None
     if as_json:
         print_json({"run": result.folder, **result.summary})
         return
     show_result(out, result)
-    _show_found(out, found)
     out.print(f"report: {store.rstrip('/')}/{result.folder}/report.html", soft_wrap=True)
-
-
-def _show_found(console: "Console", found: "Found") -> None:
-    title = "Surrogates, cross-validated (mean over the sets)"
-    _print(console, title, _by_surrogate(found.surrogates))
-    columns = ["mixture", "objective", "predicted"]
-    _print(console, "Best mixtures by the objective of the search", found.best[columns])
-
-
-def _by_surrogate(table: "pd.DataFrame") -> "pd.DataFrame":
-    figures = ["spearman", "pearson", "rmse", "rows", "chosen"]
-    means = table.groupby("surrogate", sort=False)[figures].mean().reset_index()
-    means["rows"] = means["rows"].astype(int)
-    means["chosen"] = ["yes" if chosen else "" for chosen in means["chosen"]]
-    return means
-
-
-def _print(console: "Console", title: str, frame: "pd.DataFrame") -> None:
-    """Any table that has rows; losses of good mixtures differ in the fifth decimal."""
-    from pandas.api.types import is_float_dtype
-    from rich.table import Table
-
-    from tasks.tables import number, table_of, text
-
-    if frame.empty:
-        return
-    columns = {
-        str(name): (str(name), number(5) if is_float_dtype(column) else text)
-        for name, column in frame.items()
-    }
-    shown = table_of(frame, columns)
-    table = Table(title=title, title_justify="left")
-    for head, numeric in zip(shown.heads, shown.numeric, strict=True):
-        table.add_column(head, justify="right" if numeric else "left", overflow="fold")
-    for row in shown.rows:
-        table.add_row(*row)
-    console.print(table)
-
-
-# A table ------------------------------------------------------------------------------------------
 
 
 def _rules(constraints: str | None, overrides: list[str]) -> "SearchConfig":
@@ -173,9 +159,16 @@ def _rules(constraints: str | None, overrides: list[str]) -> "SearchConfig":
     from flows.recipe import RecipeError, apply_override
     from tasks.search import SearchConfig
 
-    tree: dict[str, Any] = {} if constraints is None else {"constraints": _yaml(constraints)}
+    tree: dict[str, Any] = (
+        {} if constraints is None else {"constraints": _yaml(constraints, "--constraints")}
+    )
     for override in overrides:
         apply_override(tree, override)
+    for name in EVALUATING:
+        if name in tree:
+            raise UsageError(
+                f"--set {name} means nothing with --losses: nothing is evaluated there"
+            )
     try:
         rules = SearchConfig.model_validate(tree)
     except ValidationError as error:
@@ -184,15 +177,37 @@ def _rules(constraints: str | None, overrides: list[str]) -> "SearchConfig":
             for fault in error.errors(include_url=False)
         ]
         raise RecipeError("\n".join(lines)) from None
-    if rules.objective.caps or rules.objective.pull:
+    if rules.objective.caps:
         raise UsageError(
-            "objective.caps and objective.pull are for recipes: a table has no base model's losses; "
-            "give objective.weights"
+            "objective.caps is for recipes: a cap is measured from the base model, and a table has no "
+            "losses of a base model; give objective.weights"
         )
     return rules
 
 
-def _yaml(path: str) -> Any:
+def _tokens(path: str | None, rules: "SearchConfig") -> dict[str, int] | None:
+    """Tokens behind columns of weights, which a limit on repetition needs. Raises RecipeError."""
+    from pydantic import PositiveInt, TypeAdapter, ValidationError
+
+    if (path is None) != (rules.constraints.repetition is None):
+        raise UsageError(
+            "constraints.repetition and --tokens go together: with --losses, only a file of tokens "
+            "behind each column of weights tells how often they would be repeated"
+        )
+    if path is None:
+        return None
+    try:
+        return TypeAdapter(dict[str, PositiveInt]).validate_python(_yaml(path, "--tokens"))
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = "".join(f" {part}:" for part in fault["loc"][:1])
+        raise UsageError(
+            f"--tokens {path}:{where} {fault['msg']}; give a mapping of columns to tokens, such as "
+            "{web: 2000000}"
+        ) from None
+
+
+def _yaml(path: str, option: str) -> Any:
     import yaml
 
     from flows.recipe import Loader, RecipeError
@@ -200,7 +215,7 @@ def _yaml(path: str) -> Any:
     try:
         return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=Loader)
     except (OSError, yaml.YAMLError) as error:
-        raise RecipeError(f"--constraints {path} cannot be read as YAML: {error}") from error
+        raise RecipeError(f"{option} {path} cannot be read as YAML: {error}") from error
 
 
 def _of_table(
@@ -210,6 +225,7 @@ def _of_table(
     rules: "SearchConfig",
     count: int,
     held_out: float,
+    tokens: Mapping[str, int] | None,
 ) -> "TableSearch":
     from flows.run_table import is_of_run
     from tasks.loss_table import propose_from_table, read_table
@@ -222,12 +238,13 @@ def _of_table(
         table = read_table(path, targets, weights)
     return propose_from_table(
         table,
-        rules.objective.weights,
+        rules.objective,
         rules.constraints,
         rules.surrogates,
         count,
         held_out,
         rules.seed,
+        tokens,
     )
 
 
@@ -267,10 +284,11 @@ def _as_json(found: "TableSearch") -> dict[str, Any]:
 
 
 def _show_table_search(console: "Console", found: "TableSearch") -> None:
+    from flows.summary import by_surrogate, show_frame
+
     shown = [name for name in found.proposals if not str(name).startswith("weight of ")]
-    _print(
-        console, "Surrogates, cross-validated (mean over targets)", _by_surrogate(found.surrogates)
-    )
-    _print(console, "Mixtures to try next", found.proposals[shown])
+    title = "Surrogates, cross-validated (mean over the objective's targets)"
+    show_frame(console, title, by_surrogate(found.surrogates))
+    show_frame(console, "Mixtures to try next", found.proposals[shown])
     for sentence in found.notes:
-        console.print(sentence, soft_wrap=True)
+        console.print(sentence, soft_wrap=True, markup=False)

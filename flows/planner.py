@@ -115,6 +115,8 @@ class Plan:
     partitions: int
     train_records: list[Record]
     seconds_per_pair: float | None
+    seconds_per_token: float | None
+    """Of evaluating, forward through a model."""
     explanations: list[Explanation]
     """Why each step that would be built is not in the store."""
     is_search: bool = False
@@ -133,9 +135,16 @@ class Plan:
     @property
     def then(self) -> str:
         """What follows the missing losses, in words that end a count of them."""
+        tokens = self.descent_tokens
+        descent = f", and a descent worth {tokens:,} evaluated tokens" if tokens else ""
         if self.is_search:
-            return ", which the search chooses as it goes"
-        return ", then those that a race decides on" if self.is_open else ""
+            return f", which the search chooses as it goes{descent}"
+        return ", then those that a race decides on" if self.is_open else descent
+
+    @property
+    def descent_tokens(self) -> int:
+        """Tokens whose evaluation would cost as much as the descents of a search."""
+        return _tokens(self.to_build("descend"))
 
     @property
     def training_tokens(self) -> int:
@@ -165,10 +174,13 @@ class Plan:
             if record.cost.get("tokens")
         ]
         known = bool(per_token) or not self.training_tokens
-        if not known or (self.pairs_missing and self.seconds_per_pair is None):
+        evaluated = (self.pairs_missing, self.seconds_per_pair)
+        descended = (self.descent_tokens, self.seconds_per_token)
+        if not known or any(count and each is None for count, each in (evaluated, descended)):
             return None
         trained = self.training_tokens * statistics.median(per_token) if per_token else 0.0
-        return trained + self.effort * (self.seconds_per_pair or 0.0)
+        descent = self.descent_tokens * (self.seconds_per_token or 0.0)
+        return trained + self.effort * (self.seconds_per_pair or 0.0) + descent
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON."""
@@ -187,6 +199,7 @@ class Plan:
             "losses_to_evaluate": self.pairs_missing,
             "race_decides_more": self.is_open,
             "training_tokens": self.training_tokens,
+            "descent_tokens": self.descent_tokens,
             "seconds": self.seconds,
             "joules": self.joules,
             "references": {
@@ -242,6 +255,7 @@ def plan(
             partitions=len(outcome.partitions),
             train_records=[r for r in records.get("train", []) if r.cost.get("tokens")],
             seconds_per_pair=_seconds_per_pair(store, recipe, outcome),
+            seconds_per_token=_seconds_per_token(LossesTable(store, recipe.evaluation.evaluate)),
             explanations=[
                 explain(p.call, records[p.call.step.name])
                 for p in runner.planned
@@ -266,9 +280,14 @@ def _steps(runner: PlannerRunner) -> list[str]:
 
 def _seconds_per_pair(store: Store, recipe: Recipe, outcome: Prepared) -> float | None:
     table = LossesTable(store, recipe.evaluation.evaluate)
-    seconds = sum(cost["seconds"] for cost in table.costs())
-    tokens = sum(cost["tokens"] for cost in table.costs())
+    per_token = _seconds_per_token(table)
     sizes = [h.record.details["forward_tokens"] for h in outcome.windows.values() if h.record]
-    if tokens and sizes:  # rows of a race are on parts of sets, so tokens tell more than rows
-        return float(seconds / tokens * statistics.mean(sizes))
+    if per_token is not None and sizes:  # rows of a race are on parts of sets: tokens tell more
+        return float(per_token * statistics.mean(sizes))
+    seconds = sum(cost["seconds"] for cost in table.costs())
     return seconds / len(table) if len(table) else None
+
+
+def _seconds_per_token(table: LossesTable) -> float | None:
+    tokens = sum(cost["tokens"] for cost in table.costs())
+    return float(sum(cost["seconds"] for cost in table.costs()) / tokens) if tokens else None

@@ -165,5 +165,18 @@ def summary_of(run: Runner, outcome: Outcome, report: ReportData) -> dict[str, A
         "validation": None if trust is None else to_json(trust.table),
         "verdict": None if trust is None else trust.words,
         "search": None if search is None else search.words,
+        "found": None if search is None else _found(search),
         "problems": [*report.notes, *report.remarks],
+    }
+
+
+def _found(search: Found) -> dict[str, Any] | None:
+    """The answer of a search; None where no mixture keeps the caps."""
+    if search.best.empty:
+        return None
+    best = search.best.iloc[0]
+    return {
+        "mixture": best["mixture"],
+        "objective": float(best["objective"]),
+        "evaluations": len(search.trace),
     }

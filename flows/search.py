@@ -197,7 +197,9 @@ def descent_call(prepared: Prepared, state: Search, config: DescentConfig) -> Ca
         units=[[numbers[name] for name in state.units[unit]] for unit in state.feasible.names],
         objective=[shares[name] for name in sorted(places, key=places.__getitem__)],
     )
-    return Call(DESCEND, whole, {**models, **sets}, "search")
+    # The way back through a model costs twice the way forward.
+    estimate = {"tokens": 3.0 * config.starts * config.steps * config.tokens}
+    return Call(DESCEND, whole, {**models, **sets}, "search", estimate)
 
 
 def _numbered(what: str, handles: Mapping[str, Handle]) -> tuple[dict[str, Handle], dict[str, int]]:

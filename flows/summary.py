@@ -1,5 +1,9 @@
-"""What a run found, did and cost, as tables in a terminal; the words are those of the report."""
+"""What a run found, did and cost, as tables in a terminal; the words are those of the report.
 
+What a search found stands first: it is the answer, and the ranking only what was looked at.
+"""
+
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from flows.run import RunResult
+    from tasks.found import Found
 
 RANKING: Columns = {
     "rank": ("rank", str),
@@ -35,6 +40,8 @@ def show_result(console: Console, result: "RunResult", top: int = 10) -> None:
     """Print what a run found, did and cost."""
     rankings = result.report.rankings
     judged = f"Best mixtures by {MACRO_MEAN} ({len(rankings[MACRO_MEAN]):,} judged)"
+    if result.report.search is not None:
+        _show_found(console, result.report.search)
     console.print()
     console.print(ranking_table(judged, rankings[MACRO_MEAN].head(top)))
     if result.report.race is None:
@@ -44,8 +51,6 @@ def show_result(console: Console, result: "RunResult", top: int = 10) -> None:
             console.print(sentence, soft_wrap=True)
     if len(result.changes):
         console.print(_table("Single changes to the best mixture", result.changes, CHANGES))
-    if result.report.search is not None:
-        _show_words(console, "Search", result.report.search.words)
     if result.report.validation is not None:
         _show_words(console, "Trust", result.report.validation.words)
         console.print(_validation_table(result.report.validation.table))
@@ -84,6 +89,54 @@ def ranking_table(title: str, ranking: "pd.DataFrame") -> Table:
     return _table(title, ranking, RANKING, caption)
 
 
+def _show_found(console: Console, found: "Found") -> None:
+    _show_words(console, "Search", found.words)
+    columns = ["mixture", "objective", "predicted"]
+    show_frame(console, "Best mixtures by the objective of the search", found.best[columns])
+    title = "Surrogates, cross-validated (mean over the objective's sets)"
+    show_frame(console, title, by_surrogate(found.surrogates))
+
+
+def by_surrogate(surrogates: "pd.DataFrame") -> "pd.DataFrame":
+    """One row per surrogate: means over the targets by their ``share`` in the objective."""
+    figures = ["spearman", "pearson", "rmse"]
+    if surrogates.empty:
+        return surrogates
+    counted = surrogates[surrogates["share"] > 0]
+    weighted = counted.assign(**{name: counted[name] * counted["share"] for name in figures})
+    groups = weighted.groupby("surrogate", sort=False)
+    means = groups[figures].sum().div(groups["share"].sum(), axis=0)
+    chosen = groups["chosen"].first().map({True: "yes", False: ""})
+    return means.assign(rows=groups["rows"].first(), chosen=chosen).reset_index()
+
+
+def show_frame(console: Console, title: str, frame: "pd.DataFrame") -> None:
+    """Print any table that has rows."""
+    from pandas.api.types import is_float_dtype
+
+    if frame.empty:
+        return
+    columns = {
+        str(name): (str(name), figure if is_float_dtype(column) else text)
+        for name, column in frame.items()
+    }
+    shown = tables.table_of(frame, columns)
+    table = Table(title=title, title_justify="left")
+    for head, numeric in zip(shown.heads, shown.numeric, strict=True):
+        table.add_column(head, justify="right" if numeric else "left", overflow="fold")
+    for row in shown.rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def figure(value: float) -> str:
+    """Five decimals, for losses of good mixtures differ in the fifth; five digits where the number is
+    so small or large that decimals would not show it."""
+    if value == 0 or not math.isfinite(value) or 1e-4 <= abs(value) < 1e6:
+        return number(5)(value)
+    return f"{value:.5g}".replace("-", "−")
+
+
 def _best(rankings: "Mapping[str, pd.DataFrame]") -> "pd.DataFrame":
     import pandas as pd
 
@@ -100,7 +153,9 @@ def _show_words(console: Console, title: str, words: list[str]) -> None:
 
 def _validation_table(figures: "pd.DataFrame") -> Table:
     shown = trust_tables.predictors_table(figures)
-    caption = "by number of partitions (references); 95 % intervals; within: sizes' means taken off"
+    caption = (
+        "by number of partitions (references); 95 % intervals; at fixed k: each k's mean taken off"
+    )
     return _drawn(
         "Merged models against really trained ones: Pearson for the macro mean", shown, caption
     )

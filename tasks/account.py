@@ -12,6 +12,7 @@ from tasks.found import Found
 from tasks.mixture import Mixture
 from tasks.search import DESCENT, FEWEST, START, Search, possible
 from tasks.surrogates import choose, cross_validate
+from tasks.tables import number as shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +39,7 @@ def account(search: Search, landings: Sequence[Mixture] = (), price: float = 0.0
     trace, surrogates = trace_of(search), compared(search)
     words = [
         *_answer(search, trace),
+        *_end(search),
         *_surrogates(search, surrogates, trace),
         *_limits(search, trace),
         *_descents(search, trace, landings, price),
@@ -84,13 +86,14 @@ def compared(search: Search) -> "pd.DataFrame":
 
     columns = ["surrogate", "target", "spearman", "pearson", "rmse", "rows"]
     if len(search.tried) < FEWEST:
-        return pd.DataFrame(columns=[*columns, "chosen"])
+        return pd.DataFrame(columns=[*columns, "chosen", "share"])
     sets, rules = search.objective.sets, search.rules
     losses = dict(zip(sets, search.losses.T, strict=True))
     found = cross_validate(search.weights, losses, rules.surrogates, seed=rules.seed)
     search.notes += [note for note in found.notes if note not in search.notes]
     chosen = choose(found.table, _shares(search))
-    return found.table.assign(chosen=found.table["surrogate"] == chosen)
+    shares = found.table["target"].map(_shares(search))
+    return found.table.assign(chosen=found.table["surrogate"] == chosen, share=shares)
 
 
 def _shares(search: Search) -> dict[str, float]:
@@ -98,9 +101,7 @@ def _shares(search: Search) -> dict[str, float]:
 
 
 def _answer(search: Search, trace: "pd.DataFrame") -> Iterator[str]:
-    number, whole = len(trace), possible(search.feasible)
-    share = f" ({100 * number / whole:.3g} %)" if whole < 10**6 else ""
-    yield f"{number:,} of {_readable(whole)} possible mixtures were evaluated{share}."
+    yield _evaluated(search)
     kept = trace[trace["feasible"]]
     if kept.empty:
         excess = search.objective.excess(search.losses, search.base)
@@ -113,10 +114,41 @@ def _answer(search: Search, trace: "pd.DataFrame") -> Iterator[str]:
         return
     best = trace.iloc[_lowest(kept)]
     yield (
-        f"The best of them is {best['mixture']}, {best['objective']:.4f} bits per byte"
-        f"{_against_base(search)}. It was evaluation {best['evaluation']} and came from "
-        f"{_source(best['proposed_by'])}."
+        f"The best of them is {best['mixture']}, {_value(search, best)}{_against_base(search)}. It "
+        f"was evaluation {best['evaluation']} and came from {_source(best['proposed_by'])}."
     )
+
+
+def _evaluated(search: Search) -> str:
+    number, whole = len(search.tried), possible(search.feasible)
+    is_bound = search.feasible.listed() is None and bool(search.feasible.rules.limits)
+    share = f" ({100 * number / whole:.3g} %)" if whole < 10**6 and not is_bound else ""
+    most = "at most " if is_bound else ""
+    return f"{number:,} of {most}{_readable(whole)} possible mixtures were evaluated{share}."
+
+
+def _end(search: Search) -> Iterator[str]:
+    """Why the budget was not spent, where it was not."""
+    if not search.left:
+        return
+    started = sum(one.proposed_by == START for one in search.tried)
+    why = "no other mixture that the constraints allow was found"
+    if len(search.tried) < FEWEST and started == search.rules.start:
+        why = f"surrogates need {FEWEST} evaluated mixtures, so raise search.start"
+    yield f"The search ended before its budget of {search.rules.evaluations:,} was spent: {why}."
+
+
+def _value(search: Search, row: "pd.Series") -> str:
+    """Bits per byte of a row of a trace, and what the pull makes of them."""
+    mean = float(search.losses[int(row["evaluation"]) - 1] @ search.objective.shares)
+    pulled = f" (objective with the pull: {row['objective']:.4f})"
+    return f"{mean:.4f} bits per byte{pulled if search.objective.config.pull else ''}"
+
+
+def _unit(search: Search) -> str:
+    """Of differences of the objective."""
+    pulled = " of the objective with the pull" if search.objective.config.pull else ""
+    return f"bits per byte{pulled}"
 
 
 def _lowest(rows: "pd.DataFrame") -> int:
@@ -147,10 +179,10 @@ def _surrogates(search: Search, table: "pd.DataFrame", trace: "pd.DataFrame") ->
         means = weighted.groupby("surrogate", sort=False)["part"].sum()
         chosen = table.loc[table["chosen"], "surrogate"].iloc[0]
         others = means.drop(chosen).sort_values(ascending=False, kind="stable")
-        listed = ", ".join(f"{name} {value:.3f}" for name, value in others.items())
+        listed = ", ".join(f"{name} {shown(3)(value)}" for name, value in others.items())
         yield (
             f"Among the surrogates, {chosen!r} orders mixtures that it has not seen best: Spearman "
-            f"{means[chosen]:.3f} in the mean over the objective's sets, cross-validated on "
+            f"{shown(3)(means[chosen])} in the mean over the objective's sets, cross-validated on "
             f"{len(trace):,} mixtures{f' ({listed})' if listed else ''}."
         )
     expected = trace[trace["predicted"].notna()]
@@ -158,7 +190,7 @@ def _surrogates(search: Search, table: "pd.DataFrame", trace: "pd.DataFrame") ->
         errors = expected["predicted"] - expected["objective"]
         yield (
             f"The objective of the {len(expected):,} mixtures that surrogates proposed was expected "
-            f"to within {math.sqrt((errors**2).mean()):.4f} bits per byte (root mean square); it was "
+            f"to within {math.sqrt((errors**2).mean()):.4f} {_unit(search)} (root mean square); it was "
             f"{_side(float(errors.mean()))} than expected."
         )
 
@@ -181,7 +213,7 @@ def _limits(search: Search, trace: "pd.DataFrame") -> Iterator[str]:
         free = trace.iloc[_lowest(trace)]
         if len(kept) and not free["feasible"]:
             yield (
-                f"The caps cost {kept['objective'].min() - free['objective']:.4f} bits per byte: "
+                f"The caps cost {kept['objective'].min() - free['objective']:.4f} {_unit(search)}: "
                 f"without them {free['mixture']} would be the best."
             )
     if len(kept) and (bound := list(_binding(search, _lowest(kept)))):
@@ -194,7 +226,7 @@ def _binding(search: Search, number: int) -> Iterator[str]:
 
     config, weights = search.feasible.config, search.weights[number]
     if config.most_partitions == int((weights > 0).sum()) < len(weights):
-        yield f"at most {config.most_partitions} members"
+        yield f"at most {config.most_partitions} member{'s' if config.most_partitions > 1 else ''}"
     step = 1 / (weights > 0).sum() if config.even else 1 / config.resolution
     matrix, least, most = search.feasible.rows
     for row, low, high in zip(matrix, least, most, strict=True):
@@ -217,13 +249,13 @@ def _descents(
     yield (
         f"Descent through the merged model landed on {len(known)} different "
         f"mixture{'s' if len(known) > 1 else ''}; the best is {landed['mixture']}, "
-        f"{landed['objective']:.4f} bits per byte{'' if landed['feasible'] else ' (it breaks a cap)'}, "
+        f"{_value(search, landed)}{'' if landed['feasible'] else ' (it breaks a cap)'}, "
         f"number {1 + int((trace['objective'] < landed['objective']).sum())} of {len(trace):,}. "
         f"It cost as much as {price:,.0f} evaluations."
     )
     if len(others):
         ahead = landed["objective"] - others["objective"].min()
         yield (
-            f"That is {abs(ahead):.4f} bits per byte {'above' if ahead > 0 else 'below'} the best "
+            f"That is {abs(ahead):.4f} {_unit(search)} {'above' if ahead > 0 else 'below'} the best "
             "mixture that was found without it."
         )

@@ -10,13 +10,14 @@ Read off the losses that the ranking is made of; intervals are paired (see ``tas
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.choice import Z, sets_of
 from tasks.noise import paired_variances
 from tasks.ranking import MACRO_MEAN
 from tasks.rows import Losses
+from tasks.sums import BLOCK
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 ALIKE = 0.1
 """Two partitions are near-duplicates where their distance is at most this share of the usual."""
+FEWEST_SETS = 4
+"""On one set two models of different text are alike by chance in about one pair of twelve."""
+FEWEST_USUAL = 3
+"""It takes three pairs to say what is usual."""
 
 
 class _Pair(NamedTuple):
@@ -97,14 +102,23 @@ def _gains(losses: Losses, pairs: list[_Pair], objective: str) -> "pd.DataFrame"
     return table.sort_values(order, ascending=[False, True, True], ignore_index=True)
 
 
-def near_duplicates(losses: Losses, members: "pd.DataFrame") -> "pd.DataFrame":
-    """Pairs of partitions whose models say the same, so that one of them could be left out.
+def near_duplicates(
+    losses: Losses, members: "pd.DataFrame", domains: Mapping[str, str]
+) -> "pd.DataFrame":
+    """Partitions of two domains whose models say the same, so that one of them could be left out.
 
-    Their distance, the root mean square over sets of the difference of their models' losses, is at most
-    ``ALIKE`` of the median pair's, and their merge is about as good as the better of them: its
-    complementarity for the macro mean is at most ``ALIKE`` of the median pair's in size, or not told
-    apart from 0, or was not evaluated. It takes three pairs to say what is usual; with fewer, none is
-    found.
+    Their distance, the root mean square over groups of documents of the difference of their models'
+    losses, each set weighing alike, is at most ``ALIKE`` of the median pair's, and their merge is about
+    as good as the better of them: its complementarity for the macro mean is at most ``ALIKE`` of the
+    median pair's in size, or not told apart from 0, or was not evaluated.
+
+    Partitions of one domain are alike by design: such pairs are neither found nor counted as usual.
+    None is found with fewer than ``FEWEST_SETS`` sets or ``FEWEST_USUAL`` pairs of two domains. Near
+    copies are not found either where they are the rule, as they then are what is usual. How far training
+    moved models from the base model is no better measure: much of it is common to all of them.
+
+    Args:
+        domains: domain of each partition; one that is not there is a domain of its own.
 
     Returns:
         The closest first: ``first`` and ``second``, partitions; ``distance`` and ``usual``, the median
@@ -112,23 +126,26 @@ def near_duplicates(losses: Losses, members: "pd.DataFrame") -> "pd.DataFrame":
         was not evaluated); ``drop``, the one whose own model is worse for the macro mean, of equals
         the second.
     """
+    import numpy as np
     import pandas as pd
 
     columns = ["first", "second", "distance", "usual", "complementarity", "low", "high", "drop"]
-    pairs = _pairs(losses, members)
-    if len(pairs) < 3:
+    domain = {name: name for name in members["partition"].unique()} | dict(domains)
+    pairs = [p for p in _pairs(losses, members) if domain[p.first] != domain[p.second]]
+    distance = _distances(losses, pairs)
+    known = np.isfinite(distance)
+    if len(losses.sets) < FEWEST_SETS or known.sum() < FEWEST_USUAL:
         return pd.DataFrame(columns=columns)
-    loss = losses.nll / [counts.num_tokens for counts in losses.counts]
-    mean = loss.mean(axis=1)
+    mean = (losses.nll / [counts.num_tokens for counts in losses.counts]).mean(axis=1)
     table = pd.DataFrame(
         {
             "first": [pair.first for pair in pairs],
             "second": [pair.second for pair in pairs],
-            "distance": [_rms(loss[pair.one] - loss[pair.other]) for pair in pairs],
+            "distance": distance,
+            "usual": np.median(distance[known]),
             "drop": [p.first if mean[p.one] > mean[p.other] else p.second for p in pairs],
         }
     )
-    table["usual"] = table["distance"].median()
     merged = _gains(losses, pairs, MACRO_MEAN)
     gains = merged[["first", "second", "complementarity", "low", "high"]]
     table = table.merge(gains, on=["first", "second"], how="left")
@@ -155,17 +172,36 @@ def duplicate_words(duplicates: "pd.DataFrame", effects: "pd.DataFrame") -> Iter
         merging = "" if math.isnan(gain) else f", and merging them gains {gain:.4f}"
         yield (
             f"{first} and {second} are near-duplicates: their models' losses differ by "
-            f"{pair['distance']:.4f} nats per token over the evaluation sets, a typical pair's by "
+            f"{pair['distance']:.4f} nats per token over the documents of the evaluation sets, a "
+            f"typical pair's of two domains by "
             f"{pair['usual']:.4f}{merging}. Their marginal effects in nats per token "
             f"({effect[first]} and {effect[second]}) are shared: each stands in for the other, and "
             f"they are not to be added up. If one is to go, drop {pair['drop']}."
         )
 
 
-def _rms(difference: "Floats") -> float:
+def _distances(losses: Losses, pairs: list[_Pair]) -> "Floats":
+    """Of the models of each pair, in nats per token, shape (pairs,).
+
+    Two losses may be close on a whole set by chance, as the documents on which one model is better make
+    up for the others; group by group they are not.
+    """
     import numpy as np
 
-    return float(np.sqrt(np.square(difference).mean()))
+    numbers = sorted({number for pair in pairs for number in (pair.one, pair.other)})
+    place = {number: row for row, number in enumerate(numbers)}
+    one = np.array([place[pair.one] for pair in pairs], dtype=np.int64)
+    other = np.array([place[pair.other] for pair in pairs], dtype=np.int64)
+    squares = np.zeros(len(pairs))
+    for number, counts in enumerate(losses.counts):
+        known = counts.group_tokens > 0
+        sums = losses.sums.take(number, np.array(numbers, dtype=np.int64))
+        loss = sums[:, known] / counts.group_tokens[known]
+        for start in range(0, len(pairs), BLOCK):
+            rows = slice(start, start + BLOCK)
+            with np.errstate(invalid="ignore"):  # a model that diverged has no distance
+                squares[rows] += np.square(loss[one[rows]] - loss[other[rows]]).mean(axis=1)
+    return np.asarray(np.sqrt(squares / len(losses.counts)))
 
 
 def _pairs(losses: Losses, members: "pd.DataFrame") -> list[_Pair]:

@@ -18,7 +18,7 @@ class Found(NamedTuple):
     """What was sought and found, in sentences."""
     surrogates: "pd.DataFrame"
     """Cross-validated: ``surrogate``, ``target``, ``spearman``, ``pearson``, ``rmse``, ``rows`` (mixtures
-    that it was fitted to), ``chosen`` (bool)."""
+    that it was fitted to), ``chosen`` (bool), ``share`` (weight of the target in the objective)."""
     trace: "pd.DataFrame"
     """Every evaluation in order: ``evaluation``, counted from 1; ``round``; ``mixture``; ``proposed_by``
     ("start", the name of a surrogate, "descent", "random"); ``predicted``; ``objective``; ``best`` so far

@@ -6,7 +6,6 @@ mean, where no evaluation set is named. Rules are constants with their reason; `
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from tasks.agreement import POOLED, SCOPES, WITHIN
@@ -22,6 +21,10 @@ ENOUGH_RIGHT = 0.8
 models that were really trained on the data: merging should do no worse."""
 FEWEST_REFERENCES = 6
 """Of five points, a correlation below 0.88 is not told from chance at 5 %."""
+FEWEST_RUNS = 3
+"""Of two runs the standard deviation says next to nothing of the largest correlation possible."""
+HIGHEST_CEILING = 0.995
+"""A ceiling that reads as 1.00 is none."""
 MOST_NAMED = 6
 """More names than this are counted, not listed."""
 
@@ -32,7 +35,7 @@ Rows: TypeAlias = Mapping[tuple[str, str, str, str], Figures]
 """Rows of an ``agreement`` table by evaluation set, scope, k and predictor."""
 
 _BASELINES = {
-    "individual": "the mean loss of the individual models",
+    "individual": "the mean of single partitions",
     "tokens": "the number of tokens",
     "nearest": "the nearest single partition",
     "regression": "a regression on mixture weights, which is fitted to references and so costs them",
@@ -84,11 +87,9 @@ def fixed_and_pooled(rows: Rows, sizes: Sequence[str]) -> Iterator[str]:
     if len(sizes) == 1:
         yield f"All references have k = {sizes[0]}: mixtures of other sizes were not tested."
         return
-    yield (
-        "By number of partitions: "
-        + "; ".join(_at(k, rows[MACRO_MEAN, "all", k, "proxy"]) for k in sizes)
-        + "."
-    )
+    yield _by_size({k: rows[MACRO_MEAN, "all", k, "proxy"] for k in sizes})
+    if fixed["references"] < FEWEST_REFERENCES:
+        return
     inflated = pooled["pearson"] > fixed["pearson"]
     yield (
         f"Pooled over all k the Pearson correlation of the {MACRO_MEAN} is {_n(pooled['pearson'])}, at "
@@ -101,17 +102,29 @@ def fixed_and_pooled(rows: Rows, sizes: Sequence[str]) -> Iterator[str]:
     )
 
 
-def _at(k: str, figures: Figures) -> str:
-    grounds = (
-        f"{percent(figures['pairs_right'])} of pairs right, {figures['references']} references"
-    )
-    match standing(figures):
-        case "trusted":
-            return f"at k = {k} it can be trusted ({grounds})"
-        case "wrong":
-            return f"at k = {k} it cannot ({grounds})"
-        case _:
-            return f"at k = {k} {why(figures)}"
+_OF_SIZES: Mapping[Standing, str] = {
+    "trusted": "it can be trusted",
+    "wrong": "it cannot be trusted",
+    "unknown": "this validation cannot tell",
+}
+
+
+def _by_size(figures: Mapping[str, Figures]) -> str:
+    """What holds at each k alone, then the figures of each."""
+    at: dict[Standing, list[str]] = {name: [] for name in _OF_SIZES}
+    for k, of_size in figures.items():
+        at[standing(of_size)].append(k)
+    said = [f"at k = {listed(sizes)} {_OF_SIZES[name]}" for name, sizes in at.items() if sizes]
+    each = [
+        f"k = {k}: {row['references']} references"
+        + (
+            ""
+            if math.isnan(row["pairs_right"])
+            else f", {percent(row['pairs_right'])} of pairs right"
+        )
+        for k, row in figures.items()
+    ]
+    return f"By number of partitions: {'; '.join(said)}. In figures: {'; '.join(each)}."
 
 
 def apart(rows: Rows) -> Iterator[str]:
@@ -145,6 +158,9 @@ def _by_scope(rows: Rows, name: str) -> list[float]:
 
 
 def differences(pairs: "pd.DataFrame", rows: Rows) -> Iterator[str]:
+    """From which difference of proxies on the better mixture is told."""
+    if rows[MACRO_MEAN, *FIXED]["references"] < FEWEST_REFERENCES:
+        return
     of_set = {str(name): margin(part) for name, part in pairs.groupby("evaluation_set", sort=True)}
     if (found := of_set.pop(MACRO_MEAN)) is None:
         yield (
@@ -171,6 +187,12 @@ def differences(pairs: "pd.DataFrame", rows: Rows) -> Iterator[str]:
 
 def gained(rows: Rows, added: "pd.DataFrame") -> Iterator[str]:
     """What merging adds on the macro mean over each predictor that needs none."""
+    if (count := int(rows[MACRO_MEAN, *FIXED]["references"])) < FEWEST_REFERENCES:
+        yield (
+            "Whether merging orders better than predictors that merge nothing cannot be told yet: not "
+            f"enough references ({count}; {FEWEST_REFERENCES} are the least)."
+        )
+        return
     lines = added[added["evaluation_set"] == MACRO_MEAN].set_index("baseline").to_dict("index")
     for baseline, line in lines.items():
         name = _BASELINES[str(baseline)]
@@ -178,6 +200,8 @@ def gained(rows: Rows, added: "pd.DataFrame") -> Iterator[str]:
         by = f"{_n(line['difference'])}, 95 % interval {_n(line['low'])} to {_n(line['high'])}"
         if math.isnan(other):
             yield f"Nothing can be said of {name}: at fixed k it is the same for all, or not known."
+        elif (count := int(line["references"])) < FEWEST_REFERENCES:
+            yield f"Nothing can be said of {name} yet: it is known for {count} references only."
         elif line["low"] > 0:
             yield f"Merging orders better than {name} (Pearson {_n(other)} at fixed k; difference {by})."
         elif line["high"] < 0:
@@ -190,17 +214,27 @@ def gained(rows: Rows, added: "pd.DataFrame") -> Iterator[str]:
 
 
 def repeated(noise: "pd.DataFrame | None") -> Iterator[str]:
-    """What repeated references agree to."""
+    """What repeated references agree to; the ceiling only where there are enough runs to speak of it."""
+    from scipy.stats import t as student
+
     told = () if noise is None else noise[noise["evaluation_set"] == MACRO_MEAN].to_dict("records")
     told = [row for row in told if row["runs"] > 1]
     if not told:
         yield "No reference was trained twice, so how far references agree with themselves is not known."
     for row in told:
+        # Of a few runs the standard deviation itself is uncertain: hence Student's t.
+        least = float(student.ppf(0.975, row["runs"] - 1)) * math.sqrt(2) * row["sd_bits"]
+        tells = row["runs"] >= FEWEST_RUNS and row["ceiling"] < HIGHEST_CEILING
         yield (
             f"Trained with {row['runs']} seeds, {row['mixture']} has a standard deviation of "
             f"{number(4)(row['sd_bits'])} bits per byte on the {MACRO_MEAN}. Two references that differ "
-            f"by less than {number(4)(_TWO_RUNS * row['sd_bits'])} may be in either order, and no "
-            f"predictor can be expected to pass a Pearson correlation of {_n(row['ceiling'])} at fixed k."
+            f"by less than {number(4)(least)} may be in either order"
+            + (
+                ", and no predictor can be expected to pass a Pearson correlation of "
+                f"{_n(row['ceiling'])} at fixed k."
+                if tells
+                else "."
+            )
         )
 
 
@@ -241,7 +275,6 @@ def broken_pairs(barriers: "pd.DataFrame") -> Iterator[str]:
     )
 
 
-_TWO_RUNS = NormalDist().inv_cdf(0.975) * math.sqrt(2)
 _n = number(2)
 
 

@@ -15,7 +15,8 @@ from tasks.mixture import unknown
 from tasks.objective import Objective, ObjectiveConfig
 from tasks.proposals import Proposals, propose_beside
 from tasks.surrogates import SURROGATES, choose, cross_validate, errors, fit
-from tasks.table_rows import averaged, finite, refuse_constant, scaled, varying
+from tasks.table_rows import averaged, finite, refuse_constant, scaled, told_sums, varying
+from tasks.tables import number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +44,7 @@ class LossTable(NamedTuple):
     rows: tuple[int, ...]
     """Which row of the file each was, counted from 1 below the header."""
     notes: list[str]
-    """Sentences: what was dropped, averaged, left out."""
+    """Sentences: what was taken, dropped, averaged, left out."""
 
 
 def read_table(
@@ -56,12 +57,14 @@ def read_table(
             It holds one numeric column per partition or domain with its weight (any positive sum
             per row) and one numeric column per target with its loss (lower is better).
         targets: names of the target columns.
-        weights: names of the weight columns; None: all numeric columns that are no targets.
+        weights: names of the weight columns; None: all numeric columns that are no targets, whose
+            sums must then be alike in all rows.
 
     Raises:
-        ValueError: the file cannot be read, a column is missing or not numeric, a target is constant,
-            a row has a negative weight or only zeros, or fewer than ``FEWEST_ROWS`` distinct rows
-            are left. The message names the columns taken.
+        ValueError: the file cannot be read or has no rows, a column is missing or not numeric, a
+            target is constant, a row has a negative weight or only zeros, sums of rows say that some
+            column is no weight, or fewer than ``FEWEST_ROWS`` distinct rows are left. The message
+            names the columns taken.
     """
     frame = _frame(path)
     names = _weight_columns(frame, targets, weights, path)
@@ -70,7 +73,9 @@ def read_table(
     notes: list[str] = []
     numbers = finite(numbers, notes)
     refuse_constant(numbers, targets, taken)
-    numbers = scaled(numbers, names, taken)
+    whole, numbers = numbers, scaled(numbers, names, taken)
+    if len(whole):
+        notes.insert(0, told_sums(whole, names, targets, taken, bool(weights)))
     numbers = averaged(numbers, names, notes)
     if len(numbers) < FEWEST_ROWS:
         raise ValueError(
@@ -98,10 +103,13 @@ def _frame(path: str) -> "pd.DataFrame":
     files, place = file_system(path)
     try:
         with files.open(place, "rb") as opened:
-            return pd.read_csv(opened) if suffix == ".csv" else pd.read_parquet(opened)
+            found = pd.read_csv(opened) if suffix == ".csv" else pd.read_parquet(opened)
     # What pandas and pyarrow raise for a file that they cannot parse is a ValueError.
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a table: {error}") from error
+    if not len(found):
+        raise ValueError(f"{path} has no rows: give one row for each evaluated mixture")
+    return found
 
 
 def _weight_columns(
@@ -138,8 +146,8 @@ class TableSearch(NamedTuple):
     """What a table of losses says about the next mixtures."""
 
     surrogates: "pd.DataFrame"
-    """``surrogate``, ``target``, ``spearman``, ``pearson``, ``rmse``, ``rows``, ``chosen``:
-    cross-validated on the rows that are not held out."""
+    """``surrogate``, ``target``, ``spearman``, ``pearson``, ``rmse``, ``rows``, ``chosen``, ``share``
+    (weight of the target in the objective): cross-validated on the rows that are not held out."""
     held_out: "pd.DataFrame"
     """One row per held-out row and target: ``row`` (number in the table), ``target``, ``loss``,
     ``predicted`` by the chosen surrogate. Empty where nothing is held out."""
@@ -152,7 +160,7 @@ class TableSearch(NamedTuple):
 
 def propose_from_table(
     table: LossTable,
-    shares: Mapping[str, float],
+    sought: ObjectiveConfig,
     constraints: ConstraintsConfig,
     names: Sequence[str] = tuple(SURROGATES),
     count: int = 10,
@@ -164,7 +172,8 @@ def propose_from_table(
 
     Args:
         table: of ``read_table``.
-        shares: weight of each target in the objective (empty: all alike).
+        sought: weight of each target, pull and prior (over the weight columns); no caps, for a table
+            has no losses of a base model.
         constraints: over the weight columns; each column is its own domain.
         names: the surrogates to compare.
         count: how many mixtures to propose.
@@ -173,14 +182,14 @@ def propose_from_table(
         tokens: tokens behind each weight column; needed for ``constraints.repetition`` only.
 
     Raises:
-        ValueError: an unknown target or column, constraints that contradict, a repetition without
-            tokens, or too few rows.
+        ValueError: an unknown target or column, caps, constraints that contradict, a repetition
+            without tokens, or too few rows.
     """
     import numpy as np
 
     generator = np.random.default_rng(seed)
     feasible = Feasible(constraints, {name: name for name in table.names}, tokens)
-    objective = Objective(ObjectiveConfig(weights=dict(shares)), table.targets, feasible.names)
+    objective = Objective(sought, table.targets, feasible.names)
     weights = table.weights[:, [table.names.index(name) for name in feasible.names]]
     seen, held = _cut(len(weights), held_out, generator)
     visible = dict(zip(table.targets, table.losses[seen].T, strict=True))
@@ -188,6 +197,7 @@ def propose_from_table(
     by_target = dict(zip(table.targets, objective.shares.tolist(), strict=True))
     chosen = choose(validated, by_target)
     validated["chosen"] = validated["surrogate"] == chosen
+    validated["share"] = validated["target"].map(by_target)
     models = fit(chosen, weights[seen], visible)
     predicted = np.stack([model.predict(weights[held]) for model in models.values()], axis=1)
     made = propose_beside(
@@ -216,7 +226,8 @@ def _order(table: LossTable, held: "Ints", predicted: "Floats", chosen: str) -> 
     found = [errors(table.losses[held, n], predicted[:, n]) for n in range(len(table.targets))]
     return [
         f"On {len(held)} held-out rows the {chosen} surrogate orders {target!r} with a Spearman "
-        f"correlation of {spearman:.2f} (Pearson {pearson:.2f}, root mean squared error {error:.3g})."
+        f"correlation of {number(2)(spearman)} (Pearson {number(2)(pearson)}, root mean squared error "
+        f"{error:.3g})."
         for target, (spearman, pearson, error) in zip(table.targets, found, strict=True)
     ]
 
@@ -225,9 +236,9 @@ def _held_out(table: LossTable, held: "Ints", predicted: "Floats") -> "pd.DataFr
     import pandas as pd
 
     rows = [
-        (table.rows[row], target, table.losses[row, n], predicted[number, n])
+        (table.rows[row], target, table.losses[row, n], predicted[place, n])
         for n, target in enumerate(table.targets)
-        for number, row in enumerate(held.tolist())
+        for place, row in enumerate(held.tolist())
     ]
     return pd.DataFrame(rows, columns=["row", "target", "loss", "predicted"])
 

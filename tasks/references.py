@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, islice
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 from pydantic import Field, field_validator
 
@@ -29,8 +29,8 @@ class ValidationConfig(Config):
     """Number of mixtures that are really trained."""
     budget: str | None = None
     """What they may cost in all, in place of their number: 12 trainings, 5e6 tokens, 40 kJ."""
-    sizes: list[int] = Field(default=[2, 3, 4], min_length=1)
-    """Numbers of partitions from which the sample is drawn, in equal shares."""
+    sizes: list[Annotated[int, Field(ge=2)]] = Field(default=[2, 3, 4], min_length=1)
+    """Numbers of partitions, 2 or more, from which the sample is drawn, in equal shares."""
     repeats: int = Field(default=2, ge=0)
     """Further seeds with which the first of them is trained, to see how far references agree."""
     pairs: int = Field(default=300, ge=0)

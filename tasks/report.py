@@ -95,8 +95,10 @@ class ReportData:
 
     @cached_property
     def duplicates(self) -> "pd.DataFrame":
-        """``near_duplicates`` among the partitions."""
-        return near_duplicates(self.losses, self.members)
+        """``near_duplicates`` among the partitions of different domains."""
+        known = self.partitions.dropna(subset="domain")
+        domains = dict(zip(known["partition"], known["domain"], strict=True))
+        return near_duplicates(self.losses, self.members, domains)
 
     @cached_property
     def remarks(self) -> list[str]:

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
+SPREAD = 0.01
+"""By how much, of the largest, sums of rows may differ where nobody said which columns are weights."""
+
 
 def finite(numbers: "pd.DataFrame", notes: list[str]) -> "pd.DataFrame":
     """The rows in which every number is finite."""
@@ -54,6 +57,36 @@ def scaled(numbers: "pd.DataFrame", names: list[str], taken: str) -> "pd.DataFra
     for row in weights.index[sums == 0].tolist():
         raise ValueError(f"row {row + 1} of {taken} has only weights of 0: give one above it")
     return numbers.assign(**{name: weights[name] / sums for name in names})
+
+
+def told_sums(
+    numbers: "pd.DataFrame", names: Sequence[str], targets: Sequence[str], taken: str, named: bool
+) -> str:
+    """A sentence on what was taken for weights and losses, and what the weights of rows sum to.
+
+    Args:
+        numbers: one row or more, weights as they stand in the file.
+        named: whether somebody said which columns are weights.
+
+    Raises:
+        ValueError: nobody did, and the sums differ by more than ``SPREAD``.
+    """
+    sums = numbers[[*names]].sum(axis=1)
+    low, high = sums.min(), sums.max()
+    if not named and high - low > SPREAD * high:
+        raise ValueError(
+            f"the weights in the rows of {taken} sum to {low:.6g} in one and {high:.6g} in another: "
+            "a column among them may be no weight; name the columns of weights with --weights"
+        )
+    return (
+        f"Weights: {_listed(names)}; targets: {_listed(targets)}; row sums from {low:.6g} to "
+        f"{high:.6g}, each row scaled to 1."
+    )
+
+
+def _listed(names: Sequence[str], most: int = 20) -> str:
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def averaged(numbers: "pd.DataFrame", names: list[str], notes: list[str]) -> "pd.DataFrame":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tasks.agreement import POOLED, WITHIN, agreement, gains
 from tasks.grounds import (
     ENOUGH_RIGHT,
+    FEWEST_REFERENCES,
     FIXED,
     Rows,
     Standing,
@@ -112,7 +113,8 @@ def _first(rows: Rows, sizes: Sequence[str]) -> Iterator[str]:
     trusted, wrong, unknown = named.values()
     few = f"fewer than {percent(ENOUGH_RIGHT)} of the pairs of mixtures of the same k are ordered right"
     if trusted:
-        yield _trusted(trusted, len(found), _wrong_sizes(rows, sizes))
+        among = _among(rows, sizes)
+        yield _trusted(trusted, len(found), among, _wrong_sizes(rows, sizes))
     elif wrong:
         yield f"Do not trust this ranking: {few} on {listed(wrong)}."
     else:
@@ -123,15 +125,25 @@ def _first(rows: Rows, sizes: Sequence[str]) -> Iterator[str]:
         yield f"On {listed(unknown)} this validation cannot tell: {why(found[unknown[0]])}."
 
 
-def _trusted(names: Sequence[str], total: int, wrong_sizes: Sequence[str]) -> str:
+def _among(rows: Rows, sizes: Sequence[str]) -> str:
+    """Which mixtures may be compared; where that rests on all k together, it is said."""
+    if any(rows[MACRO_MEAN, "all", k, "proxy"]["references"] >= FEWEST_REFERENCES for k in sizes):
+        return "among mixtures of the same k"
+    return (
+        f"among mixtures of the same k, over k = {', '.join(sizes)} together (no single k has "
+        f"{FEWEST_REFERENCES} references)"
+    )
+
+
+def _trusted(names: Sequence[str], total: int, among: str, wrong_sizes: Sequence[str]) -> str:
     """The verdict where some of ``total`` sets, the macro mean among them, are trusted."""
     everything = f"the {MACRO_MEAN} and all evaluation sets ({total - 1})"
     what = everything if len(names) == total else listed(names)
     if wrong_sizes:
         return f"Trust the ranking for {what} only, and not among mixtures of k = {listed(wrong_sizes)}."
     if len(names) < total:
-        return f"Trust the ranking for {what} only, among mixtures of the same k."
-    return f"The ranking can be trusted for {what}, among mixtures of the same k."
+        return f"Trust the ranking for {what} only, {among}."
+    return f"The ranking can be trusted for {what}, {among}."
 
 
 def _wrong_sizes(rows: Rows, sizes: Sequence[str]) -> list[str]:

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 PROXY = "proxy"
 PREDICTORS = {
     PROXY: "merged model (proxy)",
-    "individual": "mean of its parts",
-    "nearest": "best of its parts",
+    "individual": "mean of single partitions",
+    "nearest": "nearest single partition",
     "tokens": "number of tokens",
-    "regression": "regression on weights",
+    "regression": "regression on mixture weights",
 }
+FIXED = "at fixed k"
+"""What people read for ``WITHIN``."""
 SCOPES = {"all": "all", "in": "that hold its domain", "out": "without its domain"}
 MEASURES = {
     "pearson": "Pearson",
@@ -86,7 +88,7 @@ def sets_table(table: "pd.DataFrame") -> Table:
         cells = [*_cells(proxy, sizes), *_cells(single, [WITHIN])]
         rows.append([str(name), SCOPES[str(scope)], *cells])
     heads = ["evaluation set", "mixtures", *(_head(None, k) for k in sizes)]
-    heads.append("within, by mean of parts")
+    heads.append(f"{FIXED}, by {PREDICTORS['individual']}")
     return Table(heads, rows, [False, False, *(True for _ in heads[2:])], [False] * len(rows))
 
 
@@ -100,7 +102,7 @@ def measures_table(table: "pd.DataFrame") -> Table:
 
 
 def regrets_table(table: "pd.DataFrame") -> Table:
-    """Every measure of the proxy for each set, within sizes."""
+    """Every measure of the proxy for each set, at fixed k."""
     chosen = table[(table["predictor"] == PROXY) & (table["k"] == WITHIN)]
     chosen = chosen[chosen["scope"] == "all"].sort_values("evaluation_set")
     return _measured(chosen, {"evaluation_set": ("evaluation set", text)})
@@ -108,7 +110,8 @@ def regrets_table(table: "pd.DataFrame") -> Table:
 
 def _measured(rows: "pd.DataFrame", first: Columns) -> Table:
     shown = {name: [_figure(row, name) for row in rows.to_dict("records")] for name in MEASURES}
-    rows = rows.assign(**shown, words=rows["predictor"].map(PREDICTORS))
+    sizes = rows["k"].replace(WITHIN, FIXED)
+    rows = rows.assign(**shown, k=sizes, words=rows["predictor"].map(PREDICTORS))
     columns: Columns = {
         **first,
         "k": ("k", text),
@@ -121,7 +124,7 @@ def _measured(rows: "pd.DataFrame", first: Columns) -> Table:
 
 
 def _head(table: "pd.DataFrame | None", k: str) -> str:
-    words = k if k in {WITHIN, POOLED} else f"k = {k}"
+    words = {WITHIN: FIXED, POOLED: POOLED}.get(k, f"k = {k}")
     if table is None:
         return words
     references = table.loc[table["k"] == k, "references"].max()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from flows.planner import Plan, plan
 from flows.recipe import Recipe
 from flows.runners import InlineRunner, Quiet
 from flows.search import Searched, scope, search
+from flows.summary import by_surrogate, figure
 from flows.sweeping import SweepPlan, SweepWork
 from storage.cache import Runtime
 from storage.store import Store
 from tasks.losses import LossesTable
 from tasks.mixture import Mixture
+from tasks.ranking import MACRO_MEAN
 from tasks.rows import Rows
 from tests.flows.conftest import Place, mixpool, mixpool_json
 
@@ -136,8 +139,16 @@ def test_a_plan_counts_what_is_left_at_most(
     assert before.pairs_known + before.pairs_missing == 25 * SETS
     assert before.pairs_missing >= runner.ledger.num_evaluated
     assert [call.step.name for call in before.to_build()] == ["descend"]
+    assert before.descent_tokens == before.to_json()["descent_tokens"] == 2 * 3 * 64 * 3
+    assert before.then.endswith(", and a descent worth 1,152 evaluated tokens")
+    assert before.seconds_per_pair is not None
+    assert before.seconds_per_token is not None
+    evaluated, descended = before.effort * before.seconds_per_pair, 1152 * before.seconds_per_token
+    assert before.seconds == pytest.approx(evaluated + descended)
+    assert replace(before, seconds_per_token=None).seconds is None
     more = planned(place.load(*RULES, "search.evaluations=30"), Path(place.store))
     assert (more.pairs_missing, more.mixtures) == (6 * SETS, 30)
+    assert more.descent_tokens == 0
     assert more.then == ", which the search chooses as it goes"
 
 
@@ -169,13 +180,25 @@ def test_the_command_leaves_a_run(place: Place, first: tuple[Searched, InlineRun
     assert found["mixtures"] == 24
     assert first[0].found is not None
     assert found["search"] == first[0].found.words
+    best = first[0].found.best.iloc[0]
+    assert found["found"] == {
+        "mixture": best["mixture"],
+        "objective": pytest.approx(best["objective"]),
+        "evaluations": 24,
+    }
     folder = Path(place.store) / found["run"]
     assert first[0].found.words[1].split(",")[0] in (folder / "report.html").read_text()
     content = json.loads((folder / "run.json").read_text())["content"]
     assert Mixture.of(content["best"]).label == first[0].found.best["mixture"][0]
     said = mixpool(*words, "--evaluations", "26")
     assert "26 of " in said.stdout
-    assert "Best mixtures by the objective of the search" in said.stdout
+    order = [
+        "26 of ",
+        "Best mixtures by the objective of the search",
+        f"Best mixtures by {MACRO_MEAN}",
+    ]
+    places = [said.stdout.index(words) for words in order]
+    assert places == sorted(places)
     shown = mixpool("show", "ranking", "--store", place.store)
     assert shown.exit_code == 0
 
@@ -193,6 +216,47 @@ def test_a_search_that_was_ended_goes_on(
     assert found.outcome.rows == first[0].outcome.rows
     assert len(LossesTable(Store(str(store)), config)) == paid + runner.ledger.num_evaluated
     assert runner.ledger.num_evaluated < first[1].ledger.num_evaluated
+
+
+def test_a_search_without_an_answer_leaves_that_of_the_ranking(
+    tmp_path: Path, place: Place
+) -> None:
+    store = place.copy(tmp_path).store
+    rules = [
+        *RULES,
+        "search.evaluations=12",
+        "search.descent=null",
+        "search.objective.caps={law: -99}",
+    ]
+    words = [word for rule in rules for word in ("--set", rule)]
+    found = mixpool_json("search", place.recipe, "--store", store, *words)
+    assert found["found"] is None
+    assert found["search"][1].startswith("None of them keeps every cap.")
+    content = json.loads((Path(store) / found["run"] / "run.json").read_text())["content"]
+    assert Mixture.of(content["best"]).label == found["best"][MACRO_MEAN]["mixture"]
+
+
+def test_surrogates_are_shown_as_the_objective_weighs_them() -> None:
+    rows = [("linear", "law", 0.5, 0.75), ("linear", "sums", 0.9, 0.25), ("linear", "rest", -1, 0)]
+    frame = pd.DataFrame(rows, columns=["surrogate", "target", "spearman", "share"])
+    shown = by_surrogate(frame.assign(pearson=frame["spearman"], rmse=2.0, rows=7, chosen=True))
+    assert shown.to_dict("records") == [
+        {
+            "surrogate": "linear",
+            "spearman": 0.6,
+            "pearson": 0.6,
+            "rmse": 2,
+            "rows": 7,
+            "chosen": "yes",
+        }
+    ]
+
+
+def test_figures_show_what_they_are() -> None:
+    figures = [1.2345678, -0.5, 0.0, 1e-12, -1e-12, 1e300, 123456.789, np.nan, np.inf]
+    assert [figure(one) for one in figures] == (
+        "1.23457 −0.50000 0.00000 1e-12 −1e-12 1e+300 123,456.78900 – ∞".replace("e-", "e−").split()
+    )
 
 
 def test_constraints_and_caps_hold(place: Place) -> None:
@@ -308,6 +372,24 @@ def test_constraints_of_a_table_come_from_a_file_and_from_set(table: Path, tmp_p
         assert all((10 * row[f"weight of {n}"]) % 1 < 1e-9 for n in ("code", "prose", "maths"))
 
 
+def test_repetition_in_a_table_goes_by_a_file_of_tokens(table: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokens.json").write_text('{"code": 100, "prose": 1000, "maths": 50}')
+    words = ("search", "--losses", table, "--targets", "loss,other", "--set", "surrogates=[linear]")
+    run = ("--set", "constraints.repetition={tokens: 1000, most: 1}")
+    found = mixpool_json(*words, *run, "--tokens", tmp_path / "tokens.json")
+    assert found["proposals"]
+    for row in found["proposals"]:
+        assert row["weight of code"] <= 0.1
+        assert row["weight of maths"] <= 0.05
+    assert found["notes"][0].startswith(
+        "Weights: code, prose, maths; targets: loss, other; row sums"
+    )
+    (tmp_path / "tokens.json").write_text('{"code": 0}')
+    said = mixpool(*words, *run, "--tokens", tmp_path / "tokens.json")
+    assert said.exit_code == 2
+    assert "tokens.json: code: Input should be greater than 0" in said.stderr
+
+
 def test_the_losses_of_a_run_are_a_table(finished: Place, tmp_path: Path) -> None:
     (run,) = sorted(Path(finished.store).glob("runs/*/losses.parquet"))
     found = mixpool_json("search", "--losses", run, "--set", "surrogates=[linear]", "--count", "2")
@@ -328,15 +410,28 @@ def test_the_losses_of_a_run_are_a_table(finished: Place, tmp_path: Path) -> Non
         ([], "give a recipe, or --losses"),
         (["recipe.yaml", "--losses", "{table}"], "give a recipe, or --losses"),
         (
-            ["--losses", "{table}", "--targets", "loss", "--set", "objective.pull=1"],
-            "no base model",
+            ["--losses", "{table}", "--targets", "loss", "--set", "objective.caps={loss: 1}"],
+            "no losses of a base model",
+        ),
+        (["recipe.yaml", "--count", "10"], "--count is for --losses"),
+        (["recipe.yaml", "--held-out", "0.2"], "--held-out is for --losses"),
+        (["recipe.yaml", "--output", "out"], "--output is for --losses"),
+        (["recipe.yaml", "--targets", "loss"], "--targets is for --losses"),
+        (["--losses", "{table}", "--evaluations", "9"], "--evaluations is for a recipe"),
+        (["--losses", "{table}", "--store", "there"], "--store is for a recipe"),
+        (["--losses", "{table}", "--set", "batch=3"], "--set batch means nothing with --losses"),
+        (["--losses", "{table}", "--set", "descent.steps=3"], "--set descent means nothing"),
+        (["--losses", "{table}", "--tokens", "none.json"], "and --tokens go together"),
+        (
+            ["--losses", "{table}", "--set", "constraints.repetition={tokens: 9}"],
+            "and --tokens go together",
         ),
         (["--losses", "{table}", "--targets", "loss", "--set", "evaluation=1"], "evaluation: "),
         (["--losses", "{table}", "--targets", "loss", "--constraints", "none.yaml"], "none.yaml"),
     ],
 )
 def test_wrong_usage_is_told(table: Path, words: list[str], message: str) -> None:
-    said = mixpool("search", *(word.format(table=table) for word in words))
+    said = mixpool("search", *(word.replace("{table}", str(table)) for word in words))
     assert said.exit_code == 2
     assert message in said.stderr
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks import choice
@@ -157,17 +157,18 @@ def test_the_interval_is_that_of_the_paired_groups() -> None:
 
 
 def test_a_copy_is_a_near_duplicate_with_the_same_effect_and_no_complementarity() -> None:
-    names, sets = ["code", "copy", "law", "news"], ["code", "law", "news"]
+    names, sets = ["code", "copy", "law", "news"], ["code", "law", "news", "web"]
     losses, members = averaged(names, sets, COPIES)
     for objective in (MACRO_MEAN, *sets):
         found = complementarity(losses, members, objective).set_index(["first", "second"])
         assert found.loc[("copy", "law"), "complementarity"] == 0
-    [row] = rows_of(near_duplicates(losses, members))
+    [row] = rows_of(near_duplicates(losses, members, {}))
     assert (row["first"], row["second"], row["drop"], row["distance"]) == ("copy", "law", "law", 0)
+    assert near_duplicates(losses, members, {"copy": "legal", "law": "legal"}).empty
     effects = marginal_effects(losses, members, MACRO_MEAN)
     mean = effects.set_index("partition")["mean"]
     assert mean["copy"] == pytest.approx(mean["law"], abs=1e-12)
-    [words] = duplicate_words(near_duplicates(losses, members), effects)
+    [words] = duplicate_words(near_duplicates(losses, members, {}), effects)
     assert "copy and law are near-duplicates" in words
     assert f"({mean['law']:+.4f} and {mean['law']:+.4f}) are shared" in words
     assert "merging them gains 0.0000" in words
@@ -176,27 +177,94 @@ def test_a_copy_is_a_near_duplicate_with_the_same_effect_and_no_complementarity(
 
 @pytest.mark.parametrize("seed", range(5))
 def test_different_partitions_are_no_near_duplicates(seed: int) -> None:
-    losses, members = averaged(["code", "law", "news"], ["code", "law"], {}, seed)
-    assert near_duplicates(losses, members).empty
+    losses, members = averaged(["code", "law", "news"], [*"abcd"], {}, seed)
+    assert near_duplicates(losses, members, {}).empty
+
+
+@given(st.integers(0, 50), st.integers(2, 6), st.floats(0, 0.2), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_distances_are_those_of_groups(seed: int, count: int, noise: float, has_inf: bool) -> None:
+    """What one model loses on some documents it does not win back on others."""
+    random = np.random.default_rng(seed)
+    names, sets = [f"p{n}" for n in range(count)], [*"wxyz"]
+    per_group = {(m, s): random.normal(3, 1, 6) for m in names for s in sets}
+    for s in sets:  # the last is a copy of the one before, or nearly
+        per_group[names[-1], s] = per_group[names[-2], s] + random.normal(0, noise, 6)
+    if has_inf:
+        per_group["p0", "w"][0] = math.inf
+    losses, members = grouped(per_group)
+    found = {
+        (row["first"], row["second"]): row["distance"]
+        for row in rows_of(near_duplicates(losses, members, {}))
+    }
+    distances = {
+        (a, b): math.sqrt(
+            np.mean([np.square(per_group[a, s] - per_group[b, s]).mean() for s in sets])
+        )
+        for a, b in itertools.combinations(names[has_inf:], 2)
+    }
+    limit = 0.1 * np.median([*distances.values()]) if len(distances) > 2 else -1
+    assert found == {pair: pytest.approx(d) for pair, d in distances.items() if d <= limit}
+
+
+def grouped(per_group: dict[tuple[str, str], Any]) -> tuple[Losses, pd.DataFrame]:
+    """Mixtures of one partition each, by nats per token of groups of ten tokens."""
+    rows = [
+        (mixture, name, 10 * sum(loss), *(n * len(loss) for n in (10, 40, 5)), 10 * loss, *counts)
+        for (mixture, name), loss in per_group.items()
+        for counts in [([10] * len(loss), [40] * len(loss))]
+    ]
+    names = "mixture evaluation_set nll num_tokens num_bytes num_words"
+    groups = ["group_nll", "group_tokens", "group_bytes"]
+    losses = Losses.of(pd.DataFrame(rows, columns=[*names.split(), *groups]))
+    members = pd.DataFrame(
+        {"mixture": losses.mixtures, "partition": losses.mixtures, "weight": 1.0}
+    )
+    return losses, members
+
+
+def test_models_of_one_loss_that_err_on_other_documents_are_no_near_duplicates() -> None:
+    one, other = np.array([2.0, 4.0, 2.0, 4.0]), np.array([4.0, 2.0, 4.0, 2.0])
+    models = {"birds": one, "copy": one + 0.01, "letters": other, "law": one + 1, "sums": other + 2}
+    losses, members = grouped({(m, s): loss for m, loss in models.items() for s in "wxyz"})
+    assert losses.nll[0].tolist() == losses.nll[losses.mixtures.index("letters")].tolist()
+    [row] = rows_of(near_duplicates(losses, members, {}))
+    assert (row["first"], row["second"]) == ("birds", "copy")
+    assert row["distance"] == pytest.approx(0.01)
+    few, members = grouped({(m, s): loss for m, loss in models.items() for s in "wxy"})
+    assert near_duplicates(few, members, {}).empty
+
+
+@pytest.mark.parametrize(("others", "found"), [(1, 0), (4, 6)])
+def test_near_copies_that_are_the_rule_do_not_stand_out(others: int, found: int) -> None:
+    random = np.random.default_rng(0)
+    copies = dict.fromkeys("abcd", random.normal(3, 1, 24))
+    models = copies | {f"other {n}": random.normal(3, 1, 24) for n in range(others)}
+    losses, members = grouped(
+        {(m, s): loss + random.normal(0, 0.01, 24) for m, loss in models.items() for s in "wxyz"}
+    )
+    pairs = near_duplicates(losses, members, {})
+    assert len(pairs) == found
+    assert {*pairs["first"], *pairs["second"]} <= {*copies}
 
 
 def test_two_partitions_alone_cannot_be_called_near_duplicates() -> None:
     losses, members = averaged(["copy", "law"], ["law"], COPIES)
-    assert near_duplicates(losses, members).empty
+    assert near_duplicates(losses, members, {}).empty
     assert complementarity(losses, members, MACRO_MEAN)["complementarity"].tolist() == [0]
 
 
 def test_without_merges_losses_alone_decide() -> None:
     names = ["code", "copy", "law", "news"]
-    losses, members = averaged(names, ["code", "law"], COPIES)
+    losses, members = averaged(names, ["code", "law", "news", "web"], COPIES)
     kept = [number for number, name in enumerate(losses.mixtures) if name in names]
     alone = Losses.of(frame_of(losses, kept))
     assert complementarity(alone, members, "law").empty
-    [row] = rows_of(near_duplicates(alone, members))
+    [row] = rows_of(near_duplicates(alone, members, {}))
     assert (row["first"], row["second"]) == ("copy", "law")
     assert math.isnan(row["complementarity"])
     effects = marginal_effects(alone, members, MACRO_MEAN)
-    [words] = duplicate_words(near_duplicates(alone, members), effects)
+    [words] = duplicate_words(near_duplicates(alone, members, {}), effects)
     assert "(not known and not known)" in words
     assert "merging them gains" not in words
 

@@ -8,9 +8,12 @@ import pytest
 
 from tasks.constraints import ConstraintsConfig
 from tasks.loss_table import LossTable, propose_from_table, read_table
+from tasks.objective import ObjectiveConfig
 
 OPTIMUM = np.array([0.5, 0.3, 0.2])
 NAMES = ["web", "books", "code"]
+TAKEN = "Weights: web, books, code; targets: qa, law; row sums from 1 to 1, each row scaled to 1."
+EVEN = ObjectiveConfig()
 
 
 def table(rows: int = 40, seed: int = 0) -> pd.DataFrame:
@@ -33,7 +36,7 @@ def test_csv_parquet_and_urls_say_the_same(tmp_path: Path) -> None:
     one = read(tmp_path, frame)
     other = read_table(f"file://{tmp_path}/losses.parquet", ["qa", "law"])
     for found in (one, other):
-        assert (found.names, found.targets, found.notes) == (tuple(NAMES), ("qa", "law"), [])
+        assert (found.names, found.targets, found.notes) == (tuple(NAMES), ("qa", "law"), [TAKEN])
         assert found.weights == pytest.approx(frame[NAMES].to_numpy())
         assert found.losses == pytest.approx(frame[["qa", "law"]].to_numpy())
         assert found.rows == tuple(range(1, 41))
@@ -42,7 +45,21 @@ def test_csv_parquet_and_urls_say_the_same(tmp_path: Path) -> None:
 def test_weights_of_any_sum_are_scaled(tmp_path: Path) -> None:
     frame = table()
     frame[NAMES] = frame[NAMES].mul(np.arange(1, 41), axis=0)
-    assert read(tmp_path, frame).weights == pytest.approx(table()[NAMES].to_numpy())
+    found = read(tmp_path, frame, NAMES)
+    assert found.weights == pytest.approx(table()[NAMES].to_numpy())
+    assert found.notes == [TAKEN.replace("1 to 1,", "1 to 40,")]
+
+
+def test_a_column_that_nobody_called_a_weight_is_refused_where_sums_show_it(tmp_path: Path) -> None:
+    frame = table().assign(step=100.0 + np.arange(40))
+    columns = r"\(weights: web, books, code, step; targets: qa, law\)"
+    message = f"{columns} sum to 101 in one and 140 in another: .* name .* with --weights"
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path, frame)
+    assert read(tmp_path, frame, NAMES).names == tuple(NAMES)
+    percent = table()
+    percent.loc[0, NAMES] *= 1.009  # as percentages that were rounded
+    assert "row sums from 1 to 1.009," in read(tmp_path, percent).notes[0]
 
 
 def test_rows_without_a_number_are_left_out_with_a_note(tmp_path: Path) -> None:
@@ -51,8 +68,9 @@ def test_rows_without_a_number_are_left_out_with_a_note(tmp_path: Path) -> None:
     frame.loc[7, "code"] = np.inf
     found = read(tmp_path, frame)
     assert found.notes == [
+        TAKEN,
         "2 of 40 rows were left out, since a weight or a target in them is not finite: the first is "
-        "row 4, in column 'qa'."
+        "row 4, in column 'qa'.",
     ]
     assert len(found.weights) == 38
     assert found.rows[2:4] == (3, 5)
@@ -60,12 +78,13 @@ def test_rows_without_a_number_are_left_out_with_a_note(tmp_path: Path) -> None:
 
 def test_repeated_weights_are_averaged_with_a_note(tmp_path: Path) -> None:
     frame = table()
-    frame.loc[9, NAMES] = 2 * frame.loc[5, NAMES]
+    frame.loc[9, NAMES] = frame.loc[5, NAMES]
     losses = frame["qa"].to_numpy()
     frame.loc[9, "qa"] = losses[5] + 0.2
     found = read(tmp_path, frame)
     assert found.notes == [
-        "1 rows repeat the weights of another row (the first is row 10): their losses were averaged."
+        TAKEN,
+        "1 rows repeat the weights of another row (the first is row 10): their losses were averaged.",
     ]
     assert found.losses[5, 0] == pytest.approx(losses[5] + 0.1)
     assert len(found.losses) == 39
@@ -76,7 +95,7 @@ def test_a_constant_weight_is_left_out_with_a_note(tmp_path: Path) -> None:
     frame[NAMES] *= 0.8
     found = read(tmp_path, frame.assign(news=0.2))
     assert found.names == tuple(NAMES)
-    assert "the same in every row in column 'news'" in found.notes[0]
+    assert "the same in every row in column 'news'" in found.notes[1]
     assert found.weights == pytest.approx(table()[NAMES].to_numpy())
 
 
@@ -92,6 +111,8 @@ def test_what_cannot_be_used_is_refused_by_name_and_number(tmp_path: Path) -> No
             **{name: good[name].where(good.index != 1, 0.0) for name in NAMES}
         ),
         rf"{columns} has 4 usable rows with different weights: 5 are needed": good[:4],
+        r"losses\.csv has no rows": good[:0],
+        r"has 0 usable rows .* 40 of 40 rows were left out": good.assign(qa=np.nan),
         r"weights: none; targets: qa, law\): name at least one": good[["qa", "law"]],
         "'law', which is unknown": good.drop(columns="law"),
     }
@@ -116,7 +137,8 @@ def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_good_table_gives_good_weights(tmp_path: Path) -> None:
-    found = propose_from_table(read(tmp_path, table()), {}, ConstraintsConfig(), count=5)
+    found = propose_from_table(read(tmp_path, table()), EVEN, ConstraintsConfig(), count=5)
+    assert found.surrogates["share"].unique().tolist() == [0.5]
     assert found.surrogates["chosen"].sum() == 2
     assert found.surrogates["rows"].unique().tolist() == [32]
     assert len(found.held_out) == 16
@@ -138,7 +160,8 @@ def test_a_good_table_gives_good_weights(tmp_path: Path) -> None:
 def test_constraints_name_columns_and_hold(tmp_path: Path) -> None:
     read_once = read(tmp_path, table())
     config = ConstraintsConfig(bounds={"web": (0.0, 0.25)}, sums=[], most_partitions=2)
-    found = propose_from_table(read_once, {"law": 1}, config, ["quadratic"], 6, held_out=0)
+    law = ObjectiveConfig(weights={"law": 1})
+    found = propose_from_table(read_once, law, config, ["quadratic"], 6, held_out=0)
     weights = found.proposals[[f"weight of {name}" for name in NAMES]].to_numpy()
     assert len(weights) == 6
     assert (weights[:, 0] <= 0.25).all()
@@ -146,14 +169,27 @@ def test_constraints_name_columns_and_hold(tmp_path: Path) -> None:
     assert found.held_out.empty
     assert "Fewer than 2 rows are held out" in found.notes[-1]
     with pytest.raises(ValueError, match=r"'news', which is unknown"):
-        propose_from_table(read_once, {}, ConstraintsConfig(bounds={"news": (0, 1)}))
+        propose_from_table(read_once, EVEN, ConstraintsConfig(bounds={"news": (0, 1)}))
     repetition = ConstraintsConfig.model_validate({"repetition": {"tokens": 1000}})
     with pytest.raises(ValueError, match="repetition needs the number of tokens"):
-        propose_from_table(read_once, {}, repetition)
+        propose_from_table(read_once, EVEN, repetition)
     tokens = {"web": 100, "books": 50, "code": 1000}
-    held = propose_from_table(read_once, {}, repetition, ["linear"], 4, tokens=tokens).proposals
+    held = propose_from_table(read_once, EVEN, repetition, ["linear"], 4, tokens=tokens).proposals
     assert (held["weight of web"] <= 0.4).all()
     assert (held["weight of books"] <= 0.2).all()
+
+
+def test_a_pull_goes_to_the_prior_and_caps_are_refused(tmp_path: Path) -> None:
+    prior = {"web": 2.0, "books": 2.0, "code": 6.0}
+    pulled = ObjectiveConfig(pull=100.0, prior=prior)
+    read_once = read(tmp_path, table())
+    found = propose_from_table(read_once, pulled, ConstraintsConfig(), ["quadratic"], 1)
+    best = found.proposals.iloc[0]
+    assert [best[f"weight of {name}"] for name in NAMES] == pytest.approx(
+        [0.2, 0.2, 0.6], abs=0.011
+    )
+    with pytest.raises(ValueError, match="the objective has caps"):
+        propose_from_table(read_once, ObjectiveConfig(caps={"qa": 1}), ConstraintsConfig())
 
 
 def test_a_table_of_five_rows_and_more_columns_is_answered_with_its_limits(tmp_path: Path) -> None:
@@ -161,7 +197,9 @@ def test_a_table_of_five_rows_and_more_columns_is_answered_with_its_limits(tmp_p
     names = [f"w{n}" for n in range(8)]
     frame = pd.DataFrame(generator.dirichlet(np.ones(8), 5), columns=names)
     frame["qa"], frame["law"] = frame["w0"], 1 - frame["w0"]
-    found = propose_from_table(read(tmp_path, frame), {"qa": 1}, ConstraintsConfig(), count=3)
+    found = propose_from_table(
+        read(tmp_path, frame), ObjectiveConfig(weights={"qa": 1}), ConstraintsConfig(), count=3
+    )
     assert len(found.proposals) == 3
     with pytest.raises(ValueError, match=r"share of held-out rows is 0\.9"):
-        propose_from_table(read(tmp_path, frame), {}, ConstraintsConfig(), held_out=0.9)
+        propose_from_table(read(tmp_path, frame), EVEN, ConstraintsConfig(), held_out=0.9)

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given as cases
 from hypothesis import settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from tasks.mixture import Mixture
-from tasks.references import Budget, affordable, choose_references, parse_budget
+from tasks.references import Budget, ValidationConfig, affordable, choose_references, parse_budget
 
 NAMES = "abcdefg"
 ALL = [
@@ -71,6 +72,15 @@ def test_other_mixtures_do_not_move_a_choice() -> None:
     """Nothing but uniform mixtures of the sizes counts, and each counts once."""
     odd = [Mixture.of({"a": 1, "b": 2}), Mixture.uniform("abcde"), *ALL]
     assert choose_references([*odd, *odd], 9, (2, 3), 0) == choose_references(ALL, 9, (2, 3), 0)
+
+
+def test_a_single_partition_is_no_reference() -> None:
+    """It would be its own proxy, trained again: a perfect pair that says nothing."""
+    assert ValidationConfig(sizes=[2, 5]).sizes == [2, 5]
+    with pytest.raises(
+        ValidationError, match=r"sizes\.1\s+Input should be greater than or equal to 2"
+    ):
+        ValidationConfig(sizes=[2, 1])
 
 
 def test_too_few_mixtures() -> None:

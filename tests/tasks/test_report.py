@@ -176,10 +176,14 @@ def test_validation_comes_with_its_verdict_first(tmp_path: Path) -> None:
         "k = 2 (8)",
         "k = 3 (8)",
         "k = 4 (8)",
-        "within (24)",
+        "at fixed k (24)",
         "pooled (24)",
     ]
-    assert [row[0] for row in rows][:2] == ["merged model (proxy)", "mean of its parts"]
+    assert [row[0] for row in rows][:2] == ["merged model (proxy)", "mean of single partitions"]
+    measured = {row[1] for row in page.cells["table-validation-measures"][1:]}
+    assert measured == {"2", "3", "4", "at fixed k", "pooled"}
+    last = page.cells["table-validation-sets"][0][-3:]
+    assert last == ["at fixed k", "pooled", "at fixed k, by mean of single partitions"]
     table = data.validation.table
     table = table[(table["evaluation_set"] == MACRO_MEAN) & (table["predictor"] == "individual")]
     for place, k in enumerate(["2", "3", "4", "within", "pooled"], 1):
@@ -210,6 +214,8 @@ def test_near_duplicates_are_told_of_and_no_race_is(tmp_path: Path) -> None:
     text = written(tmp_path, data).text
     assert "law and law copy are near-duplicates" in text
     assert "drop law copy" in text
+    alike = data.partitions.assign(domain=data.partitions["partition"].str.removesuffix(" copy"))
+    assert full_report(partitions=alike).remarks == []
     exits = pd.DataFrame({"mixture": ["x"], "estimate": [1.0]})
     raced = dataclasses.replace(data, race=Screening(["Some were dropped."], 64, exits))
     page = written(tmp_path, raced)

@@ -26,6 +26,8 @@ PLOTS = """() => [...document.images].map(image => ({
     dark: image.currentSrc !== image.src,
 }))"""
 OVERFLOW = "() => document.documentElement.scrollWidth - window.innerWidth"
+CUT = """() => [...document.querySelectorAll('.scroll:has(picture)')]
+    .filter(box => box.scrollWidth > box.clientWidth).length"""
 OPEN = "() => document.querySelectorAll('details').forEach(part => part.open = true)"
 
 
@@ -46,6 +48,7 @@ def test_page_in_light_in_dark_and_on_a_phone(tmp_path: Path) -> None:
                 page.set_viewport_size({"width": size[0], "height": size[1]})
                 check_plots(page, len(plot_specs(data)), is_dark=theme == "dark")
                 assert page.evaluate(OVERFLOW) <= 0
+                assert page.evaluate(CUT) == 0
                 picture(page, f"report-{theme}-{name}")
     assert said == []
     assert {url.partition(":")[0] for url in asked} <= {"file", "data"}

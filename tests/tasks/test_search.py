@@ -66,6 +66,7 @@ def test_the_lowest_point_is_found_and_told() -> None:
     )
     assert (np.diff(told.trace["best"]) <= 0).all()
     assert told.trace["best"].iloc[-1] == told.trace["objective"].min() == best["objective"]
+    assert told.surrogates["share"].tolist() == [1, 0] * 2
     assert set(told.surrogates.loc[told.surrogates["chosen"], "surrogate"]) == {"quadratic"}
     assert told.words[0] == "40 of 176,851 possible mixtures were evaluated (0.0226 %)."
     assert told.words[1].startswith(f"The best of them is {best['mixture']}, 1.0000 bits per byte")
@@ -86,13 +87,44 @@ def test_a_budget_below_the_first_design() -> None:
     assert search.next() == []
     told = account(search)
     assert told.surrogates.empty
+    assert "share" in told.surrogates
+    assert "ended before" not in " ".join(told.words)
     assert told.words[0].startswith("3 of 176,851")
 
 
 def test_it_ends_where_nothing_new_is_allowed() -> None:
     search = carried_out(new(constraints={"even": True, "most_partitions": 2}))
     assert len(search.tried) == 10
-    assert account(search).words[0] == "10 of 10 possible mixtures were evaluated (100 %)."
+    words = account(search).words
+    assert words[0] == "10 of 10 possible mixtures were evaluated (100 %)."
+    assert words[2] == (
+        "The search ended before its budget of 40 was spent: no other mixture that the constraints "
+        "allow was found."
+    )
+
+
+def test_a_first_design_too_small_for_surrogates_is_told() -> None:
+    words = account(carried_out(new(start=3))).words
+    assert words[2].endswith(
+        "was spent: surrogates need 5 evaluated mixtures, so raise search.start."
+    )
+
+
+def test_limits_make_the_number_of_possible_mixtures_an_upper_bound() -> None:
+    limits = {"bounds": {"a": [0.0, 0.5]}, "most_partitions": 1, "resolution": 10}
+    words = " ".join(account(carried_out(new(constraints=limits))).words)
+    assert words.startswith("3 of at most 4 possible mixtures were evaluated. The best")
+    assert "these constraints bind: at most 1 member." in words
+
+
+def test_a_pull_is_told_apart_from_bits_per_byte() -> None:
+    search = carried_out(new({"weights": {"one": 1}, "pull": 0.1}))
+    told = account(search)
+    best = told.best.iloc[0]
+    assert best["objective"] > best["one"] + 1e-3
+    value = f"{best['one']:.4f} bits per byte (objective with the pull: {best['objective']:.4f})"
+    assert f", {value}; the base model has 1.3000." in told.words[1]
+    assert "bits per byte of the objective with the pull (root mean square)" in told.words[3]
 
 
 def test_landings_are_evaluated_once() -> None:

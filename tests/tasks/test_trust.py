@@ -84,7 +84,11 @@ def test_proxies_that_follow_are_trusted() -> None:
         "the same k."
     )
     assert "Macro mean at fixed k, 36 references: Pearson 0.99 (95 % interval 0.9" in text
-    assert re.search(r"By number of partitions: at k = 2 it can be trusted \(\d+ % of pairs", text)
+    assert re.search(
+        r"By number of partitions: at k = 2, 3 and 4 it can be trusted\. In figures: k = 2: 12 "
+        r"references, \d+ % of pairs right; k = 3",
+        text,
+    )
     assert re.search(
         r"Pooled over all k .* is 1\.00, at fixed k 0\.99: the first is inflated", text
     )
@@ -92,7 +96,7 @@ def test_proxies_that_follow_are_trusted() -> None:
     assert re.search(
         r"differ by 0\.\d{5} bits per byte or more, the better one was told in \d+ of", text
     )
-    assert "Merging orders better than the mean loss of the individual models (Pearson" in text
+    assert "Merging orders better than the mean of single partitions (Pearson" in text
     assert "Merging orders better than a regression on mixture weights, which is fitted to" in text
     assert "Nothing can be said of the number of tokens: at fixed k it is the same for all" in text
     assert "No reference was trained twice" in text
@@ -125,8 +129,44 @@ def test_few_references_cannot_tell() -> None:
         "This validation cannot tell: not enough references (4; 6 are the least)."
     )
     assert any("cannot be judged apart: none has 6 references" in words for words in found.words)
+    assert (
+        "Whether merging orders better than predictors that merge nothing cannot be told yet: not enough "
+        "references (4; 6 are the least)."
+    ) in found.words
+    claims = (
+        "Merging orders",
+        "Merging adds",
+        "Pooled",
+        "On the macro mean, of two",
+        "The same diff",
+    )
+    assert not any(words.startswith(claims) for words in found.words)
     lone = judged({2: 1, 3: 1}, {"x": 0.01})
     assert lone.words[0].startswith("This validation cannot tell: not enough references (0;")
+
+
+def test_trust_that_rests_on_all_sizes_together_says_so() -> None:
+    found = judged({2: 4, 3: 4, 4: 4}, {"x": 0.001, "y": 0.001})
+    assert found.words[0] == (
+        "The ranking can be trusted for the macro mean and all evaluation sets (2), among mixtures of the "
+        "same k, over k = 2, 3, 4 together (no single k has 6 references)."
+    )
+    assert any(
+        "at k = 2, 3 and 4 this validation cannot tell. In" in words for words in found.words
+    )
+    one_has = judged({2: 6, 3: 4}, {"x": 0.001})
+    assert one_has.words[0].endswith("among mixtures of the same k.")
+
+
+def test_a_baseline_known_for_few_references_is_not_compared() -> None:
+    members = sample(MANY)
+    pairs = losses(members, {"x": 0.01})
+    kept = list(members)[:4]
+    pairs.loc[~pairs["mixture"].isin(kept), "regression"] = math.nan
+    found = judge(pairs, members, None, midpoints(-2), draws=50)
+    [words] = [words for words in found.words if "a regression on mixture weights" in words]
+    assert words.startswith("Nothing can be said of a regression")
+    assert words.endswith("yet: it is known for 4 references only.")
 
 
 def test_one_size_is_told_as_such() -> None:
@@ -142,7 +182,9 @@ def test_a_size_that_fails_is_excepted() -> None:
     pairs.loc[upside_down, ["proxy", "proxy_bits"]] *= -0.2
     found = judge(pairs, members, None, midpoints(-2), draws=200)
     assert "and not among mixtures of k = 4." in found.words[0]
-    assert any("at k = 4 it cannot (" in words for words in found.words)
+    assert any(
+        "at k = 2 and 3 it can be trusted; at k = 4 it cannot" in words for words in found.words
+    )
 
 
 def test_a_barrier_is_the_second_sentence() -> None:
@@ -169,15 +211,29 @@ def test_repeats_and_lost_references_are_told() -> None:
     found = judge(pairs, members, repeats, midpoints(-2), draws=50)
     text = " ".join(found.words)
     assert f"Trained with 2 seeds, {label} has a standard deviation of 0.0035 bits per byte" in text
-    assert "differ by less than 0.0098 may be in either order" in text
+    assert "differ by less than 0.0635 may be in either order." in text  # 12.706 of Student's t
+    assert "expected to pass" not in text
     assert (
         f"Left out are 1 of 36 references, as their own loss or their proxies' is not finite: {lost}."
         in text
     )
     assert found.words[0].startswith("The ranking can be trusted")
+
+
+@pytest.mark.parametrize(("spread", "is_told"), [(0.05, True), (0.001, False)])
+def test_a_ceiling_is_told_where_three_runs_show_one(spread: float, is_told: bool) -> None:
+    members = sample(MANY)
+    pairs, label = losses(members, {"x": 0.01}), next(iter(members))
+    seeds = {"seed": [0, 1, 2], "reference": [3.0, 3 + spread, 3 - spread]}
+    repeats = pd.DataFrame({"mixture": label, "evaluation_set": "x", **seeds})
+    repeats["reference_bits"] = repeats["reference"] / 4
+    found = judge(pairs, members, repeats, midpoints(-2), draws=50)
+    [words] = [words for words in found.words if words.startswith("Trained with 3 seeds")]
+    assert f"by less than {4.302653 * math.sqrt(2) * spread / 4:.4f} may be in either" in words
     assert found.noise is not None
     ceiling = found.noise.set_index("evaluation_set")["ceiling"][MACRO_MEAN]
-    assert f"expected to pass a Pearson correlation of {ceiling:.2f} at fixed k." in text
+    end = f"expected to pass a Pearson correlation of {ceiling:.2f} at fixed k."
+    assert words.endswith(end if is_told else "in either order.")
 
 
 @pytest.mark.parametrize(
