@@ -143,7 +143,11 @@ def test_the_first_domain_keeps_a_document_that_two_hold(
     monkeypatch.setattr(demo_corpus, "DOMAINS", (python, python._replace(name="copy")))
     gather(tmp_path)
     first, second = (
-        set(re.findall(r'^{"text": (.*), "id": ', (tmp_path / "corpus" / name).read_text(), re.M))
+        set(
+            re.findall(
+                r'^{"text": (.*), "id": ', (tmp_path / python.place / name).read_text(), re.M
+            )
+        )
         for name in ("python.jsonl", "copy.jsonl")
     )
     assert min(len(first), len(second)) > 100
