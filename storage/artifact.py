@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 
 from storage.fingerprint import Config, Json, NotCanonicalError, canonical, fingerprint
+from storage.local import TEMPORARY
 
 FORMAT = 1
 """Version of the store's layout; a store of a newer one is refused."""
@@ -70,11 +71,14 @@ def hash_file(path: Path) -> FileEntry:
 
 
 def describe(kind: str, folder: Path) -> Artifact:
-    """The artifact that a local folder would be. Raises ValueError for an empty folder."""
+    """The artifact that a local folder would be. Raises ValueError for an empty folder.
+
+    What a killed writer left unpublished in a store's folder is no part of it.
+    """
     files = {
         path.relative_to(folder).as_posix(): hash_file(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and not path.name.startswith(TEMPORARY)
     }
     if not files:
         raise ValueError(f"{folder} holds no file: a step must write its output there")

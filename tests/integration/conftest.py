@@ -60,13 +60,15 @@ class Runs:
         recipe: Recipe,
         kill_at: int | None = None,
         environment: dict[str, str] | None = None,
+        counted: str = "",
     ) -> Running:
-        """Begin a run that kills itself at event number ``kill_at``."""
+        """Begin a run that kills itself at event number ``kill_at`` of those that match ``counted``."""
         report = self._folder / f"{next(self._numbers)}.json"
         report.with_suffix(".said").touch()
         tree = recipe.model_dump(mode="json")
         order = {"store": str(store), "recipe": tree, "report": str(report), "kill_at": kill_at}
-        return Running(self._ask({**order, "environment": environment or {}}), report)
+        order |= {"counted": counted, "environment": environment or {}}
+        return Running(self._ask(order), report)
 
     def wait(self, running: Running) -> int:
         """Exit status of a run; minus the signal's number where it was killed."""

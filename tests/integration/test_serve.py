@@ -461,7 +461,7 @@ def test_ctrl_c_ends_everything_and_the_next_start_goes_on(
     serving: Serving, again: tuple[str, int]
 ) -> None:
     # Several times as long as it trains here until its bar is seen, on whatever machine.
-    store, steps = Store(str(serving.store), create=False), 6 * again[1]
+    store, steps = Store(str(serving.store), create=False), 4 * again[1]
     with serving.api() as api:
         run = start_long(api, steps)
         await_training(api, run)

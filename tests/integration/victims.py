@@ -1,7 +1,7 @@
 """Runs recipes in forked children that kill themselves where they are told to.
 
 A script that imports everything once, then reads orders, one JSON object a line: ``{"store", "recipe",
-"report", "kill_at", "environment"}`` forks a child and answers its process id, ``{"wait": pid}``
+"report", "kill_at", "counted", "environment"}`` forks a child and answers its process id, ``{"wait": pid}``
 answers how it ended.
 A child counts what it does to the disk and what it tells a person; it dies at number ``kill_at``, or
 ends and writes what it did to ``report``. The code and the disk (or S3 server) are the real ones.
@@ -9,6 +9,7 @@ ends and writes what it did to ``report``. The code and the disk (or S3 server) 
 
 import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -34,15 +35,16 @@ from storage.store import Store
 
 
 class Events:
-    """What a child did, one line each; the last thing it does is number ``kill_at``."""
+    """What a child did, one line each; the last is number ``kill_at`` of those ``counted``, a pattern."""
 
-    def __init__(self, kill_at: int | None) -> None:
+    def __init__(self, kill_at: int | None, counted: str) -> None:
         self.seen: list[str] = []
-        self._kill_at = kill_at
+        self._kill_at, self._counted, self._number = kill_at, counted, 0
 
     def __call__(self, what: str) -> None:
         self.seen.append(what)
-        if len(self.seen) == self._kill_at:
+        self._number += re.match(self._counted, what) is not None
+        if self._number == self._kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -96,7 +98,7 @@ class WatchedReporter:
 
 def carry_out(order: dict[str, Any]) -> None:
     """Run the recipe of an order to its end, or to its death."""
-    events = Events(order["kill_at"])
+    events = Events(order["kill_at"], order["counted"])
     reporter = WatchedReporter(events, Path(order["report"]).with_suffix(".said"))
     os.environ.update(order["environment"])
     backend = None if "://" in order["store"] else WatchedBackend(order["store"], events)

@@ -12,8 +12,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from flows.recipe import load_recipe
+from storage.artifact import describe
 from storage.backend import Backend, MemoryBackend
-from storage.local import LocalBackend
+from storage.local import TEMPORARY, LocalBackend
 from storage.place import file_system, open_backend
 from storage.records import StoreFormatError
 from storage.store import Store
@@ -289,3 +290,12 @@ def test_an_at_sign_elsewhere_is_no_credential(tmp_path: Path) -> None:
     assert open_backend(f"{tmp_path}/me@here").root.endswith("/me@here")
     assert open_backend(f"file://{tmp_path}/me@here").root.endswith("/me@here")
     assert open_backend("memory://place/a@b").root == "/place/a@b"
+
+
+def test_what_a_killed_writer_left_is_no_part_of_an_artifact(tmp_path: Path) -> None:
+    """Models name the model that they come from by its folder, in which such a file may lie."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_bytes(b"1234")
+    whole = describe("model", tmp_path / "model")
+    (tmp_path / "model" / f"{TEMPORARY}899950f1").write_bytes(b"12")
+    assert describe("model", tmp_path / "model") == whole
