@@ -28,6 +28,9 @@ from tasks.tokenizer import TRAIN_TOKENIZER, GivenTokenizer
 from tasks.train import TRAIN, training_tokens
 from tasks.window import WINDOW
 
+BASE = "base model"
+"""The base model's label where it is evaluated like a mixture of one."""
+
 
 @dataclass(frozen=True)
 class Prepared:

@@ -7,10 +7,19 @@ rows. A plan plays a search again from stored losses as far as they go.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from flows.ablation import Outcome, Prepared, check_labels, partitions_of, prepare, wanted_sets
+from flows.ablation import (
+    BASE,
+    Outcome,
+    Prepared,
+    check_labels,
+    partitions_of,
+    prepare,
+    wanted_sets,
+)
 from flows.recipe import Recipe
 from flows.runners import Runner
 from flows.sweeping import Stage, SweepPlan, SweepWork, artifact_of
@@ -32,8 +41,6 @@ if TYPE_CHECKING:
     from tasks.found import Found
 
     Floats = NDArray[np.float64]
-
-BASE = "base model"
 
 
 class Searched(NamedTuple):
@@ -167,7 +174,7 @@ class Course:
 
     def _price(self, made: Handle) -> float:
         assert made.record is not None
-        tokens = sum(int(one.length.sum()) for one in self._windows())
+        tokens = sum(int(one.length.sum()) for one in self._windows)
         # The way back through a model costs twice the way forward.
         return float(3 * made.record.details["forward_tokens"] / tokens)
 
@@ -175,13 +182,14 @@ class Course:
         """Bits per byte, shape (mixtures, sets)."""
         import numpy as np
 
-        sizes = np.array([one.num_bytes.sum() for one in self._windows()])
+        sizes = np.array([one.num_bytes.sum() for one in self._windows])
         bits: Floats = rows.nll / sizes / math.log(2)
         return bits
 
-    def _windows(self) -> Iterator[Windows]:
-        for handle in self._prepared.windows.values():
-            yield load_windows(self._run.store.fetch(artifact_of(handle)))
+    @cached_property
+    def _windows(self) -> list[Windows]:
+        handles = self._prepared.windows.values()
+        return [load_windows(self._run.store.fetch(artifact_of(handle))) for handle in handles]
 
 
 def descent_call(prepared: Prepared, state: Search, config: DescentConfig) -> Call[DescendConfig]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flows.ablation import Outcome, partitions_of, train
+from flows.ablation import BASE, Outcome, partitions_of, train
 from flows.frames import losses_of
 from flows.recipe import Recipe
 from flows.runners import Runner
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 REFERENCE = "reference "
 """Stands before a mixture's label where its really trained model is meant."""
-BASE = "base model"
 
 
 @dataclass(frozen=True)
