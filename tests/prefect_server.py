@@ -33,11 +33,14 @@ QUIET = {
 WITH_REDIS = {
     "PREFECT_MESSAGING_BROKER": "prefect_redis.messaging",
     "PREFECT_MESSAGING_CACHE": "prefect_redis.messaging",
+    # prefect-redis 0.3.0 empties its batch every ten seconds, with whatever came while it waited for Redis.
+    "PREFECT_REDIS_MESSAGING_PUBLISHER_BATCH_SIZE": "1",
+    "PREFECT_REDIS_MESSAGING_PUBLISHER_PUBLISH_EVERY": "86400",
     "PREFECT_SERVER_EVENTS_CAUSAL_ORDERING": "prefect_redis.ordering",
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect_redis.lease_storage",
     "PREFECT_SERVER_WORKER_CHANNEL_CLEANUP_QUEUE_STORAGE": "prefect_redis.cleanup_queue",
 }
-"""What several server processes must share: events, their order, leases, workers' clean-up."""
+"""What several server processes must share: events, their order, leases, workers' clean-up; no event lost."""
 
 
 class Answer(NamedTuple):

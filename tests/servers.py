@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import http.client
 import os
+import random
 import shlex
 import signal
 import socket
@@ -118,12 +119,18 @@ class Child:
         self._process.stdin.close()
 
 
-def free_port() -> int:
-    """A TCP port of the loopback address that nobody listens on."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port: int = held.getsockname()[1]
-        return port
+def free_port(together: int = 1) -> int:
+    """A TCP port of the loopback address that is free, as are those after it, ``together`` in all.
+
+    Linux gives no such port to an outgoing connection (``ip_local_port_range``), so that a server finds
+    it free again when it is started anew.
+    """
+    while True:
+        port = random.SystemRandom().randrange(12_000, 32_768 - together)
+        with contextlib.ExitStack() as held, contextlib.suppress(OSError):
+            for number in range(port, port + together):
+                held.enter_context(socket.socket()).bind(("127.0.0.1", number))
+            return port
 
 
 def is_answered(endpoint: str) -> bool:

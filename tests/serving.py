@@ -8,7 +8,6 @@ settings gets in.
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import psutil
 
 from tests.prefect_api import PrefectApi
 from tests.prefect_server import clean_environment
+from tests.servers import free_port
 
 MIXPOOL = Path(sys.executable).with_name("mixpool")
 
@@ -39,19 +39,6 @@ OWN = {
 }
 
 
-def free_ports() -> int:
-    """A TCP port of the loopback address that is free, as is the next one."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-            try:
-                second.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
-                continue
-            return port
-
-
 def wait_until(is_so: Callable[[], bool], seconds: float, message: Callable[[], str]) -> None:
     """Return when it is so. Raises TimeoutError with the message."""
     limit = time.monotonic() + seconds
@@ -69,7 +56,7 @@ class Serving:
         self.folder, self.recipe, self.store = folder, recipe, store
         self.home = folder / "home"
         self.log = folder / "serve.log"
-        self.port = free_ports()
+        self.port = free_port(2)
         self.url = f"http://127.0.0.1:{self.port}"
         self.pages = f"http://127.0.0.1:{self.port + 1}"
         self._process: subprocess.Popen[bytes] | None = None

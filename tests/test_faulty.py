@@ -29,15 +29,10 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, ConnectionClosedError, HTTPClientError
 
 from tests.faulty import Fault, FaultyProxy
+from tests.servers import free_port
 
 MIB = 1 << 20
 BUCKET = "bucket"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")

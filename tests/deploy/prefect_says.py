@@ -28,8 +28,16 @@ from prefect_redis.cleanup_queue import (  # type: ignore[import-untyped]
     RedisWorkerCleanupQueueSettings,
 )
 from prefect_redis.client import RedisMessagingSettings  # type: ignore[import-untyped]
+from prefect_redis.messaging import (  # type: ignore[import-untyped]
+    RedisMessagingPublisherSettings,
+)
 
-INTEGRATIONS = (RedisMessagingSettings, RedisWorkerCleanupQueueSettings, KubernetesSettings)
+INTEGRATIONS = (
+    RedisMessagingSettings,
+    RedisMessagingPublisherSettings,
+    RedisWorkerCleanupQueueSettings,
+    KubernetesSettings,
+)
 
 
 def variables_of(model: type[PrefectBaseSettings]) -> Iterator[str]:

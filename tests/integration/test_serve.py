@@ -34,7 +34,8 @@ from tests.browser import (
     run_page,
 )
 from tests.prefect_api import PrefectApi
-from tests.serving import Serving, free_ports, gone, run_refused
+from tests.servers import free_port
+from tests.serving import Serving, gone, run_refused
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -106,14 +107,14 @@ def test_an_open_address_needs_a_password(serving: Serving) -> None:
 
 
 def test_a_second_serve_leaves_the_first_alone(serving: Serving, api: PrefectApi) -> None:
-    said = run_refused(serving.command("--port", str(free_ports())), serving.environment)
+    said = run_refused(serving.command("--port", str(free_port(2))), serving.environment)
     assert re.search(rf"another mixpool serve \(process \d+\) uses {serving.home}: ", said)
     assert api.get("/health") is True
 
 
 @pytest.mark.parametrize("taken", [0, 1])
 def test_a_port_in_use_is_named(serving: Serving, tmp_path: Path, taken: int) -> None:
-    port = free_ports()
+    port = free_port(2)
     command = serving.command("--home", str(tmp_path), "--port", str(port))
     with socket.create_server(("127.0.0.1", port + taken)):
         said = run_refused(command, serving.environment)
