@@ -34,8 +34,9 @@ WORTH_A_LINE = 0.5
 def make_console(*, stderr: bool = False) -> Console:
     """A console that prints text as it is, wide enough for tables where it is no terminal."""
     console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = PIPE_WIDTH
+    if not console.is_terminal:
+        wanted = os.environ.get("COLUMNS", "")
+        console.width = int(wanted) if wanted.isdecimal() else PIPE_WIDTH
     return console
 
 

@@ -8,10 +8,12 @@ exponentials (Milakov and Gimelshein 2018, "Online normalizer calculation for so
 model gives its logits, of which the scored ones are taken.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.gradients import compile_layers
+from tasks.linears import OnednnLayers, onednn_linear
 from tasks.window import Windows
 
 if TYPE_CHECKING:
@@ -88,34 +90,60 @@ def _batch(windows: Windows, rows: "np.ndarray", device: str) -> TokenBatch:
     )
 
 
-Scorer = Callable[[TokenBatch], "torch.Tensor"]
-"""Nats of each scored token of a batch, float32, shape (S,)."""
+Linear = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor | None"], "torch.Tensor"]
+"""Inputs, weight and bias to outputs, as ``torch.nn.functional.linear``."""
 
 
-def scorer(model: "PreTrainedModel", *, compiled: bool = False) -> Scorer:
-    """How a model's tokens are scored, in the fastest way that gives the model's own losses.
+class Scorer:
+    """Nats of each scored token of a batch, in the fastest way that gives the model's own losses.
 
-    The model must hold sound weights when this is called; later they may be written over in place.
+    The model must hold sound weights when this is made; later they may be written over in place.
 
     Args:
         model: any causal language model of transformers, in evaluation mode.
         compiled: whether torch.compile compiles the layers.
+        onednn: whether common batches are multiplied by oneDNN (``tasks.linears``): for float32 on a
+            CPU, where no gradients are asked for.
     """
-    body: Any = linear_body(model)
-    if compiled:
-        compile_layers(model)
-    if body is None:
-        whole: Any = model
-        return lambda batch: _from_logits(whole(input_ids=batch.inputs, use_cache=False), batch)
-    head = model.get_output_embeddings()
 
-    def score(batch: TokenBatch) -> "torch.Tensor":
-        hidden = body(input_ids=batch.inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+    def __init__(
+        self, model: "PreTrainedModel", *, compiled: bool = False, onednn: bool = False
+    ) -> None:
+        import torch.nn.functional as F
+
+        self._model: Any = model
+        self._head: Any = model.get_output_embeddings()
+        self._body: Any = linear_body(model)
+        self._linear: Linear = onednn_linear if onednn else F.linear
+        if compiled:
+            compile_layers(model)
+        self._layers = OnednnLayers(model) if onednn else None
+
+    def expect(self, prepared: Iterable[TokenBatch]) -> None:
+        """Be fast at the commonest size of these batches: those of one set, whatever others there are."""
+        if self._layers is not None:
+            found = Counter(batch.inputs.numel() for batch in prepared)
+            self._layers.rows = max(found, key=lambda rows: (found[rows], rows), default=0)
+
+    def leave_onednn(self) -> bool:
+        """Do without oneDNN from now on; False if it was not used."""
+        import torch.nn.functional as F
+
+        if self._layers is None:
+            return False
+        self._layers.rows, self._layers, self._linear = 0, None, F.linear
+        return True
+
+    def __call__(self, batch: TokenBatch) -> "torch.Tensor":
+        """Nats, float32, shape (S,)."""
+        if self._body is None:
+            return _from_logits(self._model(input_ids=batch.inputs, use_cache=False), batch)
+        output = self._body(input_ids=batch.inputs, use_cache=False)
+        hidden = output.last_hidden_state.flatten(0, 1)
         if len(batch.scored) < len(hidden):
             hidden = hidden[batch.scored]
-        return head_losses(hidden, head.weight, head.bias, batch.targets)
-
-    return score
+        head = self._head
+        return head_losses(hidden, head.weight, head.bias, batch.targets, self._linear)
 
 
 def linear_body(model: "PreTrainedModel") -> "torch.nn.Module | None":
@@ -169,6 +197,7 @@ def head_losses(
     weight: "torch.Tensor",
     bias: "torch.Tensor | None",
     targets: "torch.Tensor",
+    linear: "Linear | None" = None,
 ) -> "torch.Tensor":
     """Cross-entropy of ``softmax(hidden @ weight.T + bias)``, without keeping the logits.
 
@@ -177,11 +206,13 @@ def head_losses(
         weight: shape (vocabulary, width).
         bias: shape (vocabulary,), or None.
         targets: int64, shape (S,).
+        linear: what multiplies full tiles; torch's own if None.
 
     Returns:
         Nats, float32, shape (S,).
     """
     import torch
+    import torch.nn.functional as F
 
     if hidden.device.type == "cuda":
         size, one = PIECE, _whole_rows
@@ -190,7 +221,10 @@ def head_losses(
     else:
         size, one = TILE, _tiled_rows
     rows = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
-    return torch.cat([one(h, weight, bias, t) for h, t in rows])
+    full = linear or F.linear
+    return torch.cat(
+        [one(h, weight, bias, t, full if len(h) == size else F.linear) for h, t in rows]
+    )
 
 
 def _whole_rows(
@@ -198,12 +232,12 @@ def _whole_rows(
     weight: "torch.Tensor",
     bias: "torch.Tensor | None",
     targets: "torch.Tensor",
+    linear: Linear,
 ) -> "torch.Tensor":
     import torch
-    import torch.nn.functional as F
 
     # One kernel reads logits of any type and writes float32.
-    logits = F.linear(hidden, weight, bias)
+    logits = linear(hidden, weight, bias)
     return -torch.log_softmax(logits, 1, dtype=torch.float32).gather(1, targets[:, None])[:, 0]
 
 
@@ -212,9 +246,9 @@ def _tiled_rows(
     weight: "torch.Tensor",
     bias: "torch.Tensor | None",
     targets: "torch.Tensor",
+    linear: Linear,
 ) -> "torch.Tensor":
     import torch
-    import torch.nn.functional as F
 
     column = targets[:, None]
     wanted = torch.zeros(len(targets), 1, device=hidden.device)
@@ -222,7 +256,7 @@ def _tiled_rows(
     for start in range(0, len(weight), TILE):
         end = min(start + TILE, len(weight))
         part = None if bias is None else bias[start:end]
-        logits = F.linear(hidden, weight[start:end], part).float()
+        logits = linear(hidden, weight[start:end], part).float()
         here = (column >= start) & (column < end)
         found = logits.gather(1, (column - start).clamp(0, end - start - 1))
         wanted = torch.where(here, found, wanted)

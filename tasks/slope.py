@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.energy import Attention, forward_flops
-from tasks.forward import TokenBatch, scorer
+from tasks.forward import Scorer, TokenBatch
 from tasks.mixture import Mixture
 from tasks.pool import MergedModel, Pool
 
@@ -36,7 +36,7 @@ class MergedLoss:
         self._pool = Pool(models, device, gigabytes)
         self._merged = MergedModel(self._pool)
         self.model = self._merged.model
-        self._score = scorer(self.model)
+        self._score = Scorer(self.model)
         tensors = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         self._tensors = [tensors[name] for name in self._pool.layout]
         self._other = torch.empty_like(self._merged.flat)

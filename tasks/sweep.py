@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from storage.cache import Meter, Progress, Runtime
 from tasks.device import choose_device, free_memory
 from tasks.energy import Attention, forward_flops
-from tasks.forward import TokenBatch, batches, default_batch, group_losses, scorer
+from tasks.forward import Scorer, TokenBatch, batches, default_batch, group_losses
 from tasks.heap import kept_heap
+from tasks.linears import NO_CODE, has_onednn
 from tasks.losses import EvaluateConfig, LossesTable, Row, identity
 from tasks.merging import MergeError
 from tasks.mixture import Mixture
@@ -98,7 +99,10 @@ class Sweeper:
         self._config = config
         self._pool = Pool(models, self.device, runtime.pool_gigabytes, compiled=runtime.compile)
         self._model = MergedModel(self._pool)
-        self._score = scorer(self._model.model, compiled=runtime.compile)
+        plain = self.device == "cpu" and config.precision == "float32" and not runtime.compile
+        self._score = Scorer(
+            self._model.model, compiled=runtime.compile, onednn=plain and has_onednn()
+        )
         self._batch_tokens = runtime.batch_tokens or default_batch(self.device)
         self.load(sets)
 
@@ -151,11 +155,15 @@ class Sweeper:
     def _sums(self, loaded: LoadedSet) -> "np.ndarray":
         num_groups = len(loaded.windows.num_tokens)
         while True:
+            self._score.expect(loaded.batches)
             try:
                 return group_losses(
                     self._score, loaded.batches, num_groups, self.device, self._config.precision
                 )
             except (RuntimeError, MemoryError) as error:
+                # No smaller batch would give oneDNN room for its code.
+                if NO_CODE in str(error) and self._score.leave_onednn():
+                    continue
                 if not is_out_of_memory(error) or max(len(b.inputs) for b in loaded.batches) == 1:
                     raise
             # Outside of the handler, whose traceback holds what is to be given back.

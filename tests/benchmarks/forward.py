@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from tasks.forward import batches, default_batch, scorer
+from tasks.forward import Scorer, batches, default_batch
+from tasks.linears import has_onednn
 from tasks.model import load_model
 from tasks.window import Windows, load_windows
 from tests.benchmarks.material import M8, M30, Size, base_model, full_windows, ragged_windows
@@ -40,7 +41,7 @@ def measure(repeats: int) -> list[Ratio | str]:
 
 def _both(size: Size, folder: Path, windows: Windows, kind: str, repeats: int) -> list[Ratio]:
     model = load_model(folder)
-    ours = our_pass(model, windows)
+    ours = our_pass(load_model(folder), windows)
     best = min(WINDOWS_IN_A_BATCH, key=lambda count: _fastest(their_pass(model, windows, count)))
     theirs = their_pass(model, windows, best)
     if abs(ours() / theirs() - 1) > 1e-5:
@@ -55,7 +56,9 @@ def _both(size: Size, folder: Path, windows: Windows, kind: str, repeats: int) -
 
 def our_pass(model: Any, windows: Windows) -> Callable[[], float]:
     """Nats of all scored tokens, as a sweep computes them."""
-    score, ready = scorer(model), batches(windows, default_batch("cpu"), "cpu")
+    score = Scorer(model, onednn=has_onednn())
+    ready = batches(windows, default_batch("cpu"), "cpu")
+    score.expect(ready)
 
     def run() -> float:
         with torch.inference_mode():

@@ -19,10 +19,11 @@ def measure(repeats: int) -> list[Ratio | str]:
     found: list[Ratio | str] = []
     for size in (M8, M30):
         with tempfile.TemporaryDirectory() as name:
-            model = load_model(base_model(size, Path(name, "model")))
+            model = base_model(size, Path(name, "model"))
             folder = full_windows(size.vocabulary, size.context, TOKENS // 2, Path(name, "windows"))
             windows = load_windows(folder)
-            ours, theirs = our_pass(model, windows), their_pass(model, windows, WINDOWS)
+            ours = our_pass(load_model(model), windows)
+            theirs = their_pass(load_model(model), windows, WINDOWS)
             what = f"forward with loss, {size.name} parameters, full windows"
             found.append(memory(what, f"transformers, {WINDOWS} windows in a batch", ours, theirs))
     return found

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from tasks.energy import Meter
-from tasks.forward import batches, default_batch, scorer
+from tasks.forward import Scorer, batches, default_batch
+from tasks.linears import has_onednn
 from tasks.model import load_model
 from tasks.window import load_windows
 from tests.benchmarks.material import (
@@ -62,8 +63,9 @@ def _against_floor(size: Size, tokens: int, count: int, repeats: int, goal: str)
 
 
 def _forward(model: Path, windows: Path, batch: int):  # type: ignore[no-untyped-def]
-    score = scorer(load_model(model))
+    score = Scorer(load_model(model), onednn=has_onednn())
     ready = batches(load_windows(windows), batch, "cpu")
+    score.expect(ready)
 
     def forward() -> None:
         with torch.inference_mode():

@@ -1,5 +1,6 @@
 """Losses without logits are the losses of the logits."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from transformers import (
 )
 
 from tasks import forward
-from tasks.forward import TokenBatch, batches, head_losses, linear_body, scorer
+from tasks.forward import Scorer, TokenBatch, batches, head_losses, linear_body
+from tasks.linears import onednn_linear
 from tasks.window import Windows
 
 pytest_plugins = ["tests.tasks.tiny_models"]
@@ -74,10 +76,12 @@ def test_tiles_give_the_cross_entropy(
         patch.setattr(forward, "TILE", 7)
         patch.setattr(forward, "SMALL", 12)
         found = head_losses(hidden, weight, bias, targets)
+        by_onednn = head_losses(hidden, weight, bias, targets, onednn_linear)
     logits = F.linear(hidden.double(), weight.double(), None if bias is None else bias.double())
     expected = F.cross_entropy(logits, targets, reduction="none").float()
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5 * scale)
+    torch.testing.assert_close(by_onednn, expected, rtol=1e-5, atol=2e-5 * scale)
 
 
 SMALL: dict[str, Any] = {
@@ -115,20 +119,22 @@ def batch_of(seed: int) -> TokenBatch:
     return TokenBatch(ids, scored, targets, np.zeros(10, dtype=np.int32))
 
 
+@pytest.mark.parametrize("onednn", [False, True], ids=["plain", "onednn"])
 @pytest.mark.parametrize("name", [*LINEAR, *OTHER])
-def test_losses_are_those_of_the_models_logits(name: str) -> None:
+def test_losses_are_those_of_the_models_logits(name: str, onednn: bool) -> None:
     """Whether the head is linear is found out, and weights may change afterwards."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config({**LINEAR, **OTHER}[name]).eval()
     assert (linear_body(model) is not None) == (name in LINEAR)
-    score = scorer(model)
+    plain, score = copy.deepcopy(model), Scorer(model, onednn=onednn)
     with torch.inference_mode():
-        for parameter in model.parameters():
+        for parameter in (*model.parameters(), *plain.parameters()):
             parameter.mul_(3.0)
         batch = batch_of(1)
-        logits = model(input_ids=batch.inputs, use_cache=False).logits.flatten(0, 1)
+        score.expect([batch])
+        logits = plain(input_ids=batch.inputs, use_cache=False).logits.flatten(0, 1)
         expected = F.cross_entropy(logits[batch.scored], batch.targets, reduction="none")
         torch.testing.assert_close(score(batch), expected, rtol=1e-5, atol=1e-5)
 
@@ -145,7 +151,7 @@ def test_a_head_that_masks_tokens_gives_its_logits(given: Callable[..., Path]) -
     assert linear_body(model) is None
     batch = batch_of(3)
     with torch.inference_mode():
-        assert scorer(model)(batch).isfinite().all() == (batch.targets != 0).all()
+        assert Scorer(model)(batch).isfinite().all() == (batch.targets != 0).all()
 
 
 def test_windows_that_are_scored_in_full(given: Callable[..., Path]) -> None:
@@ -157,7 +163,7 @@ def test_windows_that_are_scored_in_full(given: Callable[..., Path]) -> None:
     with torch.inference_mode():
         logits = model(input_ids=ids).logits.flatten(0, 1)
         expected = F.cross_entropy(logits, batch.targets, reduction="none")
-        torch.testing.assert_close(scorer(model)(batch), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(Scorer(model)(batch), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_half_precision_keeps_its_logits(given: Callable[..., Path]) -> None:
@@ -170,6 +176,6 @@ def test_half_precision_keeps_its_logits(given: Callable[..., Path]) -> None:
         logits = model(input_ids=batch.inputs, use_cache=False).logits.flatten(0, 1)
         assert logits.dtype == torch.bfloat16
         expected = F.cross_entropy(logits[batch.scored].float(), batch.targets, reduction="none")
-        found = scorer(model)(batch)
+        found = Scorer(model)(batch)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)

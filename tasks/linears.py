@@ -1,0 +1,67 @@
+"""Linear maps on a CPU by oneDNN, whose kernels are faster than MKL's on AMD's processors.
+
+torch has both, and multiplies float32 matrices by MKL; oneDNN is what ``torch.compile`` calls.
+``python -m tests.benchmarks forward sweep`` shows the difference. oneDNN makes code for each number
+of rows (1 ms and 0.75 MB each, measured, and kept for good), so it is asked for one: that of a set's
+commonest batches. torch multiplies the others.
+"""
+
+import functools
+import platform
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+NO_CODE = "could not create a primitive"
+"""All that oneDNN says where it has no memory for its code."""
+
+
+def has_onednn() -> bool:
+    """Whether this torch has what is needed, on a kind of processor that can gain by it."""
+    import torch
+
+    found: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    here = found and platform.machine() in ("x86_64", "AMD64")
+    return here and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def onednn_linear(
+    inputs: "torch.Tensor", weight: "torch.Tensor", bias: "torch.Tensor | None"
+) -> "torch.Tensor":
+    """``torch.nn.functional.linear`` of float32 on a CPU; it has no gradient.
+
+    Args:
+        inputs: shape (..., width).
+        weight: shape (outputs, width).
+        bias: shape (outputs,), or None.
+    """
+    import torch
+
+    multiply = torch.ops.mkldnn._linear_pointwise
+    product: torch.Tensor = multiply(inputs, weight, bias, "none", [], "")
+    return product
+
+
+class OnednnLayers:
+    """Makes the linear layers of a model, float32 on a CPU, multiply common batches by oneDNN.
+
+    The model gives no gradients any more.
+    """
+
+    rows = 0
+    """Positions of the batches that are common."""
+
+    def __init__(self, model: "torch.nn.Module") -> None:
+        import torch
+
+        for layer in model.modules():
+            # Kinds of their own may do more than multiply.
+            if type(layer) is torch.nn.Linear and layer.weight.dtype == torch.float32:
+                layer.forward = functools.partial(self._multiply, layer)  # type: ignore[method-assign]
+
+    def _multiply(self, layer: "torch.nn.Linear", inputs: "torch.Tensor") -> "torch.Tensor":
+        import torch.nn.functional as F
+
+        multiply = onednn_linear if inputs.shape[:-1].numel() == self.rows else F.linear
+        return multiply(inputs, layer.weight, layer.bias)
