@@ -12,7 +12,7 @@ demo-s3: .venv/installed
 	$(BIN)/python -m tests.demo_on_s3
 
 test: .venv/installed servers
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-ceph: .venv/installed
 	command -v radosgw || { apt-get update -q && \

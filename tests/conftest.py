@@ -52,6 +52,12 @@ TINY: dict[str, Any] = {
 """Six partitions, 21 mixtures, six held-out sets; a Llama of width 32."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: nobody who runs two files at a time waits for a long one in the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 class TinyCorpus(Protocol):
     """Writes the corpus below a folder and returns where it lies."""
 
