@@ -440,5 +440,5 @@ def test_on_s3(
     phases = [Phase.explicit, Phase.reuse, Phase.generate]
     run_state_machine_as_test(
         OnS3,
-        settings=settings(max_examples=8, stateful_step_count=12, deadline=None, phases=phases),
+        settings=settings(max_examples=6, stateful_step_count=12, deadline=None, phases=phases),
     )
