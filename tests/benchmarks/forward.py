@@ -48,15 +48,17 @@ def _both(size: Size, folder: Path, windows: Windows, kind: str, repeats: int) -
         raise AssertionError(f"losses differ: {ours()} and {theirs()} nats")
     what = f"forward with loss, {size.name} parameters, {kind} windows"
     against = f"transformers with labels, {best} windows in a batch (its best)"
+    plain = our_pass(load_model(folder), windows, onednn=False)
     return [
         compare(what, against, ours, theirs, repeats, "<= 0.77"),
+        compare(what, "the same by MKL instead of oneDNN", ours, plain, repeats),
         memory(what, against, ours, theirs),
     ]
 
 
-def our_pass(model: Any, windows: Windows) -> Callable[[], float]:
-    """Nats of all scored tokens, as a sweep computes them."""
-    score = Scorer(model, onednn=has_onednn())
+def our_pass(model: Any, windows: Windows, *, onednn: bool = True) -> Callable[[], float]:
+    """Nats of all scored tokens, as a sweep computes them, by oneDNN where there is one and we may."""
+    score = Scorer(model, onednn=onednn and has_onednn())
     ready = batches(windows, default_batch("cpu"), "cpu")
     score.expect(ready)
 

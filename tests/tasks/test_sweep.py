@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from storage.cache import Runtime
 from storage.store import Store
 from tasks.energy import Meter
+from tasks.linears import NO_CODE
 from tasks.losses import EvaluateConfig, LossesTable, Row, identity
 from tasks.merging import FACTS, MergeError, facts_of, load_weights
 from tasks.mixture import Mixture
@@ -248,6 +249,23 @@ def test_a_job_that_somebody_did_is_not_lacking(
 def test_facts_lie_beside_every_model(models: Models) -> None:
     assert all((folder / FACTS).exists() for folder in models.values())
     assert len({facts_of(folder).base for folder in models.values()}) == 1
+
+
+def test_torch_goes_on_where_onednn_has_no_room_for_its_code(
+    models: Models, windows: Callable[..., Path], texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def refuse(inputs: torch.Tensor, *rest: object) -> torch.Tensor:
+        asked.append(len(inputs) + len(rest))
+        raise RuntimeError(NO_CODE)
+
+    monkeypatch.setattr("tasks.sweep.has_onednn", lambda: False)
+    expected = run(sweeper(models, windows(texts)), {"a": 1}, {"b": 1})
+    monkeypatch.setattr("tasks.sweep.has_onednn", lambda: True)
+    monkeypatch.setattr("tasks.linears.onednn_linear", refuse)
+    assert run(sweeper(models, windows(texts)), {"a": 1}, {"b": 1}) == expected
+    assert len(asked) == 1
 
 
 # Out of memory -------------------------------------------------------------------------------------
