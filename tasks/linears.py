@@ -1,8 +1,8 @@
 """Linear maps on a CPU by oneDNN, whose kernels are faster than MKL's on AMD's processors.
 
 torch has both, and multiplies float32 matrices by MKL; oneDNN is what ``torch.compile`` calls
-(``python -m tests.benchmarks forward`` compares them). oneDNN makes code for each number of rows (1 ms
-and 0.75 MB each, kept for good), so it is asked for one: that of a set's commonest batches. torch
+(``python -m tests.benchmarks forward`` compares them). oneDNN makes code for each number of rows,
+which takes time and is kept for good, so it is asked for one: that of a set's commonest batches. torch
 multiplies the others.
 """
 
