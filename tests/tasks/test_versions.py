@@ -1,19 +1,19 @@
 """A result's name changes when, and only when, somebody meant it to.
 
-Keys of fixed configs are written out here. Beside them, in ``versions.json``, is a digest of the
-source of every module that has a part in a step's output, comments and docstrings left out: code is
-not in a key, so whoever changes it must say whether the output stays the same.
+Keys of fixed configs are written out here. Beside them, in ``versions.json``, is a digest of every
+definition (function, class, constant) that a step's output depends on. Comments, docstrings, imports
+and the module it stands in do not show: code may move freely. Code is in no key, so whoever changes
+it must say whether the output stays the same.
 """
 
 import ast
+import functools
 import hashlib
 import importlib
-import inspect
 import json
-import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -35,7 +35,12 @@ GOLDEN = Path(__file__).with_name("versions.json")
 
 ACCEPT = "python -m tests.tasks.test_versions"
 
-WITHOUT_PART = {"tasks.energy", "tasks.device"}
+ROOT = Path(tasks.__path__[0])
+
+WITHOUT_PART = {
+    *("Attention", "Meter", "energy_source", "forward_flops", "training_flops"),
+    *("choose_device", "devices_of", "free_memory"),
+}
 """What a step costs and where it runs is in no output."""
 
 EVALUATE = "evaluate"
@@ -69,45 +74,112 @@ KEYS = {
 }
 
 
-def steps() -> dict[str, tuple[int, str]]:
-    """Version and module of every step in ``tasks``, and of evaluating."""
-    found = {EVALUATE: (losses.VERSION, "tasks.sweep")}
-    for info in pkgutil.iter_modules(tasks.__path__, "tasks."):
-        for value in vars(importlib.import_module(info.name)).values():
-            if isinstance(value, Step):
-                found[value.name] = (value.version, value.build.__module__)
-    return found
+class Definition(NamedTuple):
+    """A function, class or constant at the top of a module of ``tasks``."""
+
+    module: str
+    name: str
 
 
-def modules_behind(name: str, found: set[str] | None = None) -> set[str]:
-    """The module and all of ``tasks`` that it imports, also inside functions."""
-    found = set() if found is None else found
-    found.add(name)
-    for imported in imports(ast.parse(source(name))):
-        if imported not in found | WITHOUT_PART and imported.startswith("tasks."):
-            modules_behind(imported, found)
-    return found
+class Module(NamedTuple):
+    """What a module defines, and what it imports from ``tasks``."""
+
+    definitions: dict[str, ast.stmt]
+    imported: dict[str, Definition]
+    """By the name that it has here; the name of a whole module is empty."""
 
 
-def imports(tree: ast.AST) -> Iterator[str]:
-    """Names of imported modules."""
+@functools.cache
+def modules() -> dict[str, Module]:
+    """Every module of ``tasks`` by its dotted name."""
+    paths = {dotted(path): path for path in ROOT.rglob("*.py")}
+    trees = {name: ast.parse(path.read_text()) for name, path in paths.items()}
+    return {
+        name: Module(
+            {bound: node for node in tree.body for bound in names_bound(node)},
+            dict(imports(tree, set(paths))),
+        )
+        for name, tree in trees.items()
+    }
+
+
+def dotted(path: Path) -> str:
+    """The name under which a file is imported."""
+    return ".".join(["tasks", *path.relative_to(ROOT).with_suffix("").parts])
+
+
+def names_bound(node: ast.stmt) -> Iterator[str]:
+    """Names that a statement at the top of a module defines."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        yield node.name
+    elif isinstance(node, ast.Assign | ast.AnnAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        yield from (n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name))
+
+
+def imports(tree: ast.AST, known: set[str]) -> Iterator[tuple[str, Definition]]:
+    """What is imported from ``tasks``, also inside functions, by its name here."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module == "tasks":
-            yield from (f"tasks.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            yield node.module
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tasks":
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                origin = (whole, "") if whole in known else (node.module or "", alias.name)
+                yield alias.asname or alias.name, Definition(*origin)
 
 
-def source(name: str) -> str:
-    """The text of a module."""
-    return inspect.getsource(importlib.import_module(name))
+def steps() -> dict[str, tuple[int, list[Definition]]]:
+    """Version of every step in ``tasks`` and of evaluating, and the definitions that each begins with."""
+    sweeper = next(name for name, module in modules().items() if "Sweeper" in module.definitions)
+    begin = [Definition(sweeper, name) for name in ("Sweeper", "missing_jobs")]
+    found = {EVALUATE: (losses.VERSION, begin)}
+    for name, module in modules().items():
+        for constant, node in module.definitions.items():
+            if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("Step("):
+                step = getattr(importlib.import_module(name), constant)
+                assert isinstance(step, Step)
+                parts = (step.build, step.config)
+                found[step.name] = (
+                    step.version,
+                    [Definition(part.__module__, part.__name__) for part in parts],
+                )
+    return found
 
 
-def source_digest(text: str) -> str:
-    """Digest of what a module does; comments, docstrings and layout do not show."""
-    return hashlib.sha256(json.dumps(shape(ast.parse(text))).encode()).hexdigest()[:16]
+def behind(definitions: list[Definition]) -> set[Definition]:
+    """The definitions, and all of ``tasks`` that they refer to by name."""
+    todo, found = [*definitions], set[Definition]()
+    while todo:
+        definition = todo.pop()
+        # What is not there is a name for type checkers alone.
+        is_there = definition.name in modules()[definition.module].definitions
+        if is_there and definition not in found and definition.name not in WITHOUT_PART:
+            found.add(definition)
+            todo += referred(definition)
+    return found
+
+
+def referred(definition: Definition) -> Iterator[Definition]:
+    """What one definition refers to."""
+    module = modules()[definition.module]
+    for node in ast.walk(module.definitions[definition.name]):
+        if isinstance(node, ast.Name) and node.id in module.definitions:
+            yield Definition(definition.module, node.id)
+        elif isinstance(node, ast.Name) and module.imported.get(node.id, ("", ""))[1]:
+            yield module.imported[node.id]
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            origin = module.imported.get(node.value.id)
+            if origin is not None and not origin.name:
+                yield Definition(origin.module, node.attr)
+
+
+def digest(definition: Definition) -> str:
+    """Digest of what a definition does."""
+    return source_digest(modules()[definition.module].definitions[definition.name])
+
+
+def source_digest(node: ast.AST) -> str:
+    """Digest of code; comments, docstrings, imports and layout do not show."""
+    return hashlib.sha256(json.dumps(shape(node)).encode()).hexdigest()[:16]
 
 
 def shape(node: object) -> Any:
@@ -116,7 +188,7 @@ def shape(node: object) -> Any:
         fields = [[name, shape(value)] for name, value in ast.iter_fields(node) if not empty(value)]
         return [type(node).__name__, *fields]
     if isinstance(node, list):
-        return [shape(item) for item in node if not is_docstring(item)]
+        return [shape(item) for item in node if not is_silent(item)]
     return repr(node)
 
 
@@ -125,33 +197,35 @@ def empty(value: object) -> bool:
     return value is None or value == []
 
 
-def is_docstring(node: object) -> bool:
-    """Whether a statement is nothing but text."""
-    return (
+def is_silent(node: object) -> bool:
+    """Whether a statement is an import, or nothing but text."""
+    return isinstance(node, ast.Import | ast.ImportFrom) or (
         isinstance(node, ast.Expr)
         and isinstance(node.value, ast.Constant)
         and isinstance(node.value.value, str)
     )
 
 
-def present() -> dict[str, dict[str, Any]]:
+def present() -> dict[str, Any]:
     """What ``versions.json`` has to say."""
-    found = steps()
-    behind = {name for _, module in found.values() for name in modules_behind(module)}
+    sources: dict[str, set[str]] = {}
+    for _, begin in steps().values():
+        for definition in behind(begin):
+            sources.setdefault(definition.name, set()).add(digest(definition))
     return {
-        "versions": {name: version for name, (version, _) in sorted(found.items())},
-        "sources": {name: source_digest(source(name)) for name in sorted(behind)},
+        "versions": {name: version for name, (version, _) in sorted(steps().items())},
+        "sources": {name: sorted(digests) for name, digests in sorted(sources.items())},
     }
 
 
 @pytest.mark.parametrize("name", sorted(steps()))
 def test_source_of_a_step_is_as_it_was_accepted(name: str) -> None:
     golden = json.loads(GOLDEN.read_text())
-    version, module = steps()[name]
+    version, begin = steps()[name]
     changed = sorted(
-        behind
-        for behind in modules_behind(module)
-        if golden["sources"].get(behind) != source_digest(source(behind))
+        f"{definition.module}.{definition.name}"
+        for definition in behind(begin)
+        if digest(definition) not in golden["sources"].get(definition.name, ())
     )
     if golden["versions"].get(name) != version:
         changed.append("its version")
@@ -167,20 +241,19 @@ def test_source_of_a_step_is_as_it_was_accepted(name: str) -> None:
 def test_only_code_shows_in_a_source_digest() -> None:
     code = 'X = 1\ndef f(a):\n    return f"{a} {X!r:>3}"\n'
     told = (
-        '"""Doc."""\nX = 1  # one\n"""Attribute."""\n\n\ndef f(a):\n    """Doc."""\n'
-        '    # why\n    return f"{a} {X!r:>3}"\n'
+        '"""Doc."""\nimport os\nX = 1  # one\n"""Attribute."""\n\n\ndef f(a):\n    """Doc."""\n'
+        '    import re  # why\n    return f"{a} {X!r:>3}"\n'
     )
-    assert source_digest(told) == source_digest(code)
+    assert source_digest(ast.parse(told)) == source_digest(ast.parse(code))
     for other in (code.replace("1", "2"), code.replace(">3", ">4"), code.replace("a}", "X}")):
-        assert source_digest(other) != source_digest(code)
+        assert source_digest(ast.parse(other)) != source_digest(ast.parse(code))
 
 
 def test_what_a_step_stands_on_is_found() -> None:
-    assert {"tasks.train", "tasks.state", "tasks.model", "tasks.tokenize"} <= modules_behind(
-        "tasks.train"
-    )
-    assert {"tasks.sweep", "tasks.merging", "tasks.window"} <= modules_behind("tasks.sweep")
-    assert not modules_behind("tasks.train") & WITHOUT_PART
+    names = {name: {d.name for d in behind(begin)} for name, (_, begin) in steps().items()}
+    assert {"build", "save_model", "load_state", "Blocks", "learning_rate"} <= names["train"]
+    assert {"Pool", "Scorer", "load_windows", "LossesTable"} <= names["evaluate"]
+    assert not WITHOUT_PART & {name for found in names.values() for name in found}
 
 
 @pytest.mark.parametrize("name", sorted(steps()))
