@@ -30,7 +30,7 @@ def margin(pairs: "pd.DataFrame") -> Margin | None:
     """The least difference above which ``SURE`` of the pairs of the same k were ordered right.
 
     Args:
-        pairs: the rows of one evaluation set, as ``tasks.agreement.pair_up`` gives them. Pairs whose
+        pairs: the rows of one evaluation set, as ``tasks.pairs.pair_up`` gives them. Pairs whose
             references tie have no right order and do not count; fewer than 20 must all be right.
 
     Returns:

@@ -24,7 +24,7 @@ def noise_floor(repeats: "pd.DataFrame", pairs: "pd.DataFrame") -> "pd.DataFrame
         repeats: ``mixture``, ``seed``, ``evaluation_set``, ``reference`` (nats per token),
             ``reference_bits`` (bits per byte), the reference's own seed included. The macro mean is
             made from the sets where it is not there.
-        pairs: all references, as ``tasks.agreement.pair_up`` gives them.
+        pairs: all references, as ``tasks.pairs.pair_up`` gives them.
 
     Returns:
         One row per mixture and set: ``evaluation_set``, ``mixture``, ``runs`` with a finite loss, ``sd``

@@ -42,7 +42,7 @@ class Trust(NamedTuple):
     table: "pd.DataFrame"
     """Figures (see ``tasks.agreement.agreement``)."""
     pairs: "pd.DataFrame"
-    """What they are made of (see ``tasks.agreement.pair_up``)."""
+    """What they are made of (see ``tasks.pairs.pair_up``)."""
     noise: "pd.DataFrame | None"
     """Repeated references (see ``tasks.noise_floor.noise_floor``); None where there are none."""
     barriers: "pd.DataFrame"
@@ -60,7 +60,7 @@ def judge(
     """All figures of a validation, and the verdict.
 
     Args:
-        pairs: as ``tasks.agreement.pair_up`` gives them.
+        pairs: as ``tasks.pairs.pair_up`` gives them.
         members: partitions of each reference's mixture, by label.
         repeats: as for ``tasks.noise_floor.noise_floor``; None where no reference was repeated.
         barriers: as ``tasks.barrier.barriers`` gives them.
