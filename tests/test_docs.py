@@ -26,7 +26,9 @@ PAGES = [
     *(ROOT / name / "README.md" for name in (*LAYERS, "deploy", "tests", "findings")),
 ]
 MODULES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
-DOTTED = re.compile(r"(?<![\w./-])(?:flows|tasks|storage|mixpool(?!\.json))(?:\.[A-Za-z_]\w*)+")
+DOTTED = re.compile(
+    r"(?<![\w./-])(?:flows|tasks|storage|mixpool(?!\.(?:json|py)\b))(?:\.[A-Za-z_]\w*)+"
+)
 COMMANDS = {name: found.params for name, found in typer.main.get_group(app).commands.items()}
 OPTIONS = {
     name: {"--help"} | {o for p in params for o in p.opts} for name, params in COMMANDS.items()
