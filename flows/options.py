@@ -93,13 +93,13 @@ def _is_fault(error: Exception) -> bool:
 
 
 def _ended(error: Exception, code: int) -> typer.Exit:
-    from storage.provenance import USER
+    from storage.secrets import without_users
 
     words = str(error)
     if isinstance(error, OSError) and error.filename is None:
         words = error.strerror or words  # the number before it tells a person nothing
     # A URL may hold a password, and messages end up in logs.
-    err.print(f"error: {USER.sub('://***@', words)}", soft_wrap=True)
+    err.print(f"error: {without_users(words)}", soft_wrap=True)
     return typer.Exit(code)
 
 

@@ -43,8 +43,8 @@ from flows.run import execute  # noqa: E402
 from flows.runners import Quiet  # noqa: E402
 from storage import audit, lineage  # noqa: E402
 from storage.cache import Runtime  # noqa: E402
-from storage.place import PLAIN_ADDRESS  # noqa: E402
 from storage.records import NoStoreError  # noqa: E402
+from storage.secrets import PLAIN_ADDRESS  # noqa: E402
 from storage.store import Store  # noqa: E402
 
 LOG = logging.getLogger("mixpool.run")

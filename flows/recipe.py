@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from storage.fingerprint import Config
 from storage.place import file_system
-from storage.provenance import USER
+from storage.secrets import shows_user
 from tasks.corpus import Source
 from tasks.intake import CorpusConfig, EvaluationSetConfig
 from tasks.losses import EvaluateConfig
@@ -134,7 +134,7 @@ def _unfit(value: object, where: str) -> Iterable[str]:
         parts = value.items() if isinstance(value, dict) else enumerate(value)
         for key, part in parts:
             yield from _unfit(part, f"{where}.{key}".lstrip("."))
-    elif isinstance(value, str) and USER.search(value):
+    elif isinstance(value, str) and shows_user(value):
         yield f"{where} holds a user name or password: recipes are stored and shown; leave it out"
     elif isinstance(value, float) and not math.isfinite(value):
         yield f"{where} is {value}: give a finite number"

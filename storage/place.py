@@ -1,6 +1,5 @@
 """From a URL to what reads and writes there; no URL may carry credentials."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +7,10 @@ import fsspec
 
 from storage.backend import Backend, MemoryBackend
 from storage.local import LocalBackend
+from storage.secrets import has_user
 
 S3 = {"s3", "s3a"}
 """Protocols that ``storage.s3`` speaks."""
-
-# The second form: a secret key may hold a slash; digits before a slash are a port.
-CREDENTIALS = re.compile(r"://[^/]*@|://[^/:]*:(?!\d+/)[^@]*@")
-
-PLAIN_ADDRESS = rf"^(?!.*({CREDENTIALS.pattern}))"
-"""The same as a JSON schema says it, of an address that carries none."""
 
 
 def open_backend(url: str) -> Backend:
@@ -42,7 +36,7 @@ def file_system(url: str) -> tuple[Any, str]:
     Raises:
         ValueError: fsspec knows no such protocol.
     """
-    if CREDENTIALS.search(url):
+    if has_user(url):
         raise ValueError(
             f"an address at {url.partition('://')[0]}:// carries credentials: leave them to the "
             "environment, a profile or a role"

@@ -1,29 +1,19 @@
 """Where a result came from: commit, command line, host, device, versions. Never part of a key.
 
-Command lines may carry secrets in the values of options or in URLs; both are cut out before they are
-written, and environment variables are never read.
+Secrets are cut out of the command line before it is written, and environment variables are never read.
 """
 
 import functools
 import importlib.metadata
 import platform
-import re
 import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-PACKAGES = ("mixpool", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
+from storage.secrets import command_line
 
-# A name that ends in "token" is a secret; "tokens" and "tokenizer" are what this program is about.
-NAME = (
-    r"(?:secret|password|passwd|passphrase|credential|authorization|signature|\bsig\b"
-    r"|(?:api|access|private|account)[-_.]?key)[\w.-]*|token\b"
-)
-SECRET = re.compile(rf"""(?i)((?:{NAME})["']?\s*[=:]\s*(?:bearer\s+)?)\S+""")
-SECRET_OPTION = re.compile(rf"(?i)-[\w.-]*?(?:{NAME})$")
-# As in the store's URL: a secret key may hold a slash; digits before a slash are a port.
-USER = re.compile(r"://(?:[^/\s]*@|[^/:\s]*:(?!\d+/)[^@\s]*@)")
+PACKAGES = ("mixpool", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
 
 
 def provenance(device: str) -> dict[str, object]:
@@ -34,26 +24,6 @@ def provenance(device: str) -> dict[str, object]:
 def now() -> str:
     """The time in UTC, ISO 8601, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def cleaned(text: str) -> str:
-    """``text`` with the values of secret-like options and the users in URLs cut out."""
-    return USER.sub("://***@", SECRET.sub(r"\1***", text))
-
-
-def command_line(words: list[str]) -> list[str]:
-    """A command line with its secrets cut out: ``--token=x`` as well as ``--token x``."""
-    before = ["", *words]
-    return [
-        "***" if SECRET_OPTION.match(option) else _cleaned_word(word)
-        for option, word in zip(before, words, strict=False)
-    ]
-
-
-def _cleaned_word(word: str) -> str:
-    # Quotes are gone, so a value may hold white space and ends where the word ends.
-    found = SECRET.search(word)
-    return cleaned(word) if found is None else cleaned(word[: found.start()]) + found[1] + "***"
 
 
 @functools.cache

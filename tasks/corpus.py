@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic.config import JsonDict
 
 from storage.fingerprint import Config
-from storage.place import PLAIN_ADDRESS
+from storage.secrets import PLAIN_ADDRESS, has_user, is_signed, shows_user
 from tasks.listing import EmptyCorpusError, SourceFile, dataset_files, url_files
 from tasks.readers import Row, UnreadableFileError, layout, read_dataset, read_rows
 
@@ -33,9 +33,6 @@ __all__ = [
     "read_documents",
 ]
 
-_CREDENTIALS = re.compile(
-    r"://[^@\s]*:[^@\s]*@|[?&](x-amz-\w+|sig|signature|token)=", re.IGNORECASE
-)
 _SHOWN_FIELDS = 20
 # For forms, which keep what is filled in: the model itself says better what is wrong.
 _PLAIN: JsonDict = {"items": {"type": "string", "pattern": PLAIN_ADDRESS}}
@@ -122,7 +119,7 @@ class Source(Config):
     @model_validator(mode="after")
     def _has_plain_addresses(self) -> Self:
         for address in filter(None, [*self.urls, self.dataset]):
-            if _CREDENTIALS.search(address):
+            if has_user(address) or shows_user(address) or is_signed(address):
                 raise ValueError(
                     f"an address at {address.split('://')[0]}:// holds credentials: configurations "
                     "are stored and shown; give them in the environment or in fsspec's own files"
