@@ -9,10 +9,12 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Self, Union, cast, get_args, get_origin
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from storage.fingerprint import Config
 from storage.place import file_system
@@ -212,61 +214,66 @@ def parse_recipe(tree: Mapping[str, Any], source: str = "recipe") -> Recipe:
 
 def _fault(fault: dict[str, Any]) -> str:
     location, kind, value = fault["loc"], fault["type"], fault["input"]
-    where = _path(location) or "recipe"
+    path, annotation = _place(location)
+    where = path or "recipe"
     message = str(fault["msg"]).removeprefix("Value error, ")
     if kind == "extra_forbidden":
-        message = f"is no field here; fields are {', '.join(_fields(location[:-1]))}"
+        message = f"is no field here; fields are {_fields(_place(location[:-1])[1])}"
     elif kind in {"union_tag_invalid", "union_tag_not_found"}:
-        allowed = ", ".join(str(_kind(model)) for model in _models_at(location))
-        given = repr(value["kind"]) if "kind" in value else "not given"
-        message = f"its kind is {given}; allowed are {allowed}"
+        name, models = _choices(annotation)
+        allowed = ", ".join(str(tag) for model in models for tag in _tags(model, name))
+        given = repr(value[name]) if name in value else "not given"
+        message = f"its {name} is {given}; allowed are {allowed}"
     elif kind == "model_type":
-        message = f"it is no mapping of the fields {', '.join(_fields(location))}"
+        message = f"it is no mapping of the fields {_fields(annotation)}"
     # An address may hold a password, so its value is not repeated.
     elif not isinstance(value, dict | list) and "url" not in where:
         message += f" (it is {value!r:.80})"
     return f"  {where}: {message}"
 
 
-def _path(location: tuple[str | int, ...]) -> str:
-    path = ""
-    for position, part in enumerate(location):
+def _place(location: Iterable[str | int]) -> tuple[str, Any]:
+    """The path to a place of the recipe, and the annotation of what stands there."""
+    path, annotation = "", cast(Any, Recipe)
+    for part in location:
+        name, choices = _choices(annotation)
         # Behind a field with several kinds pydantic puts the kind that was chosen.
-        is_kind = position == 1 and location[0] in {"base", "tokenizer"}
-        if is_kind or (position == 3 and location[:2] == ("mixtures", "spaces")):
+        chosen = [model for model in choices if name is not None and part in _tags(model, name)]
+        if chosen:
+            annotation = chosen[0]
             continue
         path += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return path.lstrip(".")
+        fields: dict[Any, FieldInfo] = getattr(choices[0], "model_fields", {})
+        if part in fields:
+            annotation = Annotated[fields[part].annotation, fields[part]]
+        else:  # an item of a list, a value of a dict; behind others nothing comes
+            annotation = (get_args(choices[0]) or (object,))[-1]
+    return path.lstrip("."), annotation
 
 
-def _fields(location: Iterable[str | int]) -> list[str]:
-    return sorted({name for model in _models_at(location) for name in model.model_fields})
+def _choices(annotation: Any) -> tuple[Any, list[Any]]:
+    """The name of the field by which alternatives are told apart, if there is one, and these."""
+    name = None
+    while True:
+        if get_origin(annotation) is Annotated:
+            annotation, *facts = get_args(annotation)
+            named = [fact.discriminator for fact in facts if isinstance(fact, FieldInfo)]
+            name = next(filter(None, named), name)
+        elif isinstance(annotation, UnionType) or get_origin(annotation) is Union:
+            choices = [choice for choice in get_args(annotation) if choice is not NoneType]
+            if len(choices) > 1:
+                return name, choices
+            (annotation,) = choices
+        else:
+            return None, [annotation]
 
 
-def _models_at(location: Iterable[str | int]) -> list[Any]:
-    """Models that may stand at a place of the recipe, through lists and choices."""
-    found: list[Any] = [Recipe]
-    for part in location:
-        chosen = [model for model in found if len(found) > 1 and _kind(model) == part]
-        below = [
-            below
-            for model in found
-            if part in model.model_fields
-            for below in _models(model.model_fields[str(part)].annotation)
-        ]
-        found = chosen or (found if isinstance(part, int) else below)
-    return found
+def _tags(model: Any, name: str) -> tuple[Any, ...]:
+    return get_args(model.model_fields[name].annotation)
 
 
-def _kind(model: Any) -> object:
-    return model.model_fields["kind"].default if "kind" in model.model_fields else None
-
-
-def _models(annotation: Any) -> Iterable[Any]:
-    if isinstance(annotation, type) and issubclass(annotation, Config):
-        yield annotation
-    for argument in getattr(annotation, "__args__", ()):
-        yield from _models(argument)
+def _fields(annotation: Any) -> str:
+    return ", ".join(sorted(_choices(annotation)[1][0].model_fields))
 
 
 def apply_override(tree: dict[str, Any], override: str, option: str = "--set") -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,61 @@ def test_faults_name_the_path_and_what_is_allowed(override: str, said: list[str]
     message = str(caught.value)
     assert message.startswith("small.yaml cannot be used:")
     assert [text for text in said if text not in message] == []
+
+
+def choices(
+    schema: dict[str, Any], place: list[Any], seen: tuple[str, ...]
+) -> Iterator[tuple[list[Any], list[str]]]:
+    """Places of a JSON schema that have a discriminator, and the tags allowed there."""
+    if name := schema.get("$ref"):
+        if name not in seen:
+            below = DEFINITIONS[name.rpartition("/")[2]]
+            yield from choices(below, place, (*seen, name))
+        return
+    if told := schema.get("discriminator"):
+        yield place, [*told["mapping"]]
+    for one in (*schema.get("anyOf", ()), *schema.get("oneOf", ())):
+        yield from choices(one, place, seen)
+    for name, below in schema.get("properties", {}).items():
+        yield from choices(below, [*place, name], seen)
+    if "items" in schema:
+        yield from choices(schema["items"], [*place, 0], seen)
+
+
+SCHEMA = Recipe.model_json_schema()
+DEFINITIONS = SCHEMA["$defs"]
+CHOICES = list(choices(SCHEMA, [], ()))
+
+
+@pytest.mark.parametrize(("place", "tags"), CHOICES, ids=lambda value: ".".join(map(str, value)))
+def test_each_choice_of_a_recipe_is_named_by_its_path(place: list[Any], tags: list[str]) -> None:
+    def faults(value: object) -> str:
+        tree = copy.deepcopy(TREE)
+        at: Any = tree
+        for part, below in zip(place, [*place[1:], None], strict=True):
+            empty: Any = value if below is None else [{}] if below == 0 else {}
+            if below is None or part not in at:
+                at[part] = empty
+            at = at[part]
+        with pytest.raises(RecipeError) as caught:
+            parse_recipe(tree)
+        return str(caught.value)
+
+    where = "".join(f"[{part}]" if part == 0 else f".{part}" for part in place).lstrip(".")
+    for tag in tags:
+        assert f"  {where}.nonsense: is no field here; fields are " in faults(
+            {"kind": tag, "nonsense": 1}
+        )
+    _, found, allowed = faults({"kind": "cube"}).partition(
+        f"  {where}: its kind is 'cube'; allowed are "
+    )
+    assert found
+    assert sorted(allowed.splitlines()[0].split(", ")) == sorted(tags)
+
+
+def test_the_choices_of_a_recipe_are_found() -> None:
+    found = [".".join(map(str, place)) for place, _ in CHOICES]
+    assert {"tokenizer", "base", "mixtures.spaces.0"} <= {*found}
 
 
 @pytest.mark.parametrize(
