@@ -1,6 +1,5 @@
 """The command that looks for the best mixture: of a recipe's pool, or by a table of anybody's losses."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from tasks.loss_table import LossTable, TableSearch
+    from tasks.loss_table import TableSearch
     from tasks.search import SearchConfig
 
 
@@ -227,17 +226,18 @@ def _of_table(
     held_out: float,
     tokens: Mapping[str, int] | None,
 ) -> "TableSearch":
-    from flows.run_table import is_of_run
-    from tasks.loss_table import propose_from_table, read_table
+    from flows.run_table import is_of_run, table_of_run
+    from tasks.loss_table import loss_table, propose_from_table, read_frame
 
     if is_of_run(path):
-        table = _table_of_run(path, targets, weights)
+        frame, partitions, sets = table_of_run(path)
+        targets, weights = targets or sets, weights or partitions
     elif not targets:
         raise UsageError("--losses needs --targets: the names of the columns of losses")
     else:
-        table = read_table(path, targets, weights)
+        frame = read_frame(path)
     return propose_from_table(
-        table,
+        loss_table(frame, path, targets, weights),
         rules.objective,
         rules.constraints,
         rules.surrogates,
@@ -246,21 +246,6 @@ def _of_table(
         rules.seed,
         tokens,
     )
-
-
-def _table_of_run(path: str, targets: list[str] | None, weights: list[str] | None) -> "LossTable":
-    """A run's losses, as any table is read. Raises ValueError."""
-    from flows.run_table import table_of_run
-    from tasks.loss_table import read_table
-
-    frame, partitions, sets = table_of_run(path)
-    with tempfile.TemporaryDirectory(prefix="mixpool-") as folder:
-        wide = str(Path(folder) / "losses.parquet")
-        frame.to_parquet(wide)
-        try:
-            return read_table(wide, targets or sets, weights or partitions)
-        except ValueError as error:
-            raise ValueError(str(error).replace(wide, path)) from error
 
 
 def _tables(found: "TableSearch") -> "dict[str, pd.DataFrame]":

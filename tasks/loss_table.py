@@ -47,26 +47,29 @@ class LossTable(NamedTuple):
     """Sentences: what was taken, dropped, averaged, left out."""
 
 
-def read_table(
-    path: str, targets: Sequence[str], weights: Sequence[str] | None = None
+def loss_table(
+    frame: "pd.DataFrame",
+    path: str,
+    targets: Sequence[str],
+    weights: Sequence[str] | None = None,
 ) -> LossTable:
-    """Read a table with one row per evaluated mixture.
+    """A table with one row per evaluated mixture, checked.
 
     Args:
-        path: a CSV (``.csv``) or Parquet (``.parquet``, ``.pq``) file; a plain path or a fsspec URL.
-            It holds one numeric column per partition or domain with its weight (any positive sum
-            per row) and one numeric column per target with its loss (lower is better).
+        frame: one numeric column per partition or domain with its weight (any positive sum per row)
+            and one numeric column per target with its loss (lower is better).
+        path: where it was read, for messages.
         targets: names of the target columns.
         weights: names of the weight columns; None: all numeric columns that are no targets, whose
             sums must then be alike in all rows.
 
     Raises:
-        ValueError: the file cannot be read or has no rows, a column is missing or not numeric, a
-            target is constant, a row has a negative weight or only zeros, sums of rows say that some
-            column is no weight, or fewer than ``FEWEST_ROWS`` distinct rows are left. The message
-            names the columns taken.
+        ValueError: there are no rows, a column is missing or not numeric, a target is constant, a row
+            has a negative weight or only zeros, sums of rows say that some column is no weight, or
+            fewer than ``FEWEST_ROWS`` distinct rows are left. The message names the columns taken.
     """
-    frame = _frame(path)
+    if not len(frame):
+        raise ValueError(f"{path} has no rows: give one row for each evaluated mixture")
     names = _weight_columns(frame, targets, weights, path)
     taken = f"{path} (weights: {', '.join(names)}; targets: {', '.join(targets)})"
     numbers = frame[[*names, *targets]].astype("float64").reset_index(drop=True)
@@ -94,7 +97,12 @@ def read_table(
     )
 
 
-def _frame(path: str) -> "pd.DataFrame":
+def read_frame(path: str) -> "pd.DataFrame":
+    """A CSV (``.csv``) or Parquet (``.parquet``, ``.pq``) file at a plain path or a fsspec URL.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     import pandas as pd
 
     suffix = PurePosixPath(path).suffix.lower()
@@ -103,13 +111,10 @@ def _frame(path: str) -> "pd.DataFrame":
     files, place = file_system(path)
     try:
         with files.open(place, "rb") as opened:
-            found = pd.read_csv(opened) if suffix == ".csv" else pd.read_parquet(opened)
+            return pd.read_csv(opened) if suffix == ".csv" else pd.read_parquet(opened)
     # What pandas and pyarrow raise for a file that they cannot parse is a ValueError.
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a table: {error}") from error
-    if not len(found):
-        raise ValueError(f"{path} has no rows: give one row for each evaluated mixture")
-    return found
 
 
 def _weight_columns(
@@ -171,7 +176,7 @@ def propose_from_table(
     """Fit, cross-validate, predict held-out rows and propose weights.
 
     Args:
-        table: of ``read_table``.
+        table: of ``loss_table``.
         sought: weight of each target, pull and prior (over the weight columns); no caps, for a table
             has no losses of a base model.
         constraints: over the weight columns; each column is its own domain.

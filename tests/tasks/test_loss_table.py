@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tasks.constraints import ConstraintsConfig
-from tasks.loss_table import LossTable, propose_from_table, read_table
+from tasks.loss_table import LossTable, loss_table, propose_from_table, read_frame
 from tasks.objective import ObjectiveConfig
 
 OPTIMUM = np.array([0.5, 0.3, 0.2])
@@ -22,6 +22,10 @@ def table(rows: int = 40, seed: int = 0) -> pd.DataFrame:
     frame["qa"] = 1 + ((weights - OPTIMUM) ** 2).sum(axis=1)
     frame["law"] = 2 + 2 * ((weights - OPTIMUM) ** 2).sum(axis=1)
     return frame
+
+
+def read_table(path: str, targets: list[str], weights: list[str] | None = None) -> LossTable:
+    return loss_table(read_frame(path), path, targets, weights)
 
 
 def read(folder: Path, frame: pd.DataFrame, weights: list[str] | None = None) -> LossTable:
