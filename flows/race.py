@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from flows.runners import Runner
 from flows.sweeping import Stage, SweepPlan, SweepWork, artifact_of
 from storage.cache import Call, Handle
+from tasks.arrays import Floats, Ints
 from tasks.calibration import Groups
 from tasks.mixture import Mixture
 from tasks.part import PART, PartConfig, part_groups
@@ -22,13 +25,8 @@ from tasks.verdict import Result, Screening, exits_frame, in_words
 from tasks.window import Windows, load_windows
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from tasks.rows import Rows
 
-    Floats = NDArray[np.float64]
-    Ints = NDArray[np.int64]
 
 LARGEST = 0.5
 """All parts together hold at most this share of the documents: past it the whole is the better buy."""
@@ -103,10 +101,8 @@ def _members(work: SweepWork) -> list[Mixture]:
     return [Mixture.uniform([name]) for name in work.pool]
 
 
-def _shares(work: SweepWork) -> "Floats":
+def _shares(work: SweepWork) -> Floats:
     """Weight of each partition model in each mixture."""
-    import numpy as np
-
     columns = {name: number for number, name in enumerate(work.pool)}
     shares = np.zeros((len(work.mixtures), len(columns)))
     for row, mixture in enumerate(work.mixtures):
@@ -151,8 +147,6 @@ class Course:
         return part_groups(_part(self._config, number), len(one.tokens))
 
     def _text(self) -> Text:
-        import numpy as np
-
         number = [np.full(len(one.tokens), -1) for one in self._sets]
         tokens = [0] * len(self._looks)
         for look, parts in enumerate(self._looks):
@@ -170,16 +164,14 @@ class Course:
 
     def opening(
         self, mixtures: Sequence[int], *, with_members: bool
-    ) -> "tuple[Floats, Floats] | None":
+    ) -> tuple[Floats, Floats] | None:
         """Losses on the first look's groups, and of the partition models."""
         members = self._whole(_members(self._work) if with_members else [], "partition models")
         first = self.look(mixtures, 0)
         return None if first is None or members is None else (first, members)
 
-    def look(self, mixtures: Sequence[int], number: int) -> "Floats | None":
+    def look(self, mixtures: Sequence[int], number: int) -> Floats | None:
         """Losses on the groups of one look."""
-        import numpy as np
-
         calls, scales = [], []
         for (name, handle), one in zip(self._work.sets.items(), self._sets, strict=True):
             parts = [part for part in self._looks[number] if self._groups(part, one)]
@@ -194,13 +186,11 @@ class Course:
         found = [rows.sums.read(n, 0, len(chosen)) * scale for n, scale in enumerate(scales)]
         return np.concatenate(found, axis=1)
 
-    def whole(self, mixtures: Sequence[int]) -> "Floats | None":
+    def whole(self, mixtures: Sequence[int]) -> Floats | None:
         """Losses on all groups."""
         return self._whole([self._work.mixtures[place] for place in mixtures], "in full")
 
-    def _whole(self, mixtures: list[Mixture], name: str) -> "Floats | None":
-        import numpy as np
-
+    def _whole(self, mixtures: list[Mixture], name: str) -> Floats | None:
         if not mixtures:
             return np.zeros((0, len(self.text.look)))
         rows = self._run.sweep(self._work._replace(mixtures=mixtures, stage=Stage(name)))
@@ -217,8 +207,6 @@ class _Set:
     """The groups of documents of one set that have text."""
 
     def __init__(self, windows: Windows) -> None:
-        import numpy as np
-
         self.with_text: Ints = np.flatnonzero(windows.num_tokens)
         self.tokens = windows.num_tokens[self.with_text]
         """Scored tokens of each."""

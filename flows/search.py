@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from flows.ablation import (
     BASE,
     Outcome,
@@ -25,6 +27,7 @@ from flows.runners import Runner
 from flows.sweeping import Stage, SweepPlan, SweepWork, artifact_of
 from storage.cache import Call, Handle
 from tasks.account import account
+from tasks.arrays import Floats
 from tasks.constraints import Feasible
 from tasks.descent import DESCEND, MODELS, SETS, DescendConfig, DescentConfig, load_landings
 from tasks.manifest import Manifest, PartitionEntry
@@ -35,12 +38,7 @@ from tasks.search import Search, Tried
 from tasks.window import Windows, load_windows
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from tasks.found import Found
-
-    Floats = NDArray[np.float64]
 
 
 class Searched(NamedTuple):
@@ -178,10 +176,8 @@ class Course:
         # The way back through a model costs twice the way forward.
         return float(3 * made.record.details["forward_tokens"] / tokens)
 
-    def _bits(self, rows: Rows) -> "Floats":
+    def _bits(self, rows: Rows) -> Floats:
         """Bits per byte, shape (mixtures, sets)."""
-        import numpy as np
-
         sizes = np.array([one.num_bytes.sum() for one in self._windows])
         bits: Floats = rows.nll / sizes / math.log(2)
         return bits

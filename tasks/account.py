@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tasks.found import Found
 from tasks.mixture import Mixture
 from tasks.search import DESCENT, FEWEST, START, Search, possible
@@ -15,11 +17,8 @@ from tasks.surrogates import choose, cross_validate
 from tasks.tables import number as shown
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
-    from numpy.typing import NDArray
 
-    Floats = NDArray[np.float64]
 
 BEST = 10
 """Mixtures that are listed as the best."""
@@ -50,7 +49,6 @@ def account(search: Search, landings: Sequence[Mixture] = (), price: float = 0.0
 
 def trace_of(search: Search) -> "pd.DataFrame":
     """Every evaluation in order, as in ``Found.trace``."""
-    import numpy as np
     import pandas as pd
 
     objective = search.objective.values(search.losses, search.weights)
@@ -222,8 +220,6 @@ def _limits(search: Search, trace: "pd.DataFrame") -> Iterator[str]:
 
 def _binding(search: Search, number: int) -> Iterator[str]:
     """The limits at which an evaluated mixture stands, one more part of which would break them."""
-    import numpy as np
-
     config, weights = search.feasible.config, search.weights[number]
     if config.most_partitions == int((weights > 0).sum()) < len(weights):
         yield f"at most {config.most_partitions} member{'s' if config.most_partitions > 1 else ''}"

@@ -12,17 +12,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from tasks import resample
+from tasks.arrays import Bools, Floats, Ints
 from tasks.regret import regret
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
-    from numpy.typing import NDArray
 
-    Floats = NDArray[np.float64]
-    Ints = NDArray[np.int64]
-    Bools = NDArray[np.bool_]
 
 POOLED = "pooled"
 WITHIN = "within"
@@ -86,7 +84,6 @@ def gains(
         proxy's correlation less the baseline's, with ``low`` and ``high``, its 95 % interval; NaN where
         one of them has none.
     """
-    import numpy as np
     import pandas as pd
 
     weights, rows = _weights(pairs, members, draws, seed), []
@@ -114,17 +111,15 @@ class _Cell(NamedTuple):
     evaluation_set: str
     scope: str
     k: str
-    values: Mapping[str, "Floats"]
+    values: Mapping[str, Floats]
     """Columns of numbers, each of shape (rows,)."""
     mixtures: list[str]
     """Label of each row."""
-    groups: "Ints"
+    groups: Ints
     """Rows of one number are compared with one another, shape (rows,)."""
 
 
 def _cells(pairs: "pd.DataFrame") -> Iterator[_Cell]:
-    import numpy as np
-
     names = [name for name in (*PREDICTORS, "reference", "reference_bits") if name in pairs]
     for name, of_set in pairs.groupby("evaluation_set", sort=False):
         columns = {column: of_set[column].to_numpy(dtype=float) for column in names}
@@ -138,10 +133,8 @@ def _cells(pairs: "pd.DataFrame") -> Iterator[_Cell]:
                 yield _Cell(str(name), scope, text, values, labels[chosen].tolist(), groups)
 
 
-def _groupings(k: "Ints", inside: "Bools") -> Iterator[tuple[str, "Bools", "Ints"]]:
+def _groupings(k: Ints, inside: Bools) -> Iterator[tuple[str, Bools, Ints]]:
     """Every k, all k apart, and all k together: its name, which rows, and the group of each of them."""
-    import numpy as np
-
     sizes, counts = np.unique(k[inside], return_counts=True)
     if not len(sizes):
         return
@@ -157,7 +150,7 @@ def _groupings(k: "Ints", inside: "Bools") -> Iterator[tuple[str, "Bools", "Ints
 class _Weights(NamedTuple):
     places: dict[str, int]
     """Column of each mixture."""
-    values: "Floats"
+    values: Floats
     """Shape (1 + draws, mixtures); the first row is all ones."""
     partitions: int
     """Number of partitions of all mixtures."""
@@ -175,10 +168,8 @@ def _weights(
     return _Weights(places, values, len(set(itertools.chain.from_iterable(chosen))))
 
 
-def _known(cell: _Cell, names: list[str], weights: _Weights) -> "tuple[Floats, Ints, Floats]":
+def _known(cell: _Cell, names: list[str], weights: _Weights) -> tuple[Floats, Ints, Floats]:
     """Columns, groups and weights of the rows where all columns are finite."""
-    import numpy as np
-
     values = np.array([cell.values[name] for name in names])
     known = np.isfinite(values).all(axis=0)
     places = [weights.places[label] for label in cell.mixtures]
@@ -186,8 +177,6 @@ def _known(cell: _Cell, names: list[str], weights: _Weights) -> "tuple[Floats, I
 
 
 def _figures(cell: _Cell, predictor: str, weights: _Weights) -> dict[str, float]:
-    import numpy as np
-
     names = [predictor, "reference", "reference_bits"]
     (x, y, bits), groups, chosen = _known(cell, names, weights)
     enough = len(groups) >= FEWEST

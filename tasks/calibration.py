@@ -14,15 +14,11 @@ sample becomes the whole, and is that of a *paired* difference: what makes a doc
 
 import math
 from statistics import NormalDist
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
 
-    Floats = NDArray[np.float64]
-    Ints = NDArray[np.int64]
-    Bools = NDArray[np.bool_]
+from tasks.arrays import Bools, Floats, Ints
 
 _MOST_LEVERAGE = 0.9
 
@@ -30,24 +26,24 @@ _MOST_LEVERAGE = 0.9
 class Groups(NamedTuple):
     """The groups of documents of all S evaluation sets, one set behind the other: G with text."""
 
-    stratum: "Ints"
+    stratum: Ints
     """Set of each group, counted from 0, shape (G,)."""
-    weight: "Floats"
+    weight: Floats
     """Tokens of each group over S times those of its set, shape (G,); they sum to 1."""
 
 
 class Estimate(NamedTuple):
     """Sums over all groups for m rows, with what the choice of the sample may do to them."""
 
-    value: "Floats"
+    value: Floats
     """Shape (m,)."""
-    error: "Floats"
+    error: Floats
     """Standard error of each, shape (m,)."""
     freedom: int
     """Degrees of freedom of the standard errors."""
 
 
-def estimate(groups: Groups, sampled: "Bools", rows: "Floats", controls: "Floats") -> Estimate:
+def estimate(groups: Groups, sampled: Bools, rows: Floats, controls: Floats) -> Estimate:
     """Sums over all groups of rows that are known on a sample.
 
     Within each set the sample must be random, with 2 groups at least or all of them.
@@ -57,8 +53,6 @@ def estimate(groups: Groups, sampled: "Bools", rows: "Floats", controls: "Floats
         rows: values on the sample, shape (m, n), about proportional to tokens and controls.
         controls: values on all groups, shape (K, G); K well below n - S.
     """
-    import numpy as np
-
     known = np.concatenate([_tokens_by_set(groups), controls])
     inside = known[:, sampled]
     expansion, unseen = _expansion(groups, sampled)
@@ -77,17 +71,13 @@ def estimate(groups: Groups, sampled: "Bools", rows: "Floats", controls: "Floats
     )
 
 
-def _tokens_by_set(groups: Groups) -> "Floats":
-    import numpy as np
-
+def _tokens_by_set(groups: Groups) -> Floats:
     sets = np.arange(groups.stratum.max() + 1)
     return np.where(groups.stratum == sets[:, None], groups.weight, 0.0)
 
 
-def _expansion(groups: Groups, sampled: "Bools") -> "tuple[Floats, Floats]":
+def _expansion(groups: Groups, sampled: Bools) -> tuple[Floats, Floats]:
     """For each sampled group: how many it stands for, and how many of these are not sampled."""
-    import numpy as np
-
     inside = groups.stratum[sampled]
     everywhere, here = np.bincount(groups.stratum), np.bincount(inside)
     expansion = (everywhere[: len(here)] / np.maximum(here, 1))[inside]

@@ -5,18 +5,13 @@ everywhere, steps from the best evaluated so far, and the places where descents 
 """
 
 import warnings
-from typing import TYPE_CHECKING
 
+import numpy as np
+
+from tasks.arrays import Bools, Floats, Ints
 from tasks.constraints import Feasible
 from tasks.draws import distinct
 from tasks.expected import Expected
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
-    Ints = NDArray[np.int64]
 
 _RANDOM = 500
 _BEST = 5  # evaluated mixtures from which steps are taken
@@ -26,8 +21,8 @@ _STEP = 1e-5  # of a weight, to measure a slope
 
 
 def candidates(
-    feasible: Feasible, best: "Floats", expected: Expected, generator: "np.random.Generator"
-) -> "Ints":
+    feasible: Feasible, best: Floats, expected: Expected, generator: np.random.Generator
+) -> Ints:
     """Distinct allowed parts (n, p) that were not evaluated.
 
     Args:
@@ -36,8 +31,6 @@ def candidates(
         expected: of the chosen surrogate.
         generator: its state decides every random draw.
     """
-    import numpy as np
-
     pool = feasible.listed()
     if pool is None:
         good = [feasible.round(row) for row in best[:_BEST]]
@@ -51,10 +44,8 @@ def candidates(
     return pool[~_evaluated(feasible, pool, best)]
 
 
-def _evaluated(feasible: Feasible, pool: "Ints", weights: "Floats") -> "NDArray[np.bool_]":
+def _evaluated(feasible: Feasible, pool: Ints, weights: Floats) -> Bools:
     """Which rows of ``pool`` (n, p) are among the evaluated ``weights`` (m, p); shape (n,)."""
-    import numpy as np
-
     # Two different mixtures of a resolution up to 1,000 are 2e-6 apart or more, equal ones 1e-15.
     known = {row.tobytes() for row in np.rint(weights * 1e8).astype(np.int64)}
     rows = np.rint(feasible.weights(pool) * 1e8).astype(np.int64)
@@ -62,11 +53,9 @@ def _evaluated(feasible: Feasible, pool: "Ints", weights: "Floats") -> "NDArray[
 
 
 def _climbed(
-    feasible: Feasible, parts: "Ints", expected: Expected, generator: "np.random.Generator"
-) -> "Ints":
+    feasible: Feasible, parts: Ints, expected: Expected, generator: np.random.Generator
+) -> Ints:
     """Step by step to what is expected to be best; the last place and all places one step from it."""
-    import numpy as np
-
     for _ in range(_CLIMBS):
         near = np.vstack([parts[None], feasible.moves(parts, generator, _STEPS)])
         weights = feasible.weights(near)
@@ -77,15 +66,14 @@ def _climbed(
     return near
 
 
-def _slid(feasible: Feasible, parts: "Ints", expected: Expected) -> "Ints":
+def _slid(feasible: Feasible, parts: Ints, expected: Expected) -> Ints:
     """The allowed parts nearest to where a descent (SLSQP) on the surrogate ends."""
-    import numpy as np
     from scipy.optimize import Bounds, LinearConstraint, minimize
 
-    def value(weights: "Floats") -> float:
+    def value(weights: Floats) -> float:
         return float(expected.slope_values(weights[None])[0])
 
-    def slope(weights: "Floats") -> "Floats":
+    def slope(weights: Floats) -> Floats:
         near = np.vstack([weights, weights + _STEP * np.eye(len(weights))])
         values = expected.slope_values(near)
         found: Floats = (values[1:] - values[0]) / _STEP

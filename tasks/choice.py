@@ -12,16 +12,16 @@ from collections.abc import Mapping
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from tasks.arrays import Bools, Floats
 from tasks.noise import paired_variances
 from tasks.ranking import MACRO_MEAN, partition_counts
 from tasks.rows import Losses
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
-    from numpy.typing import NDArray
 
-    Floats = NDArray[np.float64]
 
 CLOSEST = 50
 """Mixtures of each size, at most, that are compared with the best of that size."""
@@ -70,9 +70,7 @@ def pareto(
     return front.sort_values(["first", "second", "mixture"], ignore_index=True)
 
 
-def _front(first: "Floats", second: "Floats") -> "NDArray[np.bool_]":
-    import numpy as np
-
+def _front(first: Floats, second: Floats) -> Bools:
     order = np.lexsort((second, first))
     # Of those that are as good on the first set only the best on the second can be on the front.
     x, y = first[order], second[order]
@@ -105,7 +103,7 @@ def place_of(losses: Losses, name: str) -> int:
     return losses.sets.index(name)
 
 
-def _bits(losses: Losses, place: int) -> "Floats":
+def _bits(losses: Losses, place: int) -> Floats:
     return losses.nll[:, place] / (losses.counts[place].num_bytes * math.log(2))
 
 
@@ -131,8 +129,6 @@ def best_of_sizes(losses: Losses, rankings: "Mapping[str, pd.DataFrame]") -> "pd
 
 
 def _best(losses: Losses, number: Mapping[str, int], ranking: "pd.DataFrame") -> "pd.DataFrame":
-    import numpy as np
-
     ranking = ranking.sort_values(["k", "loss", "mixture"], kind="stable")
     by_size = ranking.groupby("k")
     near = by_size.head(CLOSEST + 1)

@@ -7,6 +7,8 @@ shape; the cells of the pairs' heat map hold their numbers.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tasks.drawing import (
     FEW_TICKS,
     KINDS,
@@ -103,8 +105,6 @@ def pareto_plot(plane: "pd.DataFrame", first_set: str, second_set: str) -> Spec:
 
 def _numbers(front: "pd.DataFrame", plane: "pd.DataFrame") -> list[str]:
     """1, 2 ... for the points of a front; those that lie together share one, such as ``2-5``."""
-    import numpy as np
-
     places = front[["first", "second"]].to_numpy()
     extent = np.ptp(plane[["first", "second"]].to_numpy(), axis=0)
     words, start = [""] * len(places), 0

@@ -13,6 +13,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
+from tasks.arrays import Floats
 from tasks.choice import Z, sets_of
 from tasks.noise import paired_variances
 from tasks.ranking import MACRO_MEAN
@@ -20,11 +23,8 @@ from tasks.rows import Losses
 from tasks.sums import BLOCK
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
-    from numpy.typing import NDArray
 
-    Floats = NDArray[np.float64]
 
 ALIKE = 0.1
 """Two partitions are near-duplicates where their distance is at most this share of the usual."""
@@ -72,7 +72,6 @@ def all_complementarity(losses: Losses, members: "pd.DataFrame") -> "pd.DataFram
 
 
 def _gains(losses: Losses, pairs: list[_Pair], objective: str) -> "pd.DataFrame":
-    import numpy as np
     import pandas as pd
 
     sets = sets_of(losses, objective)
@@ -126,7 +125,6 @@ def near_duplicates(
         was not evaluated); ``drop``, the one whose own model is worse for the macro mean, of equals
         the second.
     """
-    import numpy as np
     import pandas as pd
 
     columns = ["first", "second", "distance", "usual", "complementarity", "low", "high", "drop"]
@@ -180,14 +178,12 @@ def duplicate_words(duplicates: "pd.DataFrame", effects: "pd.DataFrame") -> Iter
         )
 
 
-def _distances(losses: Losses, pairs: list[_Pair]) -> "Floats":
+def _distances(losses: Losses, pairs: list[_Pair]) -> Floats:
     """Of the models of each pair, in nats per token, shape (pairs,).
 
     Two losses may be close on a whole set by chance, as the documents on which one model is better make
     up for the others; group by group they are not.
     """
-    import numpy as np
-
     numbers = sorted({number for pair in pairs for number in (pair.one, pair.other)})
     place = {number: row for row, number in enumerate(numbers)}
     one = np.array([place[pair.one] for pair in pairs], dtype=np.int64)

@@ -9,22 +9,16 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from storage.fingerprint import Config
+from tasks.arrays import Bools, Floats, Ints
 from tasks.draws import drawn, steps
 from tasks.limits import Repetition, Sum, bound_limits, repetition_limits, sum_limits
 from tasks.mixture import Mixture, unknown
 from tasks.nearest import cheapest_subset, largest_remainders, nearest
 from tasks.rules import Rules
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
-    Ints = NDArray[np.int64]
-    Bools = NDArray[np.bool_]
 
 MOST_LISTED = 200_000
 """Even mixtures are listed one by one up to this many; beyond it they are drawn at random."""
@@ -92,7 +86,7 @@ class Feasible:
         self._low, self._high = self.rules.tables()
         self._matrix = self.rules.sums(1).matrix
 
-    def holds(self, parts: "Ints") -> "Bools":
+    def holds(self, parts: Ints) -> Bools:
         """Which rows of ``parts`` (n, p) keep every constraint exactly; shape (n,)."""
         counts = (parts > 0).sum(axis=1)
         held: Bools = (counts >= self.rules.fewest) & (counts <= self.rules.most)
@@ -112,21 +106,17 @@ class Feasible:
         Raises:
             ValueError: the mixture has a member that is no unit.
         """
-        import numpy as np
-
         factor = max((self.rules.whole or 0) // mixture.total, 1)
         held = self._parts(mixture)
         parts = np.array([[factor * held.get(name, 0) for name in self.names]])
         return bool(self.holds(parts)[0])
 
-    def round(self, weights: "Floats") -> "Ints":
+    def round(self, weights: Floats) -> Ints:
         """The allowed parts nearest to ``weights`` (p,) in summed absolute distance; shape (p,).
 
         Raises:
             ValueError: the shape is wrong, a weight is negative or not finite, or all are zero.
         """
-        import numpy as np
-
         weights = np.asarray(weights, dtype=np.float64)
         fit = weights.shape == (len(self.names),) and np.isfinite(weights).all()
         if not (fit and (weights >= 0).all() and weights.sum() > 0):
@@ -137,7 +127,7 @@ class Feasible:
         weights = weights / weights.sum()
         return self._nearest_even(weights) if self.config.even else self._nearest(weights)
 
-    def _nearest(self, weights: "Floats") -> "Ints":
+    def _nearest(self, weights: Floats) -> Ints:
         target = weights * self.config.resolution
         rounded = largest_remainders(target[None])
         if self.holds(rounded)[0]:
@@ -148,9 +138,7 @@ class Feasible:
             nearest(target, whole, rules.sums(whole), rules.fewest, rules.most), "weights"
         )
 
-    def _nearest_even(self, weights: "Floats") -> "Ints":
-        import numpy as np
-
+    def _nearest_even(self, weights: Floats) -> Ints:
         # Over members i of a subset of size k, |1/k - w_i| - w_i; what is left is the same for all.
         costs = {size: np.abs(1 / size - weights) - weights for size in self.sizes}
         ideal = {size: float(np.sort(cost)[:size].sum()) for size, cost in costs.items()}
@@ -168,22 +156,20 @@ class Feasible:
         """In even mode: the numbers of members that an allowed mixture may have."""
         return tuple(self.rules.sizes())
 
-    def subset(self, cost: "Floats", size: int) -> "Ints":
+    def subset(self, cost: Floats, size: int) -> Ints:
         """In even mode: the allowed parts (p,) of ``size`` (one of ``sizes``) of least summed cost."""
-        import numpy as np
-
         parts = np.zeros(len(self.names), dtype=np.int64)
         parts[np.argsort(cost, kind="stable")[:size]] = 1
         if self.holds(parts[None])[0]:
             return parts
         return self._checked(cheapest_subset(cost, size, self.rules.sums(size)), f"{size} members")
 
-    def _checked(self, found: "Ints | None", what: str) -> "Ints":
+    def _checked(self, found: Ints | None, what: str) -> Ints:
         assert found is not None, f"no {what} found where some exist"
         assert self.holds(found[None])[0], f"the solver broke a constraint: {found}"
         return found
 
-    def listed(self) -> "Ints | None":
+    def listed(self) -> Ints | None:
         """All allowed parts (n, p), the smallest mixtures first; None where they cannot be listed.
 
         They can in even mode, up to ``MOST_LISTED`` subsets. Not to be written to.
@@ -191,9 +177,7 @@ class Feasible:
         return self._listed
 
     @functools.cached_property
-    def _listed(self) -> "Ints | None":
-        import numpy as np
-
+    def _listed(self) -> Ints | None:
         free = np.flatnonzero(self.bounds[1] > 0)
         sizes = range(self.rules.fewest, min(self.rules.most, len(free)) + 1)
         count = sum(math.comb(len(free), size) for size in sizes)
@@ -206,7 +190,7 @@ class Feasible:
             row += len(chosen)
         return parts[self.holds(parts)]
 
-    def sample(self, generator: "np.random.Generator", count: int) -> "Ints":
+    def sample(self, generator: np.random.Generator, count: int) -> Ints:
         """Up to ``count`` distinct allowed parts, varied, shape (at most count, p).
 
         Fewer rows come back where fewer are allowed, or found. The same generator state gives the
@@ -216,30 +200,28 @@ class Feasible:
             return generator.permutation(listed)[:count]
         return drawn(self, generator, count)
 
-    def moves(self, parts: "Ints", generator: "np.random.Generator", most: int = 2000) -> "Ints":
+    def moves(self, parts: Ints, generator: np.random.Generator, most: int = 2000) -> Ints:
         """Allowed parts one step from ``parts`` (p,): at most ``most`` of them, drawn at random.
 
         A step shifts weight from one unit to another; in even mode it adds, drops or swaps a member.
         """
         return steps(self, parts, generator, most)
 
-    def weights(self, parts: "Ints") -> "Floats":
+    def weights(self, parts: Ints) -> Floats:
         """``parts`` (n, p) as weights whose rows sum to 1."""
         found: Floats = parts / parts.sum(axis=1, keepdims=True)
         return found
 
-    def mixture(self, parts: "Ints") -> Mixture:
+    def mixture(self, parts: Ints) -> Mixture:
         """The mixture of the ``parts`` (p,)."""
         return Mixture.of(dict(zip(self.names, parts.tolist(), strict=True)))
 
-    def weights_of(self, mixtures: Sequence[Mixture]) -> "Floats":
+    def weights_of(self, mixtures: Sequence[Mixture]) -> Floats:
         """Weights (n, p) of any mixtures of the units, allowed or not.
 
         Raises:
             ValueError: a mixture has a member that is no unit.
         """
-        import numpy as np
-
         found = [[self._parts(one).get(name, 0) for name in self.names] for one in mixtures]
         return self.weights(np.array(found, dtype=np.int64).reshape(-1, len(self.names)))
 
@@ -250,10 +232,8 @@ class Feasible:
         return dict(mixture.parts)
 
     @property
-    def bounds(self) -> "tuple[Floats, Floats]":
+    def bounds(self) -> tuple[Floats, Floats]:
         """The least and largest weight of each unit, for an optimiser; two arrays (p,)."""
-        import numpy as np
-
         low, high = np.zeros(len(self.names)), np.ones(len(self.names))
         for limit in self.rules.limits:
             if len(limit.units) == 1:
@@ -263,13 +243,11 @@ class Feasible:
         return low, high
 
     @property
-    def rows(self) -> "tuple[Floats, Floats, Floats]":
+    def rows(self) -> tuple[Floats, Floats, Floats]:
         """Limits on sums, for an optimiser: least <= matrix @ weights <= most; (r, p), (r,), (r,).
 
         In even mode and with limits on the number of partitions these are necessary, not sufficient.
         """
-        import numpy as np
-
         least = np.array([float(limit.least) for limit in self.rules.limits])
         most = np.array([float(limit.most) for limit in self.rules.limits])
         return self._matrix.astype(np.float64), least, most

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 from pydantic import Field
 
 from storage.cache import Step, Workspace
 from storage.fingerprint import Config
+from tasks.arrays import Floats
 from tasks.device import choose_device
 from tasks.forward import TokenBatch, batches, default_batch
 from tasks.model import check_context
@@ -23,10 +25,6 @@ from tasks.slope import MergedLoss
 from tasks.window import Windows, load_windows
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
     Slope = Callable[[Floats, int], tuple[float, Floats]]
     """Objective and gradient at some weights, on the windows of a step."""
 
@@ -65,7 +63,7 @@ class DescendConfig(DescentConfig):
 class Landing(NamedTuple):
     """Where one descent ended."""
 
-    weights: "Floats"
+    weights: Floats
     """Weight of each unit, positive, sum 1; shape (units,)."""
     values: list[float]
     """Objective at each step, in bits per byte, on that step's windows."""
@@ -88,7 +86,7 @@ def build(
     landings = []
     for number, start in enumerate(_starts(config)):
 
-        def slope(weights: "Floats", step: int, number: int = number) -> "tuple[float, Floats]":
+        def slope(weights: Floats, step: int, number: int = number) -> tuple[float, Floats]:
             done = number * config.steps + step + 1
             value, gradient = hill(weights @ shares, text.of_step(step))
             workspace.progress(done, config.starts * config.steps, "steps")
@@ -106,14 +104,12 @@ def build(
 
 def load_landings(folder: Path) -> list[Landing]:
     """Where the descents of an artifact ended, one for each starting point."""
-    import numpy as np
-
     found = json.loads((folder / "descent.json").read_bytes())
     pairs = zip(found["weights"], found["values"], strict=True)
     return [Landing(np.array(weights), values) for weights, values in pairs]
 
 
-def descend(slope: "Slope", start: "Floats", steps: int, rate: float) -> Landing:
+def descend(slope: "Slope", start: Floats, steps: int, rate: float) -> Landing:
     """Follow the slope by normalised steps of exponentiated gradient.
 
     A weight's logarithm changes by ``rate`` times its gradient over the gradients' root mean square
@@ -127,8 +123,6 @@ def descend(slope: "Slope", start: "Floats", steps: int, rate: float) -> Landing
     Raises:
         ValueError: the objective or its gradient is not finite.
     """
-    import numpy as np
-
     logarithms, values = np.log(start), []
     for step in range(steps):
         weights = _scaled(logarithms)
@@ -147,17 +141,13 @@ def descend(slope: "Slope", start: "Floats", steps: int, rate: float) -> Landing
     return Landing(_scaled(logarithms), values)
 
 
-def _scaled(logarithms: "Floats") -> "Floats":
-    import numpy as np
-
+def _scaled(logarithms: Floats) -> Floats:
     weights: Floats = np.exp(logarithms - logarithms.max())
     weights /= weights.sum()
     return weights
 
 
-def _starts(config: DescendConfig) -> "Iterator[Floats]":
-    import numpy as np
-
+def _starts(config: DescendConfig) -> Iterator[Floats]:
     size = len(config.units)
     yield np.full(size, 1 / size)
     generator = np.random.default_rng(config.seed)
@@ -166,10 +156,8 @@ def _starts(config: DescendConfig) -> "Iterator[Floats]":
         yield np.maximum(draw, 1e-6)
 
 
-def _shares(units: Sequence[Sequence[int]], num_models: int) -> "Floats":
+def _shares(units: Sequence[Sequence[int]], num_models: int) -> Floats:
     """Weight of each model in each unit, shape (units, models)."""
-    import numpy as np
-
     shares = np.zeros((len(units), num_models))
     for unit, members in enumerate(units):
         shares[unit, members] = 1 / len(members)
@@ -200,8 +188,6 @@ class Text:
     def of_step(self, step: int) -> "list[tuple[float, list[TokenBatch]]]":
         """Batches of each set of the objective, and what their nats are multiplied by to give a set's
         share of the mean of bits per byte."""
-        import numpy as np
-
         generator = np.random.default_rng([self._config.seed, step])
         room = min(default_batch(self._device), MOST_TOKENS)
         found = []
@@ -216,10 +202,8 @@ class Text:
         return found
 
 
-def _sample(windows: Windows, tokens: float, generator: "np.random.Generator") -> Windows:
+def _sample(windows: Windows, tokens: float, generator: np.random.Generator) -> Windows:
     """Windows in random order until they have ``tokens`` scored tokens."""
-    import numpy as np
-
     order = generator.permutation(len(windows.length))
     scored = np.cumsum((windows.length - windows.first)[order])
     rows = np.sort(order[: int(np.searchsorted(scored, tokens)) + 1])

@@ -4,32 +4,24 @@ Every unit must be seen in a large share once, and be missing once, or no surrog
 does. After that distance is what teaches: each further mixture is the one farthest from all before it.
 """
 
-from typing import TYPE_CHECKING
+import numpy as np
 
+from tasks.arrays import Ints
 from tasks.constraints import Feasible
 from tasks.draws import distinct
 from tasks.mixture import Mixture
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
-    Ints = NDArray[np.int64]
 
 _POOL = 500  # random mixtures from which the farthest are taken
 _BY_SIZE = 300  # of them, at most this many of one number of members where all are listed
 
 
-def start(feasible: Feasible, count: int, generator: "np.random.Generator") -> list[Mixture]:
+def start(feasible: Feasible, count: int, generator: np.random.Generator) -> list[Mixture]:
     """A first design of up to ``count`` distinct allowed mixtures.
 
     In order: the allowed mixture nearest to all units alike, to each unit alone, and to all units but
     one, so that every unit is covered where ``count`` allows it; then others drawn at random, each
     the farthest from those before; in even mode of the number of members that is rarest so far.
     """
-    import numpy as np
-
     size = len(feasible.names)
     corners = [np.ones((1, size)), np.eye(size)]
     if 1 < size <= feasible.rules.most + 1:
@@ -44,9 +36,7 @@ def start(feasible: Feasible, count: int, generator: "np.random.Generator") -> l
     return [feasible.mixture(parts) for parts in chosen]
 
 
-def _pool(feasible: Feasible, count: int, generator: "np.random.Generator") -> "Ints":
-    import numpy as np
-
+def _pool(feasible: Feasible, count: int, generator: np.random.Generator) -> Ints:
     listed = feasible.listed()
     if listed is None or count >= len(listed):
         return feasible.sample(generator, max(_POOL, 2 * count)) if listed is None else listed
@@ -56,10 +46,8 @@ def _pool(feasible: Feasible, count: int, generator: "np.random.Generator") -> "
     return np.vstack(by_size)
 
 
-def _spread(feasible: Feasible, chosen: "Ints", pool: "Ints", count: int) -> "Ints":
+def _spread(feasible: Feasible, chosen: Ints, pool: Ints, count: int) -> Ints:
     """Rows of ``pool`` to make ``chosen`` up to ``count``, each the farthest from all before it."""
-    import numpy as np
-
     weights, taken = feasible.weights(pool), feasible.weights(chosen)
     distance = np.min([np.abs(weights - row).sum(axis=1) for row in taken], axis=0)
     members, seen = (pool > 0).sum(axis=1), np.bincount((chosen > 0).sum(axis=1), minlength=99)

@@ -6,16 +6,14 @@ before it is given out, so how it was drawn decides how varied it is and nothing
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from tasks.arrays import Ints
 from tasks.nearest import largest_remainders
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from tasks.constraints import Feasible
 
-    Floats = NDArray[np.float64]
-    Ints = NDArray[np.int64]
 
 _MOST_SOLVED = (
     32  # an integer program takes some milliseconds; others are steps away from those found
@@ -24,16 +22,14 @@ _CONCENTRATIONS = (0.1, 0.3, 1.0, 3.0, 10.0)
 _STEPS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 1.0)  # of the whole; at least one part
 
 
-def drawn(feasible: "Feasible", generator: "np.random.Generator", count: int) -> "Ints":
+def drawn(feasible: "Feasible", generator: np.random.Generator, count: int) -> Ints:
     """Up to ``count`` distinct allowed parts from the whole region; shape (at most count, p)."""
     even = feasible.config.even
     found = _subsets(feasible, generator, count) if even else _points(feasible, generator, count)
     return _grown(feasible, found, generator, count)
 
 
-def steps(
-    feasible: "Feasible", parts: "Ints", generator: "np.random.Generator", most: int
-) -> "Ints":
+def steps(feasible: "Feasible", parts: Ints, generator: np.random.Generator, most: int) -> Ints:
     """Distinct allowed parts one step from ``parts`` (p,), without it: at most ``most`` rows."""
     if feasible.config.even:
         found = _swaps(parts, generator, most)
@@ -44,27 +40,21 @@ def steps(
     return others
 
 
-def distinct(parts: "Ints") -> "Ints":
+def distinct(parts: Ints) -> Ints:
     """The rows of ``parts`` without repetition, in the order of their first places."""
-    import numpy as np
-
     _, first = np.unique(parts, axis=0, return_index=True)
     return parts[np.sort(first)]
 
 
-def _subsets(feasible: "Feasible", generator: "np.random.Generator", count: int) -> "Ints":
-    import numpy as np
-
+def _subsets(feasible: "Feasible", generator: np.random.Generator, count: int) -> Ints:
     sizes = generator.choice(feasible.sizes, size=min(count, _MOST_SOLVED))
     keys = generator.random((len(sizes), len(feasible.names)))
     found = [feasible.subset(key, int(size)) for key, size in zip(keys, sizes, strict=True)]
     return distinct(np.array(found))
 
 
-def _points(feasible: "Feasible", generator: "np.random.Generator", count: int) -> "Ints":
+def _points(feasible: "Feasible", generator: np.random.Generator, count: int) -> Ints:
     """Dirichlet weights of several concentrations over some of the units, brought inside."""
-    import numpy as np
-
     shape = (max(2 * count, _MOST_SOLVED), len(feasible.names))
     concentrations = generator.choice(_CONCENTRATIONS, size=(shape[0], 1))
     weights = generator.standard_gamma(concentrations, size=shape) + 1e-12
@@ -80,12 +70,8 @@ def _points(feasible: "Feasible", generator: "np.random.Generator", count: int) 
     return distinct(parts[feasible.holds(parts)])[:count]
 
 
-def _grown(
-    feasible: "Feasible", found: "Ints", generator: "np.random.Generator", count: int
-) -> "Ints":
+def _grown(feasible: "Feasible", found: Ints, generator: np.random.Generator, count: int) -> Ints:
     """``found`` and, until there are ``count``, rows some random steps away from them."""
-    import numpy as np
-
     for _ in range(4 * count):
         if len(found) >= count:
             break
@@ -94,10 +80,8 @@ def _grown(
     return found[:count]
 
 
-def _swaps(parts: "Ints", generator: "np.random.Generator", most: int) -> "Ints":
+def _swaps(parts: Ints, generator: np.random.Generator, most: int) -> Ints:
     """A member leaves, or another joins, or both."""
-    import numpy as np
-
     found, rows = np.repeat(parts[None], most, axis=0), np.arange(most)
     for old, new in ((1, 0), (0, 1)):
         if len(units := np.flatnonzero(parts == old)):
@@ -107,10 +91,8 @@ def _swaps(parts: "Ints", generator: "np.random.Generator", most: int) -> "Ints"
     return found
 
 
-def _shifts(parts: "Ints", whole: int, generator: "np.random.Generator", most: int) -> "Ints":
+def _shifts(parts: Ints, whole: int, generator: np.random.Generator, most: int) -> Ints:
     """Some of the weight of a member goes to another unit."""
-    import numpy as np
-
     found, rows = np.repeat(parts[None], most, axis=0), np.arange(most)
     givers = generator.choice(np.flatnonzero(parts), size=most)
     takers = generator.integers(len(parts), size=most)

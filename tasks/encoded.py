@@ -9,13 +9,14 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from storage.stamp import PLACEHOLDER, stamp
+from tasks.arrays import Ints
 from tasks.rows import Row, Rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from tasks.sums import Ints
 
 
 def encode(rows: Iterable[Row], facts: Mapping[str, Any]) -> bytes:
@@ -59,10 +60,8 @@ def facts_of(data: bytes) -> dict[str, Any]:
     return found
 
 
-def pick(data: bytes, rows: "Ints", places: "Ints", target: Rows) -> None:
+def pick(data: bytes, rows: Ints, places: Ints, target: Rows) -> None:
     """Copy ``rows`` of a part to ``places`` in the order of mixtures and then of sets."""
-    import numpy as np
-
     table = columns(data, ["nll", "group_nll"])
     target.nll.reshape(-1)[places] = table["nll"].to_numpy()[rows]
     lists = table["group_nll"].combine_chunks()

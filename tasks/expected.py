@@ -5,18 +5,13 @@ by how far it breaks it. So a search in which nothing keeps the caps yet walks t
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+import numpy as np
+
+from tasks.arrays import Floats, Ints
 from tasks.flexible import GaussianProcess
 from tasks.objective import Objective
 from tasks.surrogates import Surrogate
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
-    Ints = NDArray[np.int64]
 
 _STEEP = 10.0  # what a bit per byte above a cap costs a descent, in bits per byte of the objective
 
@@ -31,45 +26,37 @@ class Expected:
     """
 
     def __init__(
-        self, models: Mapping[str, Surrogate], objective: Objective, base: "Floats | None"
+        self, models: Mapping[str, Surrogate], objective: Objective, base: Floats | None
     ) -> None:
         self._models, self._objective, self._base = list(models.values()), objective, base
         self.smooth = all(model.smooth for model in self._models)
 
-    def losses(self, weights: "Floats") -> "Floats":
+    def losses(self, weights: Floats) -> Floats:
         """Expected bits per byte of ``weights`` (n, p); shape (n, S)."""
-        import numpy as np
-
         return np.stack([model.predict(weights) for model in self._models], axis=1)
 
-    def values(self, weights: "Floats", losses: "Floats") -> "Floats":
+    def values(self, weights: Floats, losses: Floats) -> Floats:
         """The objective at ``losses`` (n, S); shape (n,)."""
         return self._objective.values(losses, weights)
 
-    def order(self, weights: "Floats", losses: "Floats", credit: "Floats | float" = 0.0) -> "Ints":
+    def order(self, weights: Floats, losses: Floats, credit: Floats | float = 0.0) -> Ints:
         """Numbers of the rows, the best first, by ``losses`` (n, S); ``credit`` (n,) is taken off."""
-        import numpy as np
-
         above = np.maximum(self._objective.excess(losses, self._base), 0)
         return np.lexsort((self.values(weights, losses) - credit, above))
 
-    def slope_values(self, weights: "Floats") -> "Floats":
+    def slope_values(self, weights: Floats) -> Floats:
         """One number per row that a descent makes small: the objective, and a price on broken caps."""
-        import numpy as np
-
         weights = np.maximum(weights, 0)  # an optimiser may step a hair outside
         losses = self.losses(weights)
         above = np.maximum(self._objective.excess(losses, self._base), 0)
         found: Floats = self.values(weights, losses) + _STEEP * above
         return found
 
-    def doubt(self, weights: "Floats") -> "Floats | None":
+    def doubt(self, weights: Floats) -> Floats | None:
         """Standard deviation of the objective; None where the surrogates tell none.
 
         As if all sets were wrong in the same direction: the largest that it can be.
         """
-        import numpy as np
-
         stds = [m.predict_std(weights) for m in self._models if isinstance(m, GaussianProcess)]
         if len(stds) < len(self._models):
             return None

@@ -6,15 +6,12 @@ nothing of their doubt. Both give the same answer for the same rows, every time.
 """
 
 import warnings
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
+import numpy as np
+
+from tasks.arrays import Floats
 from tasks.ridge import Scale, refuse_unusable
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 MOST_TUNED = 400
 """The process finds its length scale and noise on this many rows at most, and then uses all rows."""
@@ -34,8 +31,7 @@ class GaussianProcess:
     def __init__(self) -> None:
         self.notes: list[str] = []
 
-    def fit(self, weights: "Floats", losses: "Floats") -> Self:
-        import numpy as np
+    def fit(self, weights: Floats, losses: Floats) -> Self:
         from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
         refuse_unusable(weights, losses)
@@ -56,16 +52,14 @@ class GaussianProcess:
             ]
         return self
 
-    def predict(self, weights: "Floats") -> "Floats":
+    def predict(self, weights: Floats) -> Floats:
         return self._means_and_stds(weights)[0]
 
-    def predict_std(self, weights: "Floats") -> "Floats":
+    def predict_std(self, weights: Floats) -> Floats:
         """Standard deviation of the loss itself, without the noise of one evaluation; shape (n,)."""
         return self._means_and_stds(weights)[1]
 
-    def _means_and_stds(self, weights: "Floats") -> "tuple[Floats, Floats]":
-        import numpy as np
-
+    def _means_and_stds(self, weights: Floats) -> tuple[Floats, Floats]:
         noise = float(self._process.kernel_.k2.noise_level)
         means, stds = np.empty(len(weights)), np.empty(len(weights))
         for first in range(0, len(weights), _CHUNK):
@@ -76,7 +70,7 @@ class GaussianProcess:
         return self._mean + self._spread * means, self._spread * certain
 
 
-def _process(kernel: Any, features: "Floats", values: "Floats", **options: Any) -> Any:
+def _process(kernel: Any, features: Floats, values: Floats, **options: Any) -> Any:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
 
@@ -94,9 +88,8 @@ class LightGBM:
     def __init__(self) -> None:
         self.notes: list[str] = []
 
-    def fit(self, weights: "Floats", losses: "Floats") -> Self:
+    def fit(self, weights: Floats, losses: Floats) -> Self:
         import lightgbm
-        import numpy as np
 
         refuse_unusable(weights, losses)
         self._mean, self._spread = float(np.mean(losses)), float(np.std(losses)) or 1.0
@@ -117,6 +110,6 @@ class LightGBM:
         self._trees = lightgbm.train(options, rows, num_boost_round=300)
         return self
 
-    def predict(self, weights: "Floats") -> "Floats":
+    def predict(self, weights: Floats) -> Floats:
         found: Floats = self._trees.predict(weights, num_threads=1)
         return self._mean + self._spread * found

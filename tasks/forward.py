@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from tasks.gradients import compile_layers
 from tasks.linears import OnednnLayers, onednn_linear
 from tasks.window import Windows
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from transformers import PreTrainedModel
 
@@ -47,7 +48,7 @@ class TokenBatch(NamedTuple):
     """Positions in the flattened batch, int64, shape (S,)."""
     targets: "torch.Tensor"
     """The token that follows at each, int64, shape (S,)."""
-    group: "np.ndarray"
+    group: np.ndarray
     """Group of each one's document, shape (S,)."""
 
 
@@ -61,8 +62,6 @@ def batches(windows: Windows, tokens: int, device: str) -> list[TokenBatch]:
 
     The order depends on the windows alone, so a set's sums are added in one order.
     """
-    import numpy as np
-
     order = np.argsort(windows.length, kind="stable")
     found: list[list[int]] = []
     for row in order.tolist():
@@ -73,8 +72,7 @@ def batches(windows: Windows, tokens: int, device: str) -> list[TokenBatch]:
     return [_batch(windows, np.array(rows), device) for rows in found]
 
 
-def _batch(windows: Windows, rows: "np.ndarray", device: str) -> TokenBatch:
-    import numpy as np
+def _batch(windows: Windows, rows: np.ndarray, device: str) -> TokenBatch:
     import torch
 
     length = int(windows.length[rows].max())
@@ -268,9 +266,8 @@ def _tiled_rows(
 
 def group_losses(
     score: Scorer, prepared: list[TokenBatch], num_groups: int, device: str, precision: str
-) -> "np.ndarray":
+) -> np.ndarray:
     """Sum of nats for each group of documents, float64, shape (num_groups,)."""
-    import numpy as np
     import torch
 
     kind = torch.device(device).type

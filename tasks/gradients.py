@@ -8,8 +8,9 @@ transformers builds a mask of context x context for every sequence, and attentio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from transformers import PreTrainedModel
 
@@ -54,7 +55,7 @@ def compile_layers(model: "PreTrainedModel") -> None:
         layer.compile()
 
 
-def moved(batch: "np.ndarray", device: "torch.device") -> "torch.Tensor":
+def moved(batch: np.ndarray, device: "torch.device") -> "torch.Tensor":
     """A batch as a tensor on the device, which need not be there yet."""
     import torch
 

@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+import numpy as np
+
 from tasks.agreement import POOLED, SCOPES, WITHIN
 from tasks.margin import FEWEST_PAIRS, SURE, margin
 from tasks.ranking import MACRO_MEAN
@@ -239,8 +241,6 @@ def repeated(noise: "pd.DataFrame | None") -> Iterator[str]:
 
 
 def lost_references(pairs: "pd.DataFrame") -> Iterator[str]:
-    import numpy as np
-
     macro = pairs[pairs["evaluation_set"] == MACRO_MEAN]
     finite = np.isfinite(macro[["proxy", "reference"]].to_numpy(dtype=float)).all(axis=1)
     if lost := [str(label) for label in macro["mixture"].to_numpy()[~finite]]:

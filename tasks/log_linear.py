@@ -9,14 +9,14 @@ several floors, since one start alone ends in a bad valley now and then.
 import math
 from typing import TYPE_CHECKING, Self
 
+import numpy as np
+
+from tasks.arrays import Floats
 from tasks.ridge import Line, Scale, refuse_unusable, shrunk
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from scipy.optimize import OptimizeResult
 
-    Floats = NDArray[np.float64]
 
 _GAPS = (
     0.03,
@@ -41,9 +41,7 @@ class LogLinear:
     def __init__(self) -> None:
         self.notes: list[str] = []
 
-    def fit(self, weights: "Floats", losses: "Floats") -> Self:
-        import numpy as np
-
+    def fit(self, weights: Floats, losses: Floats) -> Self:
         refuse_unusable(weights, losses)
         self._scale = Scale.of(weights)
         features, spread = self._scale(weights), float(np.std(losses)) or 1.0
@@ -58,28 +56,25 @@ class LogLinear:
         self.notes = shrunk("log-linear", weights.shape[1] + 1, len(losses))
         return self
 
-    def predict(self, weights: "Floats") -> "Floats":
-        import numpy as np
-
+    def predict(self, weights: Floats) -> Floats:
         exponent = (weights - self._scale.centre) @ self.slopes
         # Far from the rows of the fit an exponent may be anything; a huge loss says enough.
         return self.floor + self.factor * np.exp(np.minimum(exponent, 50.0))
 
 
-def _refined(features: "Floats", above: "Floats", gap: float, most: int) -> "OptimizeResult":
+def _refined(features: Floats, above: Floats, gap: float, most: int) -> "OptimizeResult":
     """Log of the gap to the floor, log of the factor, and slopes, from where the floor is ``gap`` down."""
-    import numpy as np
     from scipy.optimize import least_squares
 
     start = Line.fitted(features, np.log(above + gap))
     # What the ridge needed in the log of the losses, carried over to the losses.
     pull = math.sqrt(start.penalty) * float(np.mean(above + gap)) * np.eye(features.shape[1])
 
-    def errors(values: "Floats") -> "Floats":
+    def errors(values: Floats) -> Floats:
         growth = np.exp(np.clip(values[1] + features @ values[2:], -50, 50))
         return np.concatenate([growth - np.exp(values[0]) - above, pull @ values[2:]])
 
-    def slopes(values: "Floats") -> "Floats":
+    def slopes(values: Floats) -> Floats:
         growth = np.exp(np.clip(values[1] + features @ values[2:], -50, 50))[:, None]
         gaps = np.full_like(growth, -np.exp(values[0]))
         rows = np.hstack([gaps, growth, growth * features])

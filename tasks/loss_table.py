@@ -9,7 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from storage.place import file_system
+from tasks.arrays import Floats, Ints
 from tasks.constraints import ConstraintsConfig, Feasible
 from tasks.mixture import unknown
 from tasks.objective import Objective, ObjectiveConfig
@@ -19,12 +22,8 @@ from tasks.table_rows import averaged, finite, refuse_constant, scaled, told_sum
 from tasks.tables import number
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
-    from numpy.typing import NDArray
 
-    Floats = NDArray[np.float64]
-    Ints = NDArray[np.int64]
 
 FEWEST_ROWS = 5
 """A table with fewer usable rows is refused."""
@@ -35,11 +34,11 @@ class LossTable(NamedTuple):
 
     names: tuple[str, ...]
     """Weight columns, in the order of the file."""
-    weights: "Floats"
+    weights: Floats
     """Shape (n, p), rows sum to 1."""
     targets: tuple[str, ...]
     """Target columns, in the order asked for."""
-    losses: "Floats"
+    losses: Floats
     """Shape (n, T), in the unit of the file; lower is better."""
     rows: tuple[int, ...]
     """Which row of the file each was, counted from 1 below the header."""
@@ -190,8 +189,6 @@ def propose_from_table(
         ValueError: an unknown target or column, caps, constraints that contradict, a repetition
             without tokens, or too few rows.
     """
-    import numpy as np
-
     generator = np.random.default_rng(seed)
     feasible = Feasible(constraints, {name: name for name in table.names}, tokens)
     objective = Objective(sought, table.targets, feasible.names)
@@ -213,10 +210,8 @@ def propose_from_table(
     return TableSearch(validated, checked, _proposals(made, feasible, table.targets), notes)
 
 
-def _cut(rows: int, held_out: float, generator: "np.random.Generator") -> "tuple[Ints, Ints]":
+def _cut(rows: int, held_out: float, generator: np.random.Generator) -> tuple[Ints, Ints]:
     """Numbers of the rows to fit to, and of those held out, which leave ``FEWEST_ROWS`` at least."""
-    import numpy as np
-
     if not 0 <= held_out <= 0.5:
         raise ValueError(f"the share of held-out rows is {held_out}: give 0 to 0.5")
     order = generator.permutation(rows)
@@ -224,7 +219,7 @@ def _cut(rows: int, held_out: float, generator: "np.random.Generator") -> "tuple
     return np.sort(order[held:]), np.sort(order[:held])
 
 
-def _order(table: LossTable, held: "Ints", predicted: "Floats", chosen: str) -> list[str]:
+def _order(table: LossTable, held: Ints, predicted: Floats, chosen: str) -> list[str]:
     """A sentence per target on how well the held-out rows are ordered."""
     if len(held) < 2:
         return ["Fewer than 2 rows are held out: the cross-validation alone judges the surrogates."]
@@ -237,7 +232,7 @@ def _order(table: LossTable, held: "Ints", predicted: "Floats", chosen: str) -> 
     ]
 
 
-def _held_out(table: LossTable, held: "Ints", predicted: "Floats") -> "pd.DataFrame":
+def _held_out(table: LossTable, held: Ints, predicted: Floats) -> "pd.DataFrame":
     import pandas as pd
 
     rows = [

@@ -10,21 +10,21 @@ import functools
 import logging
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from storage.artifact import CorruptError, seal
 from storage.fingerprint import Config, canonical, fingerprint
 from storage.provenance import provenance
 from storage.stamp import is_intact
 from storage.store import Store, number_of
+from tasks.arrays import Ints
 from tasks.encoded import columns, decode, encode, facts_of, pick
 from tasks.mixture import Mixture
 from tasks.rows import Row as Row
 from tasks.rows import Rows
 from tasks.sums import GroupSums, Scratch
-
-if TYPE_CHECKING:
-    from tasks.sums import Ints
 
 LOG = logging.getLogger("mixpool.losses")
 
@@ -108,8 +108,6 @@ class LossesTable:
 
     def _enter(self, data: bytes, start: int) -> int:
         """Note where each row is that is the first of its pair; the number of rows."""
-        import numpy as np
-
         # Columns come as numbers into a few names: no text is made for each row.
         table = columns(data, ["mixture", "windows"])
         numbers, windows = (column.unify_dictionaries() for column in table.columns)
@@ -129,10 +127,8 @@ class LossesTable:
         # Who asks for rows has the same name in hand: one text for both.
         return self._numbers.setdefault(sys.intern(mixture), len(self._numbers))
 
-    def _room(self, windows: str) -> "Ints":
+    def _room(self, windows: str) -> Ints:
         """The places of the rows of a set by number of mixture; -1 where there is none."""
-        import numpy as np
-
         places = self._places.get(windows, np.empty(0, dtype=np.int64))
         if len(places) < len(self._numbers):
             more = np.full(max(64, 2 * len(self._numbers)) - len(places), -1, dtype=np.int64)
@@ -178,14 +174,10 @@ class LossesTable:
 
     def lacking(self, names: Sequence[str], sets: Collection[str]) -> list[int]:
         """Which mixtures, by place in ``names``, lack the row of one of ``sets``, by digest."""
-        import numpy as np
-
         return np.flatnonzero((self._where(names, sets) < 0).any(axis=1)).tolist()
 
-    def _where(self, names: Sequence[str], sets: Collection[str]) -> "Ints":
+    def _where(self, names: Sequence[str], sets: Collection[str]) -> Ints:
         """Where the row of each pair is, -1 where there is none; shape (mixtures, sets)."""
-        import numpy as np
-
         places = [self._room(digest)[: len(self._numbers)] for digest in sets]
         # The last row stands for mixtures without any number.
         table = np.stack([np.append(column, -1) for column in places], axis=1)
@@ -210,8 +202,6 @@ class LossesTable:
             KeyError: the table lacks a pair.
             CorruptError: a part has been changed since it was read.
         """
-        import numpy as np
-
         places = self._where(names, sets.values())
         if (places < 0).any():
             mixture, number = np.argwhere(places < 0)[0]

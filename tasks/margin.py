@@ -6,6 +6,8 @@ number of partitions k are sorted by how far apart their proxies are, and counte
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -36,8 +38,6 @@ def margin(pairs: "pd.DataFrame") -> Margin | None:
     Returns:
         None where no difference has ``FEWEST_PAIRS`` pairs above it and enough of them right.
     """
-    import numpy as np
-
     values = pairs[["k", "proxy_bits", "reference_bits"]].to_numpy(dtype=float)
     k, proxy, reference = values[np.isfinite(values).all(axis=1)].T
     one, other = np.triu_indices(len(k), 1)

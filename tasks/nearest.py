@@ -5,15 +5,11 @@ limits. So the nearest allowed point is found by an integer program (HiGHS, thro
 works in floats: what it returns are integers to be checked exactly by whoever asked.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
 
-    Floats = NDArray[np.float64]
-    Ints = NDArray[np.int64]
-
+from tasks.arrays import Floats, Ints
 
 _IMPOSSIBLE = 2  # scipy's status
 
@@ -21,21 +17,19 @@ _IMPOSSIBLE = 2  # scipy's status
 class Sums(NamedTuple):
     """``low`` <= ``matrix`` @ parts <= ``high``, in whole parts."""
 
-    matrix: "Ints"
+    matrix: Ints
     """Which units each sum holds: 0 or 1, shape (r, p)."""
-    low: "Ints"
+    low: Ints
     """Shape (r,)."""
-    high: "Ints"
+    high: Ints
     """Shape (r,)."""
 
 
-def largest_remainders(targets: "Floats") -> "Ints":
+def largest_remainders(targets: Floats) -> Ints:
     """Each row of ``targets`` (n, p), whose sums are whole, in integers of the same sum.
 
     No other integers of that sum are nearer in summed absolute distance. Ties go to earlier columns.
     """
-    import numpy as np
-
     parts = np.floor(targets).astype(np.int64)
     lacking = np.rint(targets.sum(axis=1)).astype(np.int64) - parts.sum(axis=1)
     order = np.argsort(parts - targets, axis=1, kind="stable")
@@ -47,7 +41,7 @@ def largest_remainders(targets: "Floats") -> "Ints":
     return found
 
 
-def nearest(target: "Floats", whole: int, sums: Sums, fewest: int, most: int) -> "Ints | None":
+def nearest(target: Floats, whole: int, sums: Sums, fewest: int, most: int) -> Ints | None:
     """Integers >= 0 that sum to ``whole``, keep ``sums`` and lie nearest to ``target``; else None.
 
     Args:
@@ -60,8 +54,6 @@ def nearest(target: "Floats", whole: int, sums: Sums, fewest: int, most: int) ->
     Returns:
         Shape (p,), least in summed absolute distance; None where nothing keeps all limits.
     """
-    import numpy as np
-
     size, floor = len(target), np.floor(target)
     one, none = np.eye(size), np.zeros((size, size))
     # An integer is the target's floor, less some, plus one, plus some more. Each part less or more
@@ -86,17 +78,14 @@ def nearest(target: "Floats", whole: int, sums: Sums, fewest: int, most: int) ->
     return None if found is None else (floor + change @ found).astype(np.int64)
 
 
-def cheapest_subset(cost: "Floats", size: int, sums: Sums) -> "Ints | None":
+def cheapest_subset(cost: Floats, size: int, sums: Sums) -> Ints | None:
     """``size`` ones among zeros that keep ``sums``, with the least summed ``cost`` (p,); else None."""
-    import numpy as np
-
     ones = np.ones(len(cost))
     return _solved(cost, [(ones[None], size, size), tuple(sums)], ones)
 
 
-def _solved(cost: "Floats", rows: list[Any], largest: "Floats") -> "Ints | None":
+def _solved(cost: Floats, rows: list[Any], largest: Floats) -> Ints | None:
     """The cheapest integers from 0 to ``largest``; None where there are none."""
-    import numpy as np
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     # HiGHS now and then fails in its presolve, and finds a solution without it.

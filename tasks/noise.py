@@ -9,20 +9,15 @@ points whose *squared distance is that variance*, and the pairs of a block are o
 """
 
 import math
-from typing import TYPE_CHECKING
 
+import numpy as np
+
+from tasks.arrays import Floats, Ints
 from tasks.rows import Losses
 from tasks.sums import BLOCK
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
-    Floats = NDArray[np.float64]
-    Ints = NDArray[np.int64]
-
-
-def _points(losses: Losses, number: int, nll: "Floats", sums: "Floats") -> "Floats":
+def _points(losses: Losses, number: int, nll: Floats, sums: Floats) -> Floats:
     """Scaled residuals [mixtures, G]: their squared distance is the variance of a difference.
 
     Args:
@@ -37,10 +32,8 @@ def _points(losses: Losses, number: int, nll: "Floats", sums: "Floats") -> "Floa
     return sums
 
 
-def variances_from(losses: Losses, sets: list[int], best: int) -> "Floats":
+def variances_from(losses: Losses, sets: list[int], best: int) -> Floats:
     """Variance of each loss minus that of mixture ``best``, [mixtures]; sets are independent."""
-    import numpy as np
-
     variances = np.zeros(len(losses.mixtures))
     for number in sets:
         nll = losses.nll[:, number]
@@ -53,13 +46,11 @@ def variances_from(losses: Losses, sets: list[int], best: int) -> "Floats":
     return variances / len(sets) ** 2
 
 
-def pair_variances(losses: Losses, sets: list[int], chosen: "Ints") -> "Floats":
+def pair_variances(losses: Losses, sets: list[int], chosen: Ints) -> Floats:
     """Variance of the difference of each of the chosen to those before it, [chosen, chosen].
 
     Entries right of the diagonal's block are not filled in.
     """
-    import numpy as np
-
     variances = np.zeros((len(chosen), len(chosen)))
     for number in sets:
         nll = losses.nll[chosen, number]
@@ -74,10 +65,8 @@ def pair_variances(losses: Losses, sets: list[int], chosen: "Ints") -> "Floats":
     return variances
 
 
-def paired_variances(losses: Losses, sets: list[int], first: "Ints", second: "Ints") -> "Floats":
+def paired_variances(losses: Losses, sets: list[int], first: Ints, second: Ints) -> Floats:
     """Variance of the loss of each of ``first`` minus that of its partner in ``second``, [pairs]."""
-    import numpy as np
-
     variances = np.zeros(len(first))
     for number in sets:
         for start in range(0, len(first), BLOCK):

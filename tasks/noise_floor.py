@@ -9,6 +9,8 @@ reliability (Spearman 1904). No proxy should be asked for more.
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tasks.ranking import MACRO_MEAN
 
 if TYPE_CHECKING:
@@ -31,7 +33,6 @@ def noise_floor(repeats: "pd.DataFrame", pairs: "pd.DataFrame") -> "pd.DataFrame
         over them (nats per token), ``sd_bits`` (bits per byte), ``ceiling``, the largest Pearson
         correlation within k. NaN for fewer than two runs, or no k with two references.
     """
-    import numpy as np
     import pandas as pd
 
     if MACRO_MEAN not in set(repeats["evaluation_set"]):
@@ -52,8 +53,6 @@ def noise_floor(repeats: "pd.DataFrame", pairs: "pd.DataFrame") -> "pd.DataFrame
 
 def variance_within(pairs: "pd.DataFrame") -> float:
     """Variance of finite reference losses around the mean of their k; NaN where no k has two."""
-    import numpy as np
-
     finite = pairs[np.isfinite(pairs["reference"])]
     groups = finite.groupby("k")["reference"]
     freedom = len(finite) - groups.ngroups

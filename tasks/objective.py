@@ -8,17 +8,12 @@ the noise does not buy an odd mixture. Arithmetic on numbers: no model, no file.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from storage.fingerprint import Config
+from tasks.arrays import Bools, Floats
 from tasks.mixture import unknown
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
-    Bools = NDArray[np.bool_]
 
 EVERY_SET = "*"
 """In ``caps``: the cap of every set that has none of its own."""
@@ -58,8 +53,6 @@ class Objective:
     """
 
     def __init__(self, config: ObjectiveConfig, sets: Sequence[str], units: Sequence[str]) -> None:
-        import numpy as np
-
         self.config, self.sets, self.units = config, tuple(sets), tuple(units)
         weights = config.weights or dict.fromkeys(self.sets, 1.0)
         prior = config.prior or dict.fromkeys(self.units, 1.0)
@@ -76,7 +69,7 @@ class Objective:
         self._factors = _factors(config.caps, self.sets)
         self.has_caps = bool(config.caps)
 
-    def values(self, losses: "Floats", weights: "Floats") -> "Floats":
+    def values(self, losses: Floats, weights: Floats) -> Floats:
         """The objective in bits per byte, lower is better; shape (n,).
 
         Args:
@@ -90,7 +83,7 @@ class Objective:
             found = found + self.config.pull * rel_entr(weights, self._prior).sum(axis=1)
         return found
 
-    def excess(self, losses: "Floats", base: "Floats | None") -> "Floats":
+    def excess(self, losses: Floats, base: Floats | None) -> Floats:
         """By how many bits per byte the worst set lies above its cap; at most 0 where all hold.
 
         Args:
@@ -103,8 +96,6 @@ class Objective:
         Raises:
             ValueError: there are caps and no losses of the base model.
         """
-        import numpy as np
-
         if not self.has_caps:
             return np.full(len(losses), -np.inf)
         if base is None:
@@ -117,15 +108,13 @@ class Objective:
         above: Floats = (losses[:, capped] - limits).max(axis=1)
         return above
 
-    def holds(self, losses: "Floats", base: "Floats | None") -> "Bools":
+    def holds(self, losses: Floats, base: Floats | None) -> Bools:
         """Whether all caps hold; shape (n,). Arguments and errors as in ``excess``."""
         return self.excess(losses, base) <= 0
 
 
-def _shares(weights: Mapping[str, float], names: Sequence[str], where: str) -> "Floats":
+def _shares(weights: Mapping[str, float], names: Sequence[str], where: str) -> Floats:
     """``weights`` by name as an array in the order of ``names`` that sums to 1."""
-    import numpy as np
-
     for name, weight in weights.items():
         if name not in names:
             raise unknown(name, where, names)
@@ -138,10 +127,8 @@ def _shares(weights: Mapping[str, float], names: Sequence[str], where: str) -> "
     return shares
 
 
-def _factors(caps: Mapping[str, float], sets: Sequence[str]) -> "Floats":
+def _factors(caps: Mapping[str, float], sets: Sequence[str]) -> Floats:
     """How many times the base model's bits per byte each set may have; inf without a cap."""
-    import numpy as np
-
     for name, percent in caps.items():
         if name not in (*sets, EVERY_SET):
             raise unknown(name, "the caps of the objective", [*sets, EVERY_SET])

@@ -9,17 +9,16 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tasks import resample
+from tasks.arrays import Floats
 from tasks.mixture import Mixture
 from tasks.ranking import MACRO_MEAN
 from tasks.rows import Losses
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 
 def pair_up(
@@ -51,8 +50,6 @@ def pair_up(
     Raises:
         ValueError: a loss, a domain or a number of tokens is not known.
     """
-    import numpy as np
-
     labels = [mixture.label for mixture in chosen]
     partitions = sorted({name for mixture in chosen for name in mixture.members})
     _check(proxies, [*labels, *partitions], "proxies")
@@ -77,10 +74,8 @@ def pair_up(
     return _long(chosen, sets, own, columns)
 
 
-def _individual(weights: "Floats", alone: "Floats") -> "dict[str, Floats]":
+def _individual(weights: Floats, alone: Floats) -> dict[str, Floats]:
     """What the members' own losses say; each argument has a row per mixture, or per partition."""
-    import numpy as np
-
     # By members, as the loss of a partition with weight 0 need not be finite.
     members = [(row[row > 0], alone[row > 0]) for row in weights]
     return {
@@ -93,10 +88,9 @@ def _long(
     chosen: Sequence[Mixture],
     sets: Sequence[str],
     own: Sequence[str | None],
-    columns: "Mapping[str, Floats]",
+    columns: Mapping[str, Floats],
 ) -> "pd.DataFrame":
     """Columns of shape (mixtures, sets) as rows, with the mean over sets behind each mixture's."""
-    import numpy as np
     import pandas as pd
 
     keys = [
@@ -121,7 +115,6 @@ def bits_per_byte(losses: Losses) -> "pd.DataFrame":
 
 
 def _divided(losses: Losses, by: Sequence[float]) -> "pd.DataFrame":
-    import numpy as np
     import pandas as pd
 
     return pd.DataFrame(losses.nll / np.array(by), index=losses.mixtures, columns=losses.sets)

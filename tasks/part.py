@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from pydantic import Field
 
 from storage.cache import Step, Workspace
@@ -46,7 +47,6 @@ def build(
     Raises:
         ValueError: the parts before it hold the whole set.
     """
-    import numpy as np
     from safetensors.numpy import load_file, save_file
 
     arrays = load_file(inputs["windows"] / "windows.safetensors")

@@ -7,6 +7,8 @@ distances in the ranking, and the page says so.
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tasks.drawing import (
     FEW_TICKS,
     WIDTH,
@@ -119,8 +121,6 @@ def _member_panel(members: "pd.DataFrame", order: list[str], partitions: list[st
 
 
 def _loss_panel(losses: Losses, order: list[str], sets: list[str]) -> Spec:
-    import numpy as np
-
     tokens = [counts.num_tokens for counts in losses.counts]
     best = dict(zip(losses.sets, (losses.nll / tokens).min(axis=0).tolist(), strict=True))
     rows = losses.frame(order)

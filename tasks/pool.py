@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
+
 from tasks.device import free_memory
 from tasks.merging import (
     FUSED_MEMBERS,
@@ -195,7 +197,6 @@ class FileReader:
 
     def __call__(self, start: int, end: int) -> "torch.Tensor":
         """Weights ``start..end-1``."""
-        import numpy as np
         import torch
 
         found = np.empty(end - start, dtype=np.float32)

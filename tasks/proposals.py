@@ -9,6 +9,9 @@ exactly.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
+from tasks.arrays import Floats, Ints
 from tasks.candidates import candidates
 from tasks.constraints import Feasible
 from tasks.design import start
@@ -18,12 +21,8 @@ from tasks.objective import Objective
 from tasks.surrogates import SURROGATES, Surrogate, choose, cross_validate, fit
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
-    from numpy.typing import NDArray
 
-    Floats = NDArray[np.float64]
-    Ints = NDArray[np.int64]
 
 __all__ = ["Proposal", "Proposals", "propose", "propose_beside", "start"]
 
@@ -45,7 +44,7 @@ class Proposal(NamedTuple):
     """Name of the surrogate."""
     predicted: float
     """Its objective in bits per byte, as the surrogate expects it."""
-    losses: "Floats"
+    losses: Floats
     """Expected bits per byte by set, shape (S,)."""
 
 
@@ -67,12 +66,12 @@ class Proposals(NamedTuple):
 
 def propose(
     evaluated: Sequence[Mixture],
-    losses: "Floats",
-    base: "Floats | None",
+    losses: Floats,
+    base: Floats | None,
     objective: Objective,
     feasible: Feasible,
     count: int,
-    generator: "np.random.Generator",
+    generator: np.random.Generator,
     names: Sequence[str] = tuple(SURROGATES),
     folds: int = 5,
 ) -> Proposals:
@@ -100,13 +99,13 @@ def propose(
 
 
 def propose_beside(
-    weights: "Floats",
-    losses: "Floats",
-    base: "Floats | None",
+    weights: Floats,
+    losses: Floats,
+    base: Floats | None,
     objective: Objective,
     feasible: Feasible,
     count: int,
-    generator: "np.random.Generator",
+    generator: np.random.Generator,
     names: Sequence[str] = tuple(SURROGATES),
     folds: int = 5,
 ) -> Proposals:
@@ -127,9 +126,7 @@ def propose_beside(
     return Proposals(made, chosen, table, notes, models[chosen])
 
 
-def _refuse_unusable(weights: "Floats", losses: "Floats", objective: Objective) -> None:
-    import numpy as np
-
+def _refuse_unusable(weights: Floats, losses: Floats, objective: Objective) -> None:
     if losses.shape != (len(weights), len(objective.sets)):
         raise ValueError(
             f"losses of shape {losses.shape} do not fit {len(weights)} mixtures and "
@@ -149,11 +146,9 @@ def _refuse_unusable(weights: "Floats", losses: "Floats", objective: Objective) 
 
 
 def _picked(
-    feasible: Feasible, pool: "Ints", expected: "Mapping[str, Expected]", count: int
+    feasible: Feasible, pool: Ints, expected: "Mapping[str, Expected]", count: int
 ) -> list[Proposal]:
     """Of the ``pool``, the best by the first of ``expected``, then those in most doubt."""
-    import numpy as np
-
     if not len(pool) or count < 1:
         return []
     weights = feasible.weights(pool)
@@ -176,22 +171,18 @@ def _picked(
     ]
 
 
-def _disputed(weights: "Floats", order: "Ints", expected: "Mapping[str, Expected]") -> "Ints":
+def _disputed(weights: Floats, order: Ints, expected: "Mapping[str, Expected]") -> Ints:
     """The better quarter of the rows in ``order``, those first about which surrogates differ most."""
-    import numpy as np
-
     better = order[: max(1, len(order) // 4)]
     values = [one.values(weights[better], one.losses(weights[better])) for one in expected.values()]
     return better[np.argsort(-np.std(values, axis=0), kind="stable")]
 
 
-def _apart(weights: "Floats", order: "Ints", taken: list[int], count: int) -> list[int]:
+def _apart(weights: Floats, order: Ints, taken: list[int], count: int) -> list[int]:
     """The first ``count`` rows in ``order`` with some distance to one another and to those ``taken``.
 
     Where too few keep the distance, the first of the others follow.
     """
-    import numpy as np
-
     found: list[int] = []
     for spacing in (_SPACING, 0.0):
         for row in order.tolist():

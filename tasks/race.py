@@ -14,20 +14,15 @@ Losses come from a ``Course``; nothing here knows of models, files or stores.
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
+import numpy as np
 from pydantic import Field
 
 from storage.fingerprint import Config
+from tasks.arrays import Bools, Floats, Ints
 from tasks.calibration import Groups, estimate, student_quantile
 from tasks.verdict import Exit, Result, Round
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
-    Ints = NDArray[np.int64]
 
 T = TypeVar("T")
 
@@ -62,7 +57,7 @@ class Text(NamedTuple):
     """The evaluation sets as a race sees them."""
 
     groups: Groups
-    look: "Ints"
+    look: Ints
     """Look at which each group is seen, counted from 0; -1 where at none, shape (G,)."""
     look_tokens: list[int]
     """Tokens that a model is run on at each look."""
@@ -78,16 +73,16 @@ class Course(Protocol):
 
     def opening(
         self, mixtures: Sequence[int], *, with_members: bool
-    ) -> "tuple[Floats, Floats] | None":
+    ) -> tuple[Floats, Floats] | None:
         """What is needed in any case: ``part(mixtures, 0)``, and losses of the K partition models.
 
         The latter are of shape (K, G), or (0, G) where they are not wanted.
         """
 
-    def look(self, mixtures: Sequence[int], number: int) -> "Floats | None":
+    def look(self, mixtures: Sequence[int], number: int) -> Floats | None:
         """Losses on the groups of one look, shape (mixtures, groups of the look)."""
 
-    def whole(self, mixtures: Sequence[int]) -> "Floats | None":
+    def whole(self, mixtures: Sequence[int]) -> Floats | None:
         """Losses on all groups, shape (mixtures, G)."""
 
 
@@ -102,7 +97,7 @@ def known(losses: T | None) -> T:
     return losses
 
 
-def race(config: RaceConfig, text: Text, shares: "Floats", course: Course) -> Result:
+def race(config: RaceConfig, text: Text, shares: Floats, course: Course) -> Result:
     """Find the best mixtures.
 
     Args:
@@ -120,9 +115,7 @@ def race(config: RaceConfig, text: Text, shares: "Floats", course: Course) -> Re
 class _Field:
     """The mixtures that are in the race, what is known of them, and how they are judged."""
 
-    def __init__(self, config: RaceConfig, text: Text, shares: "Floats", course: Course) -> None:
-        import numpy as np
-
+    def __init__(self, config: RaceConfig, text: Text, shares: Floats, course: Course) -> None:
         self._config, self._text, self._shares, self._course = config, text, shares, course
         self.result = Result(len(shares), full_tokens=len(shares) * text.tokens)
         self._known: dict[int, Floats] = {}
@@ -153,8 +146,6 @@ class _Field:
 
     def _open_race(self) -> int:
         """Evaluate everybody on part 0, and the partition models, unless they are too many."""
-        import numpy as np
-
         num_mixtures, num_members = self._shares.shape
         wanted = num_members <= MOST_MEMBERS * num_mixtures
         alone = (self._shares > 0).sum(axis=1) == 1
@@ -169,8 +160,6 @@ class _Field:
         return len(self._open)
 
     def _evaluate_look(self, number: int) -> int:
-        import numpy as np
-
         self._count(len(self._open) * self._text.look_tokens[number])
         new = known(self._course.look(self._open.tolist(), number))
         look = self._text.look[(self._text.look >= 0) & (self._text.look <= number)]
@@ -179,9 +168,7 @@ class _Field:
         self._seen = seen
         return len(self._open)
 
-    def _evaluate_whole(self, mixtures: "Ints") -> None:
-        import numpy as np
-
+    def _evaluate_whole(self, mixtures: Ints) -> None:
         if len(mixtures):
             self._count(len(mixtures) * self._text.tokens)
             rows = known(self._course.whole(mixtures.tolist()))
@@ -191,13 +178,11 @@ class _Field:
     def _count(self, tokens: int) -> None:
         self.result.evaluated_tokens += tokens
 
-    def _keep(self, mask: "NDArray[np.bool_]") -> None:
+    def _keep(self, mask: Bools) -> None:
         self._open, self._seen = self._open[mask], self._seen[mask]
 
-    def _judge(self, number: int) -> "tuple[Floats, Floats]":
+    def _judge(self, number: int) -> tuple[Floats, Floats]:
         """Estimates of the open mixtures, and how far each may be from the truth."""
-        import numpy as np
-
         sampled = (self._text.look >= 0) & (self._text.look <= number)
         shares = self._shares[self._open] if len(self._members) else self._shares[:0, :0]
         mean = shares @ self._members if len(self._members) else np.zeros((1, len(sampled)))
@@ -213,10 +198,8 @@ class _Field:
         )
         return mean.sum(axis=1) - gains.value, reach
 
-    def _controls(self) -> "Floats":
+    def _controls(self) -> Floats:
         """What the best mixtures that are known gain by merging, on average: shape (0 or 1, G)."""
-        import numpy as np
-
         if len(self._known) < 2:
             return np.zeros((0, len(self._text.look)))
         best = sorted(self._known, key=lambda mixture: float(self._known[mixture].sum()))
@@ -259,10 +242,8 @@ class _Field:
         left = len(self._open) + len(self._known)
         self.result.rounds.append(Round(number, float(seen.mean()), evaluated, dropped, left))
 
-    def _leaders(self, values: "Floats") -> "Ints":
+    def _leaders(self, values: Floats) -> Ints:
         """The open ones among the best ``top`` of all, by what is known or else estimated."""
-        import numpy as np
-
         known = np.array(list(self._losses().values()))
         order = np.argsort(np.concatenate([known, values]), kind="stable")[: self._config.top]
         return self._open[np.sort(order[order >= len(known)] - len(known))]

@@ -12,16 +12,15 @@ from collections.abc import Collection, Iterable, Iterator
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from tasks.arrays import Floats, Ints
 from tasks.noise import pair_variances, variances_from
 from tasks.rows import Losses, of_frame
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
-    from numpy.typing import NDArray
 
-    Floats = NDArray[np.float64]
-    Ints = NDArray[np.int64]
 
 MACRO_MEAN = "macro mean"
 """Objective: mean over sets of nats per token, the log of the geometric mean of the perplexities."""
@@ -69,8 +68,7 @@ def rank_all(losses: Losses, members: "pd.DataFrame") -> "dict[str, pd.DataFrame
     return {name: _ranked(losses, counts, name) for name in (MACRO_MEAN, *sorted(losses.sets))}
 
 
-def _ranked(losses: Losses, counts: "Ints", objective: str) -> "pd.DataFrame":
-    import numpy as np
+def _ranked(losses: Losses, counts: Ints, objective: str) -> "pd.DataFrame":
     import pandas as pd
 
     sets = _sets(losses, objective)
@@ -106,7 +104,6 @@ def marginal_effects(
         ``count`` of pairs; ``values``, the differences in ascending order (float64, length
         ``count``). Without a pair, ``count`` is 0 and the numbers are NaN.
     """
-    import numpy as np
     import pandas as pd
 
     losses = _held(losses, objective)
@@ -122,9 +119,7 @@ def marginal_effects(
     return pd.DataFrame(rows, columns=columns).sort_values("mean", kind="stable", ignore_index=True)
 
 
-def _effect(partition: str, values: "Floats") -> tuple[str, float, float, float, int, "Floats"]:
-    import numpy as np
-
+def _effect(partition: str, values: Floats) -> tuple[str, float, float, float, int, Floats]:
     if not len(values):
         return partition, math.nan, math.nan, math.nan, 0, values
     low, high = np.percentile(values, [10, 90])
@@ -198,8 +193,6 @@ def _sets(losses: Losses, objective: str) -> list[int]:
 
 
 def _check(losses: Losses, number: int) -> None:
-    import numpy as np
-
     if not (finite := np.isfinite(losses.nll[:, number])).all():
         raise ValueError(
             f"the loss of mixture {losses.mixtures[int(finite.argmin())]!r} on "
@@ -213,11 +206,10 @@ def _check(losses: Losses, number: int) -> None:
         )
 
 
-def _summary(losses: Losses, sets: list[int]) -> "dict[str, Floats]":
+def _summary(losses: Losses, sets: list[int]) -> dict[str, Floats]:
     """Loss and what follows from it by mixture; means over ``sets`` are taken of logarithms."""
-    import numpy as np
 
-    def mean(unit: str) -> "Floats":
+    def mean(unit: str) -> Floats:
         total: Floats = np.zeros(len(losses.mixtures))
         for number in sets:
             total += losses.nll[:, number] / np.float64(getattr(losses.counts[number], unit))
@@ -233,10 +225,8 @@ def _summary(losses: Losses, sets: list[int]) -> "dict[str, Floats]":
         }
 
 
-def partition_counts(losses: Losses, members: "pd.DataFrame") -> "Ints":
+def partition_counts(losses: Losses, members: "pd.DataFrame") -> Ints:
     """Number of partitions of each mixture. Raises ValueError for a mixture without any."""
-    import numpy as np
-
     sizes = Counter(members["mixture"][(members["weight"] > 0).to_numpy()].tolist())
     if lacking := [mixture for mixture in losses.mixtures if mixture not in sizes]:
         raise ValueError(
@@ -253,7 +243,6 @@ class _Uniform:
     """
 
     def __init__(self, members: "pd.DataFrame", evaluated: Collection[str]) -> None:
-        import numpy as np
         import pandas as pd
 
         held = members[(members["weight"] > 0).to_numpy()]
@@ -279,10 +268,8 @@ class _Uniform:
                 yield self.partitions[code], label
 
 
-def _ranks(loss: "Floats", variances: "Floats") -> "Ints":
+def _ranks(loss: Floats, variances: Floats) -> Ints:
     """Shared ranks of ascending losses; ``variances`` are those of pairs of the first ones."""
-    import numpy as np
-
     first_equal = np.searchsorted(loss, loss, side="left")
     ranks: Ints = first_equal.astype(np.int64) + 1
     for start in range(0, len(variances), _ROWS):

@@ -5,24 +5,18 @@ of equal size have equally many tokens); then lots decide, and what is told is t
 """
 
 import math
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
 
-    Floats = NDArray[np.float64]
-    Ints = NDArray[np.int64]
+from tasks.arrays import Floats, Ints
 
 
-def regret(predicted: "Floats", bits: "Floats", groups: "Ints", first: int) -> float:
+def regret(predicted: Floats, bits: Floats, groups: Ints, first: int) -> float:
     """By how much the best of a predictor's ``first`` misses the best of all, in bits per byte.
 
     All arguments have shape (n,); mixtures are chosen in each group apart, and groups count by their
     size. Where the predictor ties, lots decide, and this is the expected value.
     """
-    import numpy as np
-
     total = 0.0
     for group in np.unique(groups):
         chosen = groups == group
@@ -31,9 +25,7 @@ def regret(predicted: "Floats", bits: "Floats", groups: "Ints", first: int) -> f
     return float(total)
 
 
-def _best_of(predicted: "Floats", bits: "Floats", first: int) -> float:
-    import numpy as np
-
+def _best_of(predicted: Floats, bits: Floats, first: int) -> float:
     first = min(first, len(bits))
     last = np.sort(predicted)[first - 1]
     surely, tied = bits[predicted < last], np.sort(bits[predicted == last])

@@ -15,25 +15,19 @@ Every figure takes ``weights`` of shape (draws, n) and gives shape (draws,): NaN
 import functools
 import math
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
 
-    Floats = NDArray[np.float64]
-    Ints = NDArray[np.int64]
+from tasks.arrays import Floats, Ints
 
 _PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # against weights whose squares sum to a few
 
 
-def mixture_weights(mixtures: Sequence[Collection[str]], draws: int, seed: int) -> "Floats":
+def mixture_weights(mixtures: Sequence[Collection[str]], draws: int, seed: int) -> Floats:
     """Random weights of mixtures, given as their partitions, shape (1 + draws, mixtures).
 
     The first row is all ones, for the figure itself. Each draw is scaled so that its greatest is 1.
     """
-    import numpy as np
-
     partitions = sorted({name for members in mixtures for name in members})
     holds = np.array(
         [[name in members for name in partitions] for members in mixtures], dtype=float
@@ -44,7 +38,7 @@ def mixture_weights(mixtures: Sequence[Collection[str]], draws: int, seed: int) 
     return np.vstack([np.ones((1, len(mixtures))), scaled])
 
 
-def interval(values: "Floats", partitions: int) -> tuple[float, float]:
+def interval(values: Floats, partitions: int) -> tuple[float, float]:
     """Both ends of a 95 % percentile interval of the finite draws; NaN where there is none.
 
     Percentiles are those of an expanded interval (Hesterberg 2015): with P partitions the quantile of
@@ -53,8 +47,6 @@ def interval(values: "Floats", partitions: int) -> tuple[float, float]:
     simulation (8 partitions, 24 mixtures) such intervals hold the truth nine times in ten, and intervals over
     mixtures two times in three.
     """
-    import numpy as np
-
     finite = values[np.isfinite(values)]
     if not len(finite) or partitions < 2:
         return math.nan, math.nan
@@ -72,15 +64,13 @@ def _tail(partitions: int) -> float:
     return float(norm.cdf(stretch * t.ppf(0.025, partitions - 1)))
 
 
-def pearson(x: "Floats", y: "Floats", groups: "Ints", weights: "Floats") -> "Floats":
+def pearson(x: Floats, y: Floats, groups: Ints, weights: Floats) -> Floats:
     """Weighted Pearson correlation of what is left of x and y without the means of their groups.
 
     Args:
         x, y: finite values, shape (n,).
         groups: number of each one's group, shape (n,); with a single group the common coefficient.
     """
-    import numpy as np
-
     x, y = _centred(x, groups), _centred(y, groups)
     if not (x.any() and y.any()):
         return np.full(len(weights), np.nan)
@@ -88,7 +78,7 @@ def pearson(x: "Floats", y: "Floats", groups: "Ints", weights: "Floats") -> "Flo
     shares = (groups[:, None] == np.unique(groups)).astype(float)
     totals = weights @ shares
 
-    def moment(a: "Floats", b: "Floats") -> "Floats":
+    def moment(a: Floats, b: Floats) -> Floats:
         sums = (weights @ (shares * a[:, None])) * (weights @ (shares * b[:, None]))
         found: Floats = weights @ (a * b) - (sums / totals).sum(axis=1)
         return found
@@ -99,22 +89,18 @@ def pearson(x: "Floats", y: "Floats", groups: "Ints", weights: "Floats") -> "Flo
     return np.clip(found, -1, 1)
 
 
-def spearman(x: "Floats", y: "Floats", groups: "Ints", weights: "Floats") -> "Floats":
+def spearman(x: Floats, y: Floats, groups: Ints, weights: Floats) -> Floats:
     """Weighted Pearson correlation of ranks, that are taken once, without weights."""
-    import numpy as np
-
     ranks = [_ranks(values, groups) for values in (x, y)]
     return pearson(ranks[0], ranks[1], np.zeros_like(groups), weights)
 
 
-def kendall(x: "Floats", y: "Floats", groups: "Ints", weights: "Floats") -> "tuple[Floats, Floats]":
+def kendall(x: Floats, y: Floats, groups: Ints, weights: Floats) -> tuple[Floats, Floats]:
     """Weighted Kendall's tau-b, and the weighted share of pairs of y that x orders right.
 
     Only pairs of one group count, each by the product of its weights. Pairs that y ties have no right
     order; one that x alone ties counts half, as a coin would order it.
     """
-    import numpy as np
-
     alike = groups[:, None] == groups
     one, other = (np.sign(values[:, None] - values) * alike for values in (x, y))
     agreeing, ordered, known = (
@@ -124,7 +110,7 @@ def kendall(x: "Floats", y: "Floats", groups: "Ints", weights: "Floats") -> "tup
         return agreeing / np.sqrt(ordered * known), (1 + agreeing / known) / 2
 
 
-def left_out(weights: "Floats", losses: "Floats") -> "Floats":
+def left_out(weights: Floats, losses: Floats) -> Floats:
     """Each mixture's losses as a ridge regression on mixture weights of the other mixtures tells them.
 
     The mean of the others falls where the one left out is high, so with it even a regression on nothing
@@ -138,7 +124,6 @@ def left_out(weights: "Floats", losses: "Floats") -> "Floats":
     Returns:
         Shape (n, sets); NaN where fewer than three others are known.
     """
-    import numpy as np
     from sklearn.linear_model import RidgeCV
 
     found = np.full_like(losses, np.nan)
@@ -153,10 +138,8 @@ def left_out(weights: "Floats", losses: "Floats") -> "Floats":
     return found
 
 
-def _centred(values: "Floats", groups: "Ints") -> "Floats":
+def _centred(values: Floats, groups: Ints) -> Floats:
     """Values less the mean of their group: exactly 0 where a group is constant."""
-    import numpy as np
-
     found = np.array(values, dtype=float)
     for group in np.unique(groups):
         chosen = groups == group
@@ -165,9 +148,8 @@ def _centred(values: "Floats", groups: "Ints") -> "Floats":
     return found
 
 
-def _ranks(values: "Floats", groups: "Ints") -> "Floats":
+def _ranks(values: Floats, groups: Ints) -> Floats:
     """Ranks from 1 over all groups, each group's mean taken off first; ties share theirs."""
-    import numpy as np
     from scipy.stats import rankdata
 
     if len(np.unique(groups)) == 1:

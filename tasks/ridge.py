@@ -6,13 +6,11 @@ leave-one-out errors. Features are centred and scaled as one, so that the same p
 for any pool.
 """
 
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import NamedTuple, Self
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
 
-    Floats = NDArray[np.float64]
+from tasks.arrays import Floats
 
 FEWEST_ROWS = 3
 """No surrogate is fitted to fewer rows."""
@@ -21,19 +19,17 @@ FEWEST_ROWS = 3
 class Scale(NamedTuple):
     """Weights moved to their mean and divided by their typical distance from it."""
 
-    centre: "Floats"
+    centre: Floats
     length: float
 
     @classmethod
-    def of(cls, values: "Floats") -> "Scale":
+    def of(cls, values: Floats) -> "Scale":
         """The scale at which the rows of ``values`` (n, p) have a mean of 0 and a mean square of 1."""
-        import numpy as np
-
         centre = values.mean(axis=0)
         length = float(np.sqrt(((values - centre) ** 2).sum(axis=1).mean()))
         return cls(centre, length or 1.0)
 
-    def __call__(self, values: "Floats") -> "Floats":
+    def __call__(self, values: Floats) -> Floats:
         return (values - self.centre) / self.length
 
 
@@ -41,20 +37,19 @@ class Line(NamedTuple):
     """A ridge regression: ``intercept`` + features @ ``slopes``."""
 
     intercept: float
-    slopes: "Floats"
+    slopes: Floats
     penalty: float
     """Weight of the squared slopes against the summed squared errors."""
 
     @classmethod
-    def fitted(cls, features: "Floats", values: "Floats") -> "Line":
+    def fitted(cls, features: Floats, values: Floats) -> "Line":
         """The line with the least leave-one-out error over 23 penalties, from next to none."""
-        import numpy as np
         from sklearn.linear_model import RidgeCV
 
         model = RidgeCV(alphas=len(values) * np.logspace(-10, 1, 23)).fit(features, values)
         return cls(float(model.intercept_), model.coef_, float(model.alpha_))
 
-    def __call__(self, features: "Floats") -> "Floats":
+    def __call__(self, features: Floats) -> Floats:
         found: Floats = self.intercept + features @ self.slopes
         return found
 
@@ -67,14 +62,14 @@ class Linear:
     def __init__(self) -> None:
         self.notes: list[str] = []
 
-    def fit(self, weights: "Floats", losses: "Floats") -> Self:
+    def fit(self, weights: Floats, losses: Floats) -> Self:
         refuse_unusable(weights, losses)
         self._scale = Scale.of(weights)
         self._line = Line.fitted(self._scale(weights), losses)
         self.notes = shrunk("linear", weights.shape[1], len(losses))
         return self
 
-    def predict(self, weights: "Floats") -> "Floats":
+    def predict(self, weights: Floats) -> Floats:
         return self._line(self._scale(weights))
 
 
@@ -86,9 +81,7 @@ class Quadratic:
     def __init__(self) -> None:
         self.notes: list[str] = []
 
-    def fit(self, weights: "Floats", losses: "Floats") -> Self:
-        import numpy as np
-
+    def fit(self, weights: Floats, losses: Floats) -> Self:
         refuse_unusable(weights, losses)
         self._scale = Scale.of(weights)
         scaled = self._scale(weights)
@@ -103,7 +96,7 @@ class Quadratic:
         self.notes = shrunk("quadratic", features.shape[1], len(losses))
         return self
 
-    def predict(self, weights: "Floats") -> "Floats":
+    def predict(self, weights: Floats) -> Floats:
         scaled = self._scale(weights)
         bent: Floats = ((scaled @ self._curves) * scaled).sum(axis=1)
         return self._intercept + scaled @ self._slopes + bent
@@ -119,10 +112,8 @@ def shrunk(name: str, features: int, rows: int) -> list[str]:
     ]
 
 
-def refuse_unusable(weights: "Floats", losses: "Floats") -> None:
+def refuse_unusable(weights: Floats, losses: Floats) -> None:
     """Raise a ValueError for fewer than ``FEWEST_ROWS`` rows, other shapes, or no finite numbers."""
-    import numpy as np
-
     if weights.ndim != 2 or losses.shape != weights.shape[:1]:
         raise ValueError(
             f"weights of shape {weights.shape} and losses of shape {losses.shape} do not fit: give "

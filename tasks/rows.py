@@ -10,15 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
+from tasks.arrays import Floats, Ints
 from tasks.sums import BLOCK, GroupSums
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
-    Ints = NDArray[np.int64]
 
 
 class Row(NamedTuple):
@@ -48,7 +46,7 @@ class Rows:
     """Each mixture as people call it."""
     sets: Mapping[str, str]
     """Digest of the windows by the name of the set."""
-    nll: "Floats"
+    nll: Floats
     """Nats of each mixture on each set, shape (mixtures, sets)."""
     sums: GroupSums
     """The same per group of documents; a set's number is its place in ``sets``."""
@@ -85,9 +83,9 @@ class Counts(NamedTuple):
     """UTF-8 bytes of the set."""
     num_words: int
     """Words of the set."""
-    group_tokens: "Ints"
+    group_tokens: Ints
     """Tokens of each group of documents, shape (G,)."""
-    group_bytes: "Ints"
+    group_bytes: Ints
     """Bytes of each group of documents, shape (G,)."""
 
 
@@ -99,7 +97,7 @@ class Losses:
     """Labels."""
     sets: list[str]
     """Names."""
-    nll: "Floats"
+    nll: Floats
     """Nats of each mixture on each set, shape (mixtures, sets)."""
     counts: list[Counts]
     """Of each set."""
@@ -107,10 +105,8 @@ class Losses:
     """Nats per group of documents."""
 
     @cached_property
-    def by_name(self) -> "Ints":
+    def by_name(self) -> Ints:
         """Place of each mixture when all are sorted by label, shape (mixtures,)."""
-        import numpy as np
-
         order = sorted(range(len(self.mixtures)), key=self.mixtures.__getitem__)
         places = np.empty(len(order), dtype=np.int64)
         places[order] = np.arange(len(order))
@@ -118,7 +114,6 @@ class Losses:
 
     def frame(self, mixtures: Iterable[str]) -> "pd.DataFrame":
         """Some mixtures as ``mixture``, ``evaluation_set``, ``nll``, ``num_tokens``, in our order."""
-        import numpy as np
         import pandas as pd
 
         wanted = set(mixtures)
@@ -167,7 +162,6 @@ class Losses:
 
     def _columns(self, start: int, stop: int) -> dict[str, object]:
         """Rows of some mixtures, mixture by mixture."""
-        import numpy as np
         import pyarrow as pa
 
         times, places = stop - start, range(len(self.sets))
@@ -194,8 +188,6 @@ GROUPS = ("group_tokens", "group_bytes")
 
 def of_frame(frame: "pd.DataFrame", mixtures: Sequence[str]) -> Losses:
     """The losses of ``mixtures`` in a frame. Raises ValueError as ``Losses.of`` does."""
-    import numpy as np
-
     groups = {str(name): part for name, part in frame.groupby("evaluation_set", sort=True)}
     nll = np.empty((len(mixtures), len(groups)))
     sums, counts = GroupSums(len(mixtures)), []

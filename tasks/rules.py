@@ -6,16 +6,13 @@ impossible: what is left is a smallest set to talk about, since without any one 
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from tasks.arrays import Ints
 from tasks.limits import Limit
 from tasks.nearest import Sums, cheapest_subset, nearest
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Ints = NDArray[np.int64]
 
 
 class Rules(NamedTuple):
@@ -32,8 +29,6 @@ class Rules(NamedTuple):
 
     def sums(self, whole: int) -> Sums:
         """The limits in parts of a ``whole``."""
-        import numpy as np
-
         matrix = np.zeros((len(self.limits), self.size), dtype=np.int64)
         for row, limit in enumerate(self.limits):
             matrix[row, sorted(limit.units)] = 1
@@ -41,26 +36,20 @@ class Rules(NamedTuple):
         low, high = np.array(bounds, dtype=np.int64).reshape(-1, 2).T
         return Sums(matrix, low, high)
 
-    def tables(self) -> "tuple[Ints, Ints]":
+    def tables(self) -> tuple[Ints, Ints]:
         """The least and largest parts of each limit by the number of members; two (size + 1, r)."""
-        import numpy as np
-
         wholes = [self.whole or members for members in range(self.size + 1)]
         found = [self.sums(whole) for whole in wholes]
         return np.array([one.low for one in found]), np.array([one.high for one in found])
 
     def sizes(self) -> Iterator[int]:
         """The numbers of members that a mixture of equal weights may have."""
-        import numpy as np
-
         for members in range(self.fewest, min(self.most, self.size) + 1):
             if cheapest_subset(np.zeros(self.size), members, self.sums(members)) is not None:
                 yield members
 
     def possible(self) -> bool:
         """Whether any mixture keeps them all."""
-        import numpy as np
-
         if self.whole is None:
             return next(self.sizes(), None) is not None
         anywhere, sums = np.zeros(self.size), self.sums(self.whole)

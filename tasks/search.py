@@ -8,23 +8,19 @@ a smaller. No model is run here: the caller evaluates what is proposed and tells
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 from pydantic import Field, field_validator
 
 from storage.fingerprint import Config
+from tasks.arrays import Floats
 from tasks.constraints import ConstraintsConfig, Feasible
 from tasks.descent import DescentConfig
 from tasks.mixture import Mixture, Unit, Units, spread
 from tasks.objective import Objective, ObjectiveConfig
 from tasks.proposals import propose, start
 from tasks.surrogates import SURROGATES
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 START, DESCENT = "start", "descent"
 """Who proposes a mixture, where it is no surrogate."""
@@ -106,8 +102,6 @@ class Search:
     def __init__(
         self, rules: SearchConfig, feasible: Feasible, objective: Objective, units: Units
     ) -> None:
-        import numpy as np
-
         self.rules, self.feasible, self.objective, self.units = rules, feasible, objective, units
         self.tried: list[Tried] = []
         self.losses: Floats = np.empty((0, len(objective.sets)))
@@ -121,7 +115,7 @@ class Search:
         return max(0, self.rules.evaluations - len(self.tried))
 
     @property
-    def weights(self) -> "Floats":
+    def weights(self) -> Floats:
         """Weights of the units in each evaluated mixture, shape (n, p)."""
         return self.feasible.weights_of([one.mixture for one in self.tried])
 
@@ -131,7 +125,7 @@ class Search:
         found = start(self.feasible, count, self._generator(0))
         return self._new(found[: self.left], START)
 
-    def landed(self, weights: "Sequence[Floats]") -> list[Mixture]:
+    def landed(self, weights: Sequence[Floats]) -> list[Mixture]:
         """The allowed mixtures of units nearest to where descents ended, each once."""
         found = (self.feasible.mixture(self.feasible.round(one)) for one in weights)
         return list(dict.fromkeys(found))
@@ -167,10 +161,8 @@ class Search:
             for p in found.proposals[: self.left]
         ]
 
-    def learn(self, tried: Sequence[Tried], losses: "Floats") -> None:
+    def learn(self, tried: Sequence[Tried], losses: Floats) -> None:
         """Take in what was evaluated: bits per byte, shape (n, S)."""
-        import numpy as np
-
         self.tried += tried
         self.losses = np.concatenate([self.losses, losses])
 
@@ -181,9 +173,7 @@ class Search:
     def _new(self, mixtures: Sequence[Mixture], by: str) -> list[Tried]:
         return [Tried(mixture, self.judged(mixture), 0, by, math.nan) for mixture in mixtures]
 
-    def _generator(self, number: int) -> "np.random.Generator":
-        import numpy as np
-
+    def _generator(self, number: int) -> np.random.Generator:
         return np.random.default_rng([self.rules.seed, number])
 
 

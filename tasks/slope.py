@@ -6,18 +6,14 @@ backward pass through the merged model and one inner product for each member, ho
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
+
+from tasks.arrays import Floats
 from tasks.energy import Attention, forward_flops
 from tasks.forward import Scorer, TokenBatch
 from tasks.mixture import Mixture
 from tasks.pool import MergedModel, Pool
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Floats = NDArray[np.float64]
 
 RESOLUTION = 1 << 24
 """Weights are merged as multiples of one over this: finer than a float32 tells."""
@@ -43,8 +39,8 @@ class MergedLoss:
         self.tokens, self.flops = 0, 0.0
 
     def __call__(
-        self, weights: "Floats", text: "Sequence[tuple[float, list[TokenBatch]]]"
-    ) -> "tuple[float, Floats]":
+        self, weights: Floats, text: "Sequence[tuple[float, list[TokenBatch]]]"
+    ) -> tuple[float, Floats]:
         """The objective, and how fast it changes as weight moves from all members to each.
 
         Args:
@@ -54,7 +50,6 @@ class MergedLoss:
         Returns:
             The objective and its gradient, shape (members,); its mean under ``weights`` is zero.
         """
-        import numpy as np
         import torch
 
         named = dict(zip(self._pool.folders, weights.tolist(), strict=True))

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, combinations, pairwise
 from typing import Annotated, Literal, NamedTuple, TypeAlias
 
+import numpy as np
 from pydantic import Field, field_validator
 
 from storage.fingerprint import Config
@@ -172,8 +173,6 @@ class Dirichlet(_Filtered):
 
     def listed(self, catalogue: Catalogue) -> Iterator[Mixture]:
         """The mixtures in the order in which they are drawn, some perhaps twice."""
-        import numpy as np
-
         units = catalogue.units(self.unit, self.only)
         if not units:
             return

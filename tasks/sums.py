@@ -8,14 +8,10 @@ import os
 import tempfile
 import weakref
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
 
-    Floats = NDArray[np.float64]
-    Ints = NDArray[np.int64]
+from tasks.arrays import Floats, Ints
 
 BLOCK = 512
 """Mixtures whose sums are read at once: 1 MB for 256 groups."""
@@ -62,14 +58,12 @@ class GroupSums:
         """Groups of a set of which some sums were written."""
         return self._places[number][1]
 
-    def write(self, number: int, mixtures: "Ints", sums: "Floats") -> None:
+    def write(self, number: int, mixtures: Ints, sums: Floats) -> None:
         """Keep the sums, shape (n, G), of n mixtures in ascending order on set ``number``.
 
         Raises:
             ValueError: mixtures have different numbers of groups on one set.
         """
-        import numpy as np
-
         if number not in self._places:
             self._places[number] = self._end, sums.shape[1]
             self._end += self.num_mixtures * sums.shape[1] * 8
@@ -84,26 +78,22 @@ class GroupSums:
             if block.size:
                 self._file.write(block.tobytes(), start + int(run[0]) * width * 8)
 
-    def read(self, number: int, start: int, stop: int) -> "Floats":
+    def read(self, number: int, start: int, stop: int) -> Floats:
         """Sums of mixtures ``start`` to ``stop`` on set ``number``, shape (stop - start, G)."""
-        import numpy as np
-
         place, width = self._places[number]
         sums = np.empty((stop - start, width))
         if sums.size:
             self._file.read(sums.data.cast("B"), place + start * width * 8)
         return sums
 
-    def blocks(self, number: int) -> Iterator[tuple[slice, "Floats"]]:
+    def blocks(self, number: int) -> Iterator[tuple[slice, Floats]]:
         """All mixtures of set ``number``, ``BLOCK`` at a time: which they are, and their sums."""
         for start in range(0, self.num_mixtures, BLOCK):
             stop = min(start + BLOCK, self.num_mixtures)
             yield slice(start, stop), self.read(number, start, stop)
 
-    def take(self, number: int, mixtures: "Ints") -> "Floats":
+    def take(self, number: int, mixtures: Ints) -> Floats:
         """Sums of n mixtures on set ``number``, in their order, shape (n, G)."""
-        import numpy as np
-
         found = np.empty((len(mixtures), self.width(number)))
         block = mixtures // BLOCK
         for place in np.unique(block).tolist():

@@ -8,17 +8,17 @@ it is never the answer, since every proposal is evaluated for real.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
+import numpy as np
+
+from tasks.arrays import Floats
 from tasks.flexible import GaussianProcess, LightGBM
 from tasks.log_linear import LogLinear
 from tasks.mixture import unknown
 from tasks.ridge import FEWEST_ROWS, Linear, Quadratic
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
-    from numpy.typing import NDArray
 
-    Floats = NDArray[np.float64]
 
 COLUMNS = ["surrogate", "target", "spearman", "pearson", "rmse", "rows"]
 """Of the table that ``cross_validate`` makes."""
@@ -35,14 +35,14 @@ class Surrogate(Protocol):
     smooth: bool
     notes: list[str]
 
-    def fit(self, weights: "Floats", losses: "Floats") -> Self:
+    def fit(self, weights: Floats, losses: Floats) -> Self:
         """Fit to ``weights`` (n, p), rows summing to 1, and ``losses`` (n,).
 
         Raises:
             ValueError: fewer than ``FEWEST_ROWS`` rows, or numbers that are not finite.
         """
 
-    def predict(self, weights: "Floats") -> "Floats":
+    def predict(self, weights: Floats) -> Floats:
         """Losses of ``weights`` (n, p), in the unit of the fit; shape (n,)."""
 
 
@@ -69,8 +69,8 @@ class Validated(NamedTuple):
 
 
 def cross_validate(
-    weights: "Floats",
-    losses: Mapping[str, "Floats"],
+    weights: Floats,
+    losses: Mapping[str, Floats],
     names: Sequence[str] = tuple(SURROGATES),
     folds: int = 5,
     seed: int = 0,
@@ -118,10 +118,8 @@ def known(names: Iterable[str]) -> None:
         raise ValueError(f"no surrogate is named: give one or more of {list(SURROGATES)}")
 
 
-def _unseen(name: str, weights: "Floats", losses: "Floats", folds: int, seed: int) -> "Floats":
+def _unseen(name: str, weights: Floats, losses: Floats, folds: int, seed: int) -> Floats:
     """Each row predicted by a fit to the other folds; shape (n,)."""
-    import numpy as np
-
     order = np.random.default_rng(seed).permutation(len(losses))
     found = np.empty(len(losses))
     for held in np.array_split(order, min(folds, len(losses))):
@@ -132,9 +130,8 @@ def _unseen(name: str, weights: "Floats", losses: "Floats", folds: int, seed: in
     return found
 
 
-def errors(losses: "Floats", predicted: "Floats") -> tuple[float, float, float]:
+def errors(losses: Floats, predicted: Floats) -> tuple[float, float, float]:
     """Spearman and Pearson correlation, root mean squared error; 0 where there is no order."""
-    import numpy as np
     from scipy.stats import pearsonr, spearmanr
 
     error = float(np.sqrt(np.mean((predicted - losses) ** 2)))
@@ -152,8 +149,6 @@ def choose(table: "pd.DataFrame", shares: Mapping[str, float] | None = None) -> 
         table: of ``cross_validate``.
         shares: weight of each target in the mean; None: all alike.
     """
-    import numpy as np
-
     weights = table["target"].map(shares or dict.fromkeys(table["target"], 1.0)).fillna(0.0)
     means = {
         str(name): float(np.average(rows["spearman"], weights=weights[rows.index]))
@@ -163,7 +158,7 @@ def choose(table: "pd.DataFrame", shares: Mapping[str, float] | None = None) -> 
     return max(simplest_first, key=lambda name: round(means[name], 3))
 
 
-def fit(name: str, weights: "Floats", losses: Mapping[str, "Floats"]) -> dict[str, Surrogate]:
+def fit(name: str, weights: Floats, losses: Mapping[str, Floats]) -> dict[str, Surrogate]:
     """One fitted surrogate per target.
 
     Args:

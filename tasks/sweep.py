@@ -9,7 +9,9 @@ halved and the sweep goes on.
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import numpy as np
 
 from storage.cache import Meter, Progress, Runtime
 from tasks.device import choose_device, free_memory
@@ -23,9 +25,6 @@ from tasks.mixture import Mixture
 from tasks.model import check_context
 from tasks.pool import MergedModel, Pool
 from tasks.window import Windows, load_windows
-
-if TYPE_CHECKING:
-    import numpy as np
 
 LOG = logging.getLogger("mixpool.sweep")
 
@@ -152,7 +151,7 @@ class Sweeper:
         except MergeError as error:
             raise MergeError(f"mixture {job.label!r}: {error}") from error
 
-    def _sums(self, loaded: LoadedSet) -> "np.ndarray":
+    def _sums(self, loaded: LoadedSet) -> np.ndarray:
         num_groups = len(loaded.windows.num_tokens)
         while True:
             self._score.expect(loaded.batches)
@@ -187,9 +186,7 @@ class Sweeper:
         )
         return self._sets[failed.entry.name]
 
-    def _row(self, job: Job, loaded: LoadedSet, sums: "np.ndarray", meter: Meter) -> Row:
-        import numpy as np
-
+    def _row(self, job: Job, loaded: LoadedSet, sums: np.ndarray, meter: Meter) -> Row:
         settings = self._model.model.config
         length = loaded.windows.inputs.shape[1]
         shape = Attention(settings.num_hidden_layers, settings.hidden_size, length)

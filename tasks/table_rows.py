@@ -7,6 +7,8 @@ name the row that its reader will find there.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -16,8 +18,6 @@ SPREAD = 0.01
 
 def finite(numbers: "pd.DataFrame", notes: list[str]) -> "pd.DataFrame":
     """The rows in which every number is finite."""
-    import numpy as np
-
     kept = np.isfinite(numbers.to_numpy()).all(axis=1)
     if not kept.all():
         row = int(np.argmin(kept))
@@ -104,8 +104,6 @@ def averaged(numbers: "pd.DataFrame", names: list[str], notes: list[str]) -> "pd
 
 def varying(numbers: "pd.DataFrame", names: list[str], notes: list[str]) -> list[str]:
     """The weight columns that tell rows apart."""
-    import numpy as np
-
     constant = [name for name in names if np.ptp(numbers[name].to_numpy()) < 1e-9]
     if constant:
         notes.append(

@@ -10,16 +10,15 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
+
+import numpy as np
 
 from storage.cache import Step, Workspace
 from storage.fingerprint import Config
 from tasks import documents
 from tasks.encoders import Encoders, batches
 from tasks.model import digest_of
-
-if TYPE_CHECKING:
-    import numpy as np
 
 T = TypeVar("T")
 
@@ -69,10 +68,8 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def load_tokens(folder: Path) -> "np.ndarray":
+def load_tokens(folder: Path) -> np.ndarray:
     """The token ids of an artifact, shape (num_tokens,), mapped into memory, read-only."""
-    import numpy as np
-
     facts = json.loads((folder / "tokens.json").read_text())
     if not facts["num_tokens"]:  # no system maps an empty file
         return np.empty(0, facts["dtype"])

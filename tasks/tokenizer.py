@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
 from pydantic import Field
 
 from storage.cache import Step, Workspace
@@ -18,7 +19,6 @@ from tasks import documents
 from tasks.ids import Vocabulary, shared
 
 if TYPE_CHECKING:
-    import numpy as np
     from tokenizers import Tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
@@ -70,19 +70,15 @@ class Encoder:
         """Smallest unsigned integer type that holds every id."""
         return self.vocabulary.dtype
 
-    def encode(self, texts: list[str]) -> list["np.ndarray"]:
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
         """Token ids of each text, end-of-text last; nothing else is added."""
-        import numpy as np
-
         return [np.frombuffer(ids, dtype=self.dtype) for ids in self._ids.encode(texts)]
 
-    def encode_starts(self, texts: list[str], limit: int | None) -> list[tuple[str, "np.ndarray"]]:
+    def encode_starts(self, texts: list[str], limit: int | None) -> list[tuple[str, np.ndarray]]:
         """Like ``encode``, cut after ``limit`` tokens, each with the text that these stand for.
 
         Where the cut would fall inside a character, the tokens of that character are left out.
         """
-        import numpy as np
-
         if limit is None:
             return list(zip(texts, self.encode(texts), strict=True))
         starts = []

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from pydantic import Field
 
 from storage.cache import Step, Workspace
@@ -42,7 +43,6 @@ from tasks.state import (
 from tasks.tokenize import load_tokens
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from transformers import PreTrainedModel
 
@@ -88,7 +88,7 @@ class Blocks:
     Every epoch is one permutation of all blocks; ``batch(i)`` depends on (seed, i) only.
     """
 
-    def __init__(self, files: list["np.ndarray"], context: int, batch: int, seed: int) -> None:
+    def __init__(self, files: list[np.ndarray], context: int, batch: int, seed: int) -> None:
         counts = [max(0, (len(tokens) - 1) // context) for tokens in files]
         if not sum(counts):
             raise TrainingError(
@@ -103,16 +103,12 @@ class Blocks:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def batch(self, step: int) -> "np.ndarray":
+    def batch(self, step: int) -> np.ndarray:
         """Token ids of step ``step``, int64, shape (batch, context + 1)."""
-        import numpy as np
-
         numbers = range(step * self._batch, (step + 1) * self._batch)
         return np.stack([self._block(self._shuffled(n)) for n in numbers]).astype(np.int64)
 
     def _shuffled(self, number: int) -> int:
-        import numpy as np
-
         epoch, position = divmod(number, len(self))
         if epoch != self._epoch:
             self._epoch = epoch
@@ -120,7 +116,7 @@ class Blocks:
             self._order = generator.permutation(len(self))
         return int(self._order[position])
 
-    def _block(self, block: int) -> "np.ndarray":
+    def _block(self, block: int) -> np.ndarray:
         file = bisect.bisect_right(self._ends, block)
         start = (block - (self._ends[file - 1] if file else 0)) * self._context
         return self._files[file][start : start + self._context + 1]

@@ -13,8 +13,9 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
+import numpy as np
 from pydantic import Field
 
 from storage.cache import Step, Workspace
@@ -22,9 +23,6 @@ from storage.fingerprint import Config
 from tasks import documents
 from tasks.tokenize import BATCH, batched
 from tasks.tokenizer import Encoder
-
-if TYPE_CHECKING:
-    import numpy as np
 
 WORDS = re.compile(r"\s+")
 
@@ -46,21 +44,21 @@ class WindowConfig(Config):
 class Windows(NamedTuple):
     """A prepared evaluation set of W windows and G groups."""
 
-    inputs: "np.ndarray"
+    inputs: np.ndarray
     """Token ids, int32, shape (W, context_length), zero-padded on the right."""
-    targets: "np.ndarray"
+    targets: np.ndarray
     """The next token of each position, int32, shape (W, context_length)."""
-    first: "np.ndarray"
+    first: np.ndarray
     """First scored position of each window, int32, shape (W,)."""
-    length: "np.ndarray"
+    length: np.ndarray
     """Positions in use, int32, shape (W,); scored are ``first <= position < length``."""
-    group: "np.ndarray"
+    group: np.ndarray
     """Group of each window's document, int32, shape (W,)."""
-    num_tokens: "np.ndarray"
+    num_tokens: np.ndarray
     """Scored tokens of each group, int64, shape (G,)."""
-    num_bytes: "np.ndarray"
+    num_bytes: np.ndarray
     """UTF-8 bytes of each group, int64, shape (G,)."""
-    num_words: "np.ndarray"
+    num_words: np.ndarray
     """Words of each group (split at white space), int64, shape (G,)."""
 
 
@@ -84,7 +82,6 @@ def build(
     Raises:
         ValueError: the set has no document, or none with text.
     """
-    import numpy as np
     from safetensors.numpy import save_file
 
     encoder = Encoder(inputs["tokenizer"])
@@ -135,10 +132,8 @@ def _groups(digests: list[str], limit: int) -> list[int]:
 
 
 def _document_windows(
-    ids: "np.ndarray", end_of_text: int, group: int, config: WindowConfig
-) -> list[tuple["np.ndarray", int, int]]:
-    import numpy as np
-
+    ids: np.ndarray, end_of_text: int, group: int, config: WindowConfig
+) -> list[tuple[np.ndarray, int, int]]:
     # The encoder closes a document with end-of-text; here it stands in front, and is not scored.
     tokens = np.concatenate([np.array([end_of_text]), ids[:-1]])
     return [
@@ -147,9 +142,7 @@ def _document_windows(
     ]
 
 
-def _arrays(windows: list[tuple["np.ndarray", int, int]], context: int) -> dict[str, "np.ndarray"]:
-    import numpy as np
-
+def _arrays(windows: list[tuple[np.ndarray, int, int]], context: int) -> dict[str, np.ndarray]:
     tokens = np.zeros((len(windows), context + 1), dtype=np.int32)
     for row, (ids, _, _) in enumerate(windows):
         tokens[row, : len(ids)] = ids
