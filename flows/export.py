@@ -57,7 +57,7 @@ def export_model(store: Store, run: RunContent, mixture: Mixture, folder: Path) 
     """
     from safetensors.torch import save_file
 
-    from tasks.model import average_weights, check_mergeable, facts_of, load_weights
+    from tasks.merging import average_weights, check_mergeable, facts_of, load_weights
     from tasks.tokenizer import copy_files
 
     if folder.exists() and any(folder.iterdir()):

@@ -46,11 +46,6 @@ class Garbage(NamedTuple):
     num_bytes: int
     """Sum of the sizes of all files in bytes."""
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to delete."""
-        return not any(self[:-1])
-
 
 class InUseError(RuntimeError):
     """A live run works on the store, so nothing may be deleted now."""

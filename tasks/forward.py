@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TILE = 1024
-"""Positions, and entries of the vocabulary, in one tile on a CPU: 4 MB of float32 logits."""
+"""Positions, and entries of the vocabulary, in one tile on a CPU: 4 MB of float32 logits. Also the
+positions whose logits are lifted to float32 at once."""
 
 SMALL = 8192
 """Up to so many entries a CPU keeps whole rows of logits, fewer at a time, in the same 4 MB."""
@@ -32,7 +33,7 @@ LOWEST_BIAS = 100.0
 """A head whose bias masks tokens gives its logits."""
 
 PIECE = 4096
-"""Positions whose logits are computed at once on a GPU, or lifted to float32 at once."""
+"""Positions whose logits are computed at once on a GPU."""
 
 CPU_BATCH, GPU_BATCH = 2048, 32768
 """Positions in one batch if nobody says otherwise: above the knee where latency stops being flat,

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
 from typing import Literal, Self, TypeAlias
 
 Unit: TypeAlias = Literal["partition", "domain"]
@@ -42,7 +41,9 @@ class Mixture:
         for member, part in self.parts:
             if not isinstance(part, int) or isinstance(part, bool) or part < 1:
                 raise ValueError(f"the part of {member!r} is {part!r}: give a positive integer")
-        _refuse_repeated([member for member, _ in self.parts], "a mixture")
+        times = Counter(member for member, _ in self.parts)
+        if repeated := sorted(member for member, count in times.items() if count > 1):
+            raise ValueError(f"a mixture names {repeated} more than once: name each once")
         divisor = math.gcd(*(part for _, part in self.parts))
         reduced = tuple(sorted(_pair(member, part // divisor) for member, part in self.parts))
         object.__setattr__(self, "parts", reduced)
@@ -126,28 +127,9 @@ class Mixture:
             parts[names[member]] += part
         return Mixture.of(parts)
 
-    def with_member(self, member: str) -> "Mixture":
-        """This uniform mixture with one member more; refused for other mixtures."""
-        self._refuse_unlike("added to")
-        return Mixture.uniform((*self.members, member))
-
-    def without_member(self, member: str) -> "Mixture":
-        """This uniform mixture with one member less; refused for other mixtures."""
-        self._refuse_unlike("taken from")
-        if member not in self.members:
-            raise ValueError(f"{member!r} is not in the mixture {self.label}: take one that is")
-        return Mixture.uniform(other for other in self.members if other != member)
-
     def config(self) -> list[list[str | int]]:
         """The canonical value for fingerprints: a list of [member, parts]."""
         return [[member, part] for member, part in self.parts]
-
-    def _refuse_unlike(self, act: str) -> None:
-        if not self.is_uniform:
-            raise ValueError(
-                f"a member cannot be {act} {self.label}, whose members weigh unlike: "
-                "say its part with Mixture.of"
-            )
 
 
 @functools.lru_cache(maxsize=100_000)
@@ -156,12 +138,8 @@ def _pair(member: str, part: int) -> tuple[str, int]:
     return member, part
 
 
-def _refuse_repeated(names: list[str], where: str) -> None:
-    if repeated := sorted(name for name, times in Counter(names).items() if times > 1):
-        raise ValueError(f"{where} names {repeated} more than once: name each once")
-
-
 def by_domain(partitions: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """The partitions of each domain, both sorted by name, from the domain of each partition."""
     found: dict[str, list[str]] = {}
     for name in sorted(partitions):
         found.setdefault(partitions[name], []).append(name)
@@ -169,6 +147,7 @@ def by_domain(partitions: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
 
 
 def unknown(name: str, where: str, known: Iterable[str]) -> ValueError:
+    """An error to raise for a name that is not among ``known``, with those that look like it."""
     names = sorted(set(known))
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:3]
     return ValueError(f"{where} names {name!r}, which is unknown: did you mean one of {near}?")
@@ -177,33 +156,8 @@ def unknown(name: str, where: str, known: Iterable[str]) -> ValueError:
 def spread(parts: Mapping[str, int], units: Units, merge: Merge = "macro") -> Mixture:
     """Parts of units as parts of partitions: shared evenly and exactly (macro), or given to each."""
     common = math.lcm(*(len(units[unit]) for unit in parts))
-    spread: Counter[str] = Counter()
+    found: Counter[str] = Counter()
     for unit, part in parts.items():
         for partition in units[unit]:
-            spread[partition] += part * (common // len(units[unit]) if merge == "macro" else 1)
-    return Mixture.of(spread)
-
-
-def _chosen(domains: Iterable[str], partitions: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    known, names = by_domain(partitions), list(domains)
-    _refuse_repeated(names, "the list of domains")
-    for name in names:
-        if name not in known:
-            raise unknown(name, "the list of domains", known)
-    return {name: known[name] for name in names}
-
-
-def macro(domains: Iterable[str], partitions: Mapping[str, str]) -> Mixture:
-    """Average inside each domain first, then over ``domains``.
-
-    Args:
-        domains: which domains; unknown or repeated ones raise ValueError.
-        partitions: the domain of each partition.
-    """
-    units = _chosen(domains, partitions)
-    return spread(dict.fromkeys(units, 1), units)
-
-
-def micro(domains: Iterable[str], partitions: Mapping[str, str]) -> Mixture:
-    """All partitions of ``domains`` weigh alike; arguments and errors as in ``macro``."""
-    return Mixture.uniform(chain.from_iterable(_chosen(domains, partitions).values()))
+            found[partition] += part * (common // len(units[unit]) if merge == "macro" else 1)
+    return Mixture.of(found)

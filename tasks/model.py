@@ -8,7 +8,7 @@ file that lacks weights of its model is refused, because transformers would make
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -16,10 +16,6 @@ from storage.artifact import describe
 from storage.cache import Step, Workspace
 from storage.fingerprint import Config, fingerprint
 from tasks.merging import FACTS, Facts
-from tasks.merging import average_weights as average_weights
-from tasks.merging import check_mergeable as check_mergeable
-from tasks.merging import facts_of as facts_of
-from tasks.merging import load_weights as load_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,9 +56,6 @@ class GivenModel(Config):
     """This choice's name."""
     path: str = Field(min_length=1)
     """Local folder or hub name of the model."""
-
-
-Architecture = Annotated[LlamaArchitecture | GivenModel, Field(discriminator="kind")]
 
 
 class InitialiseConfig(Config):

@@ -74,7 +74,7 @@ class Course(Protocol):
     def opening(
         self, mixtures: Sequence[int], *, with_members: bool
     ) -> tuple[Floats, Floats] | None:
-        """What is needed in any case: ``part(mixtures, 0)``, and losses of the K partition models.
+        """What is needed in any case: ``look(mixtures, 0)``, and the partition models' losses.
 
         The latter are of shape (K, G), or (0, G) where they are not wanted.
         """

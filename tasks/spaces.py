@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from storage.fingerprint import Config
-from tasks.mixture import Merge, Mixture, Unit, Units, by_domain, macro, spread, unknown
+from tasks.mixture import Merge, Mixture, Unit, Units, by_domain, spread, unknown
 
 
 class Catalogue(NamedTuple):
@@ -95,8 +95,8 @@ class Subsets(_Filtered):
                 if self.merge == "micro":
                     yield Mixture.uniform(chosen)
                 else:
-                    near = {name: catalogue.partitions[name] for name in chosen}
-                    yield macro(set(near.values()), near)
+                    domains = by_domain({name: catalogue.partitions[name] for name in chosen})
+                    yield spread(dict.fromkeys(domains, 1), domains)
 
     def _plan(self, catalogue: Catalogue) -> tuple[Units, set[str], list[int]]:
         units = catalogue.units(self.unit, self.only)

@@ -48,17 +48,6 @@ def ranking_table(ranking: "pd.DataFrame") -> Table:
     return table_of(ranking, RANKING, ranking["tied"])
 
 
-def table_as_it_is(frame: "pd.DataFrame") -> Table:
-    """Any frame: numbers with four significant digits, the rest as text."""
-    from pandas.api.types import is_bool_dtype, is_numeric_dtype
-
-    def show(name: str) -> Show:
-        numeric = is_numeric_dtype(frame[name]) and not is_bool_dtype(frame[name])
-        return significant if numeric else text
-
-    return table_of(frame, {name: (str(name), show(name)) for name in frame.columns})
-
-
 def sizes_table(best: "pd.DataFrame") -> Table:
     """Rows of ``tasks.choice.best_of_sizes``; those tied with the best of all are marked."""
     best = best.assign(

@@ -25,8 +25,7 @@ from storage.cache import Step, Workspace
 from storage.checkpoint import BackgroundSaves
 from storage.fingerprint import Config
 from tasks.device import choose_device
-from tasks.divergence import REMEDY, Losses
-from tasks.divergence import TrainingError as TrainingError
+from tasks.divergence import REMEDY, Losses, TrainingError
 from tasks.energy import Attention, training_flops
 from tasks.gradients import clip, loss_function, moved
 from tasks.heap import kept_heap

@@ -33,11 +33,12 @@ from storage.cache import Call, Handle, OutOfSpaceError, Progress, Runtime, buil
 from storage.lease import Busy
 from storage.lineage import live_work
 from storage.store import CorruptArtifactError, Store
+from tasks.divergence import TrainingError
 from tasks.energy import Meter
 from tasks.losses import EvaluateConfig
 from tasks.mixture import Mixture
 from tasks.rows import Rows
-from tasks.train import TRAIN, TrainConfig, TrainingError
+from tasks.train import TRAIN, TrainConfig
 
 pytest_plugins = ["tests.tasks.tiny_models"]
 

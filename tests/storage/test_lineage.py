@@ -171,7 +171,7 @@ def test_what_kept_runs_reach_stays_and_nothing_else(drawn: Drawn, breaks_at: in
             assert garbage.num_bytes == sum(before[path].num_bytes for path in gone)
         assert backend.list("").keys() == _expected(drawn, records)
         assert _sound(store)
-        assert lineage.find_garbage(store, keep).is_empty
+        assert not any(lineage.find_garbage(store, keep)[:-1])
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def test_two_do_not_collect_at_once_and_a_run_can_see_it(store: Store) -> None:
         with pytest.raises(lineage.InUseError, match="somebody else is deleting garbage"):
             lineage.collect(store, None)
     assert lineage.collector(store) is None
-    assert lineage.collect(store, None).is_empty
+    assert not any(lineage.collect(store, None)[:-1])
 
 
 class HalvingBackend(LocalBackend):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from storage.fingerprint import canonical
-from tasks.mixture import Mixture, macro, micro
+from tasks.mixture import Mixture, by_domain, spread
 from tasks.spaces import (
     AddOneIn,
     Dirichlet,
@@ -95,7 +95,6 @@ def test_views_of_a_mixture() -> None:
     assert (uneven.is_uniform, even.is_uniform) == (False, True)
     assert (uneven.size, uneven.total, uneven.members) == (2, 4, ("code", "prose"))
     assert canonical(uneven.config()) == [["code", 3], ["prose", 1]]
-    assert even.with_member("law").without_member("prose") == Mixture.uniform(["code", "law"])
     assert sorted([uneven, even]) == [even, uneven]
 
 
@@ -114,13 +113,6 @@ def test_views_of_a_mixture() -> None:
         (lambda: Mixture.from_weights({"a": 0.0}, 10), "sum to zero"),
         (lambda: Mixture.from_weights({"a": 1.0}, 0), "resolution is 0"),
         (lambda: Mixture.uniform("ab").renamed({"a": "x"}), r"\['b'\]"),
-        (lambda: Mixture.of({"a": 2, "b": 1}).with_member("c"), "weigh unlike"),
-        (lambda: Mixture.of({"a": 2, "b": 1}).without_member("a"), "weigh unlike"),
-        (lambda: Mixture.uniform("ab").with_member("a"), "more than once"),
-        (lambda: Mixture.uniform("ab").without_member("c"), "'c' is not in"),
-        (lambda: Mixture.uniform("a").without_member("a"), "no members"),
-        (lambda: macro(["cod"], CORPUS), r"'cod', which is unknown.*\['code'"),
-        (lambda: micro(["code", "code"], CORPUS), "more than once"),
     ],
 )
 def test_what_is_no_mixture_is_refused(act: object, message: str) -> None:
@@ -132,10 +124,11 @@ def test_what_is_no_mixture_is_refused(act: object, message: str) -> None:
 @given(corpora)
 def test_macro_weighs_domains_alike_and_micro_partitions(corpus: dict[str, str]) -> None:
     sizes = {domain: list(corpus.values()).count(domain) for domain in corpus.values()}
-    assert macro(sizes, corpus).weights == {
+    units = by_domain(corpus)
+    assert spread(dict.fromkeys(units, 1), units).weights == {
         name: Fraction(1, len(sizes) * sizes[domain]) for name, domain in corpus.items()
     }
-    assert micro(sizes, corpus) == Mixture.uniform(corpus)
+    assert spread(dict.fromkeys(units, 1), units, "micro") == Mixture.uniform(corpus)
 
 
 @given(corpora, st.sampled_from(["micro", "macro"]), st.sampled_from(["partition", "domain"]))

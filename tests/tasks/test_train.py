@@ -25,11 +25,12 @@ from storage.cache import Call, Handle, Progress, Runtime, Workspace, build, dep
 from storage.checkpoint import Checkpoints
 from storage.local import LocalBackend
 from storage.store import Store
+from tasks.divergence import TrainingError
 from tasks.energy import Meter
 from tasks.merging import facts_of, load_weights
 from tasks.model import digest_of, load_model
 from tasks.tokenize import load_tokens
-from tasks.train import TRAIN, Blocks, TrainConfig, TrainingError, learning_rate
+from tasks.train import TRAIN, Blocks, TrainConfig, learning_rate
 from tasks.train import build as train
 
 pytest_plugins = ["tests.tasks.tiny_models"]
