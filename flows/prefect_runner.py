@@ -43,6 +43,7 @@ from storage.lease import Busy
 from storage.patience import UnreachableError
 from storage.store import Store
 from tasks.rows import Rows
+from tasks.steps import MODELS
 from tasks.sweep import Job
 from tasks.tables import duration
 
@@ -124,7 +125,7 @@ class PrefectRunner:
     """Makes task runs of what the chain asks for; to be used as a context inside a flow run.
 
     Args:
-        may_train: whether a model that is not in the store is trained, or refused.
+        may_train: whether a model that is not in the store is made, or refused.
     """
 
     def __init__(
@@ -163,7 +164,7 @@ class PrefectRunner:
         """The results of calls that do not need one another, in order; one task run for each.
 
         Raises:
-            ValueError: a model would have to be trained, and this runner trains none.
+            ValueError: a model would have to be made, and this runner makes none.
         """
         look_ahead(self.store, calls)
         lacking = [call for call in calls if lookup(self.store, call) is None]
@@ -177,13 +178,13 @@ class PrefectRunner:
 
             return Piece(call.step.name, call.name, act, lambda: self._is_free(call))
 
-        needs_device = any(call.step.kind == "model" for call in lacking)
+        needs_device = any(call.step.on_device for call in lacking)
         workers = len(self.devices.names) if needs_device else 1
         carry_out_all([piece(number, call) for number, call in enumerate(calls)], workers)
         return [note(self.ledger, call, found[number]) for number, call in enumerate(calls)]
 
     def _check_trained(self, lacking: Sequence[Call[Any]]) -> None:
-        untrained = [call.label for call in lacking if call.step.kind == "model"]
+        untrained = [call.label for call in lacking if call.step in MODELS]
         if untrained and not self._may_train:
             raise ValueError(
                 f"{len(untrained)} models are not in the store ({', '.join(untrained[:8])}), and this "
@@ -194,7 +195,7 @@ class PrefectRunner:
         if (found := lookup(self.store, call)) is not None:
             return found
         progress = self.reporter.task(call.name)
-        if call.step.kind == "model":
+        if call.step.on_device:
             with self.devices.take(stop) as device:
                 LOG.info("%s: computing on %s", call.name, device.name)
                 return device.build(call, progress, stop)

@@ -143,8 +143,8 @@ class InlineRunner:
         found = lookup(self.store, call)
         if found is not None:
             return found
-        if call.step.name == "train":
-            self._raced = None  # a training may need the memory of the pool
+        if call.step.on_device:
+            self._raced = None  # it may need the memory of the pool
         progress = self.reporter.task(call.name)
         return build(self.store, call, self.runtime, step_meter(call, self.runtime), progress)
 
@@ -202,9 +202,9 @@ def offset(progress: Progress, before: int, whole: int) -> Progress:
 
 
 def step_meter(call: Call[Any], runtime: Runtime) -> Meter:
-    """A meter for the device that the step computes on; only training and descent use a GPU."""
+    """A meter for the device that the step computes on."""
     device = "cpu"
-    if call.step.name in {"train", "descend"}:
+    if call.step.on_device:
         from tasks.device import choose_device
 
         device = choose_device(runtime)

@@ -161,7 +161,6 @@ class Course:
         state = self._state
         if state.rules.descent is None:
             return True
-        self._run.rest()  # a descent has a pool of its own
         (made,) = self._run.map([descent_call(self._prepared, state, state.rules.descent)])
         if made.artifact is None:
             return False

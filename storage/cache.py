@@ -113,7 +113,8 @@ class Step(Generic[C]):
 
     ``build(config, inputs, output, workspace)`` writes the artifact's files into ``output`` and
     returns details for the record. ``version`` is raised by hand when equal inputs should give
-    another output.
+    another output. ``on_device`` says that it computes on the runtime's device and needs it for
+    itself; where a step runs cannot change its output, so that is in no key and no record.
     """
 
     name: str
@@ -121,6 +122,7 @@ class Step(Generic[C]):
     kind: str
     config: type[C]
     build: Callable[[C, Mapping[str, Path], Path, Workspace], Mapping[str, object]]
+    on_device: bool = False
 
 
 @dataclass(frozen=True)

@@ -216,4 +216,4 @@ def _sample(windows: Windows, tokens: float, generator: np.random.Generator) -> 
     )
 
 
-DESCEND = Step("descend", 1, "descent", DescendConfig, build)
+DESCEND = Step("descend", 1, "descent", DescendConfig, build, on_device=True)

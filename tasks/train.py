@@ -277,4 +277,4 @@ def training_tokens(config: TrainConfig) -> int:
     return config.steps * config.batch_size * config.context_length
 
 
-TRAIN = Step("train", 1, "model", TrainConfig, build)
+TRAIN = Step("train", 1, "model", TrainConfig, build, on_device=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from flows.prefect_flows import ablate_flow, run_with_prefect, sweep_flow
+from flows.prefect_flows import ablate_flow, run_with_prefect, search_flow, sweep_flow
 
 # isort: split
 # Prefect reads its settings when it is imported; in a process of ours our defaults are set by then.
@@ -180,6 +180,8 @@ def main(folder: Path) -> None:
         "runtime": {"device": "cpu", "threads": 1},
     }
     other = {**form, "recipe": {**form["recipe"], "name": "sweeping"}}
+    seeking = {**form, "recipe": {**form["recipe"], "name": "seeking"}}
+    descent = "search.descent={starts: 1, steps: 2, tokens: 64}"
     named: dict[str, Any] = {"flow_run_name": "{url}"}
     outcomes = {
         "first": outcome(
@@ -188,6 +190,13 @@ def main(folder: Path) -> None:
         "second": outcome(lambda: ablate_flow(**form, store=store)),
         "sweeping": outcome(lambda: sweep_flow(**other, overrides=["train.steps=6"], store=store)),
         "sweeping again": outcome(lambda: sweep_flow(**other, store=store)),
+        "seeking": outcome(
+            lambda: search_flow(
+                **seeking,
+                overrides=["search.evaluations=8", "search.start=6", descent],
+                store=store,
+            )
+        ),
         "showing": outcome(lambda: showing_flow.with_options(**named)("memory://showing")),
         "held": outcome(lambda: held_flow.with_options(**named)("memory://held")),
         "stumbling": outcome(lambda: stumbling_flow.with_options(**named)("memory://stumbling")),

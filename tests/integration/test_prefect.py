@@ -16,6 +16,10 @@ from flows.recipe import Recipe, to_yaml
 from flows.runners import InlineRunner
 from storage.cache import Runtime
 from storage.store import Store
+from tasks.descent import DESCEND
+from tasks.model import INITIALISE
+from tasks.tokenize import TOKENIZE
+from tasks.train import TRAIN
 
 ROOT = Path(__file__).parents[2]
 NAME = "Tiny <b>1"
@@ -155,6 +159,28 @@ def test_flow_that_only_evaluates_trains_nothing(session: Session) -> None:
     error = session.outcomes["sweeping"]["error"]
     assert "6 models are not in the store (birds-0, cooking-0," in error
     assert session.outcomes["sweeping again"]["result"]["losses_evaluated"] == 0
+
+
+def test_a_descent_takes_the_device_and_its_process(session: Session) -> None:
+    (run,) = session.ids("seeking")
+    assert ("descend search", "Completed") in session.tasks(run)
+    assert session.outcomes["seeking"]["result"]["trained"] == []
+    said = {log["message"] for log in session.logs if log["in_task"]}
+    on_device = {text.partition(":")[0] for text in said if text.endswith(": computing on cpu")}
+    made = ["base", "birds-0", "cooking-0", "law-0", "letters-0", "rivers-0", "sums-0"]
+    assert on_device == {"descend search", *(f"train {name}" for name in made)}
+    commands = {
+        step.name: {record.provenance["command"][0] for record in store.records(step.name)}
+        for store in [Store(str(session.folder / "store"))]
+        for step in (TRAIN, DESCEND, INITIALISE, TOKENIZE)
+    }
+    here = str(Path(__file__).with_name("prefect_session.py"))
+    assert commands == {
+        "train": {"-c"},
+        "descend": {"-c"},
+        "initialise": {here},
+        "tokenize": {here},
+    }
 
 
 def test_logs_of_steps_reach_the_task_run(session: Session) -> None:

@@ -22,13 +22,20 @@ from storage.artifact import step_key
 from storage.cache import Step
 from storage.fingerprint import Config, canonical, fingerprint
 from tasks import losses
-from tasks.descent import DescendConfig
+from tasks.descent import DESCEND, DescendConfig
 from tasks.losses import EvaluateConfig
-from tasks.model import ImportConfig, InitialiseConfig, LlamaArchitecture
+from tasks.model import (
+    IMPORT_MODEL,
+    INITIALISE,
+    ImportConfig,
+    InitialiseConfig,
+    LlamaArchitecture,
+)
 from tasks.part import PartConfig
+from tasks.steps import MODELS, STEPS
 from tasks.tokenize import TokenizeConfig
 from tasks.tokenizer import TrainTokenizer
-from tasks.train import TrainConfig
+from tasks.train import TRAIN, TrainConfig
 from tasks.window import WindowConfig
 
 GOLDEN = Path(__file__).with_name("versions.json")
@@ -128,21 +135,19 @@ def imports(tree: ast.AST, known: set[str]) -> Iterator[tuple[str, Definition]]:
 
 
 def steps() -> dict[str, tuple[int, list[Definition]]]:
-    """Version of every step in ``tasks`` and of evaluating, and the definitions that each begins with."""
+    """Version of every step and of evaluating, and the definitions that each begins with."""
     sweeper = next(name for name, module in modules().items() if "Sweeper" in module.definitions)
     begin = [Definition(sweeper, name) for name in ("Sweeper", "missing_jobs")]
-    found = {EVALUATE: (losses.VERSION, begin)}
-    for name, module in modules().items():
-        for constant, node in module.definitions.items():
-            if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("Step("):
-                step = getattr(importlib.import_module(name), constant)
-                assert isinstance(step, Step)
-                parts = (step.build, step.config)
-                found[step.name] = (
-                    step.version,
-                    [Definition(part.__module__, part.__name__) for part in parts],
-                )
-    return found
+    return {
+        EVALUATE: (losses.VERSION, begin),
+        **{
+            step.name: (
+                step.version,
+                [Definition(part.__module__, part.__name__) for part in (step.build, step.config)],
+            )
+            for step in STEPS
+        },
+    }
 
 
 def behind(definitions: list[Definition]) -> set[Definition]:
@@ -216,6 +221,17 @@ def present() -> dict[str, Any]:
         "versions": {name: version for name, (version, _) in sorted(steps().items())},
         "sources": {name: sorted(digests) for name, digests in sorted(sources.items())},
     }
+
+
+def test_every_step_is_in_the_list() -> None:
+    values = [value for name in modules() for value in vars(importlib.import_module(name)).values()]
+    assert {*STEPS} == {value for value in values if isinstance(value, Step)}
+    assert len({step.name for step in STEPS}) == len(STEPS), "the store keeps them by name"
+
+
+def test_what_takes_a_device_and_what_makes_a_model() -> None:
+    assert {step for step in STEPS if step.on_device} == {TRAIN, DESCEND}
+    assert {*MODELS} == {INITIALISE, IMPORT_MODEL, TRAIN}
 
 
 @pytest.mark.parametrize("name", sorted(steps()))

@@ -1,0 +1,30 @@
+"""Every step: what is computed once, kept in the store under a key, and looked up ever after.
+
+What stands here is all that can make an artifact of others. A scan is no step, as it depends on what
+earlier scans decided, nor is evaluating mixtures, which has a table of its own (``tasks.losses``).
+"""
+
+from typing import Any
+
+from storage.cache import Step
+from tasks.descent import DESCEND
+from tasks.model import IMPORT_MODEL, INITIALISE
+from tasks.part import PART
+from tasks.tokenize import TOKENIZE
+from tasks.tokenizer import TRAIN_TOKENIZER
+from tasks.train import TRAIN
+from tasks.window import WINDOW
+
+STEPS: tuple[Step[Any], ...] = (
+    TRAIN_TOKENIZER,  # documents to a tokenizer
+    TOKENIZE,  # documents to one file of token ids
+    WINDOW,  # documents of an evaluation set to windows of tokens
+    PART,  # some of the windows of an evaluation set, for a race
+    INITIALISE,  # a model with random weights
+    IMPORT_MODEL,  # a model that somebody gave
+    TRAIN,  # a model trained on one or several token files
+    DESCEND,  # the pool of a search to mixtures, down the gradient of the merged model
+)
+
+MODELS = tuple(step for step in STEPS if step.kind == "model")
+"""Those that make a model."""
