@@ -140,6 +140,8 @@ def plan(
     ] = False,
 ) -> None:
     """Say what is stored, what would be built, at most how many, and at what cost."""
+    from tasks.train import TRAIN
+
     made = _plan(recipe, store, overrides, runtime, references=references, search=search)
     tree = made.to_json()
     if as_json:
@@ -160,7 +162,7 @@ def plan(
     at_most = "at most " if tree["upper_bound"] else ""
     out.print(
         f"{tree['partitions']} partitions, {tree['mixtures']:,} mixtures; {at_most}"
-        f"{len(made.to_build('train'))} trainings of {made.training_tokens:,} tokens and "
+        f"{len(made.to_build(TRAIN))} trainings of {made.training_tokens:,} tokens and "
         f"{missing:,} losses{made.then}; {_cost(made)}",
         soft_wrap=True,
     )
@@ -222,6 +224,8 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Say why each step would run: the fields that differ from the nearest record."""
+    from tasks.train import TRAIN
+
     made = _plan(recipe, store, overrides, runtime)
     if as_json:
         steps = [_explanation(explanation) for explanation in made.explanations]
@@ -230,7 +234,7 @@ def explain(
     for explanation in made.explanations:
         out.print(str(explanation), soft_wrap=True)
     if made.pairs_missing:
-        waiting = len(made.to_build("train"))
+        waiting = len(made.to_build(TRAIN))
         why = f", for {waiting} models are not built" if waiting else ""
         lacking = f"{made.pairs_missing:,} are not in the table"
         out.print(f"losses: {lacking}{why}{made.then}", soft_wrap=True)

@@ -17,6 +17,7 @@ from storage.cache import Runtime
 from tasks.carbon import co2e_kg, facility_kwh
 from tasks.energy import Cost, total
 from tasks.mixture import Mixture
+from tasks.train import TRAIN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,7 +73,7 @@ def _recorded(ledger: Ledger) -> dict[str, list[Cost]]:
 
 
 def _what(entry: Entry) -> str:
-    if entry.step != "train":
+    if entry.step != TRAIN:
         return "other steps"
     return "training references" if entry.label.startswith(REFERENCE) else "training"
 

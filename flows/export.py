@@ -18,6 +18,8 @@ from storage.artifact import Record
 from storage.fingerprint import short
 from storage.store import Store
 from tasks.mixture import Mixture, Unit
+from tasks.tokenizer import TRAIN_TOKENIZER
+from tasks.train import TRAIN
 
 
 def parse_mixture(text: str, run: RunContent) -> Mixture:
@@ -92,12 +94,12 @@ def export_model(store: Store, run: RunContent, mixture: Mixture, folder: Path) 
 
 def _trainings(store: Store, run: RunContent, mixture: Mixture) -> dict[str, Record]:
     """How each member's model was made, by name."""
-    made = {record.output.digest: record for record in store.records("train")}
+    made = {record.output.digest: record for record in store.records(TRAIN.name)}
     return {name: _known(made, run.models[name], name) for name in mixture.members}
 
 
 def _tokenizer_folder(store: Store, digest: str) -> Path:
-    made = {record.output.digest: record for record in store.records("tokenizer")}
+    made = {record.output.digest: record for record in store.records(TRAIN_TOKENIZER.name)}
     return store.fetch(_known(made, digest, "tokenizer").output)
 
 

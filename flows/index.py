@@ -24,6 +24,7 @@ from storage.store import Store
 from tasks import tables
 from tasks.ranking import MACRO_MEAN
 from tasks.report import page_environment
+from tasks.train import TRAIN
 
 LOG = logging.getLogger("mixpool.run")
 
@@ -101,7 +102,7 @@ def _page(store: Store, files: Iterable[str]) -> str:
         created=now(),
         runs=Newest.of(_runs(runs, set(files)), MOST_RUNS, "name"),
         rankings=_rankings(store, runs),
-        models=Newest.of(map(_model, store.records("train")), MOST_MODELS, "when").by("label"),
+        models=Newest.of(map(_model, store.records(TRAIN.name)), MOST_MODELS, "when").by("label"),
         partitions=Newest.of(
             map(_partition, store.records("partition")), MOST_PARTITIONS, "when"
         ).by("label"),

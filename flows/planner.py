@@ -20,12 +20,14 @@ from flows.search import Searched, search
 from flows.sweeping import SweepPlan, SweepWork
 from flows.validation import REFERENCE, train_references
 from storage.artifact import Record
-from storage.cache import Call, Explanation, Handle, Runtime, explain, look_ahead, lookup
+from storage.cache import Call, Explanation, Handle, Runtime, Step, explain, look_ahead, lookup
 from storage.overlay import overlay
 from storage.store import Store
+from tasks.descent import DESCEND
 from tasks.losses import LossesTable
 from tasks.rows import Rows
 from tasks.tokenizer import TRAIN_TOKENIZER
+from tasks.train import TRAIN
 
 
 class Planned(NamedTuple):
@@ -122,15 +124,18 @@ class Plan:
     is_search: bool = False
     """Whether a search chooses, as it goes, which of the missing losses are evaluated."""
 
-    def to_build(self, step: str | None = None) -> list[Call[Any]]:
-        """Calls that would run, of one step or of all."""
-        return [
-            p.call for p in self.planned if not p.is_cached and step in {None, p.call.step.name}
-        ]
+    @property
+    def steps(self) -> list[Step[Any]]:
+        """The steps that are used, in order."""
+        return list(dict.fromkeys(p.call.step for p in self.planned))
 
-    def cached(self, step: str) -> list[Call[Any]]:
+    def to_build(self, step: Step[Any] | None = None) -> list[Call[Any]]:
+        """Calls that would run, of one step or of all."""
+        return [p.call for p in self.planned if not p.is_cached and step in {None, p.call.step}]
+
+    def cached(self, step: Step[Any]) -> list[Call[Any]]:
         """Calls of a step that the store has."""
-        return [p.call for p in self.planned if p.is_cached and p.call.step.name == step]
+        return [p.call for p in self.planned if p.is_cached and p.call.step == step]
 
     @property
     def then(self) -> str:
@@ -144,17 +149,17 @@ class Plan:
     @property
     def descent_tokens(self) -> int:
         """Tokens whose evaluation would cost as much as the descents of a search."""
-        return _tokens(self.to_build("descend"))
+        return _tokens(self.to_build(DESCEND))
 
     @property
     def training_tokens(self) -> int:
         """Tokens that would be trained on."""
-        return _tokens(self.to_build("train"))
+        return _tokens(self.to_build(TRAIN))
 
     @property
     def references(self) -> list[Planned]:
         """The trainings of a validation, those of partitions left out."""
-        trainings = (p for p in self.planned if p.call.step.name == "train")
+        trainings = (p for p in self.planned if p.call.step == TRAIN)
         return [p for p in trainings if p.call.label.startswith(REFERENCE)]
 
     @property
@@ -184,14 +189,13 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON."""
-        steps = list(dict.fromkeys(p.call.step.name for p in self.planned))
         return {
             "steps": {
-                step: {
+                step.name: {
                     "cached": [call.label for call in self.cached(step)],
                     "build": [call.label for call in self.to_build(step)],
                 }
-                for step in steps
+                for step in self.steps
             },
             "partitions": self.partitions,
             "mixtures": self.mixtures,
@@ -244,7 +248,8 @@ def plan(
         outcome = found.outcome if found else ablate(runner, recipe)
         if with_references:
             train_references(runner, recipe, outcome)
-        records = {step: list(store.records(step)) for step in _steps(runner)}
+        steps = {planned.call.step for planned in runner.planned}
+        records = {step: list(store.records(step.name)) for step in steps}
         return Plan(
             planned=runner.planned,
             pairs_known=runner.pairs_known,
@@ -253,13 +258,11 @@ def plan(
             is_open=outcome.race is not None and not outcome.race.result.is_complete,
             mixtures=len(outcome.mixtures) + (found.pending if found else 0),
             partitions=len(outcome.partitions),
-            train_records=[r for r in records.get("train", []) if r.cost.get("tokens")],
+            train_records=[r for r in records.get(TRAIN, []) if r.cost.get("tokens")],
             seconds_per_pair=_seconds_per_pair(store, recipe, outcome),
             seconds_per_token=_seconds_per_token(LossesTable(store, recipe.evaluation.evaluate)),
             explanations=[
-                explain(p.call, records[p.call.step.name])
-                for p in runner.planned
-                if not p.is_cached
+                explain(p.call, records[p.call.step]) for p in runner.planned if not p.is_cached
             ],
             is_search=found is not None and found.pending > 0,
         )
@@ -272,10 +275,6 @@ def _searched(runner: PlannerRunner, recipe: Recipe) -> Searched:
     runner.pairs_missing += uncounted
     runner.effort += uncounted
     return found
-
-
-def _steps(runner: PlannerRunner) -> list[str]:
-    return sorted({planned.call.step.name for planned in runner.planned})
 
 
 def _seconds_per_pair(store: Store, recipe: Recipe, outcome: Prepared) -> float | None:

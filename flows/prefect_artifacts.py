@@ -24,6 +24,7 @@ from storage.lineage import Garbage
 from storage.store import Store
 from tasks import tables
 from tasks.ranking import MACRO_MEAN
+from tasks.train import TRAIN
 
 LOG = logging.getLogger("mixpool.run")
 
@@ -58,7 +59,7 @@ def leave_plan(name: str, plan: Plan) -> None:
 
 def plan_line(plan: Plan) -> str:
     """One line: what there is to do and how long it may take."""
-    trainings = len(plan.to_build("train"))
+    trainings = len(plan.to_build(TRAIN))
     if not plan.to_build() and not plan.pairs_missing:
         return "Nothing to compute: everything is in the store."
     cost = (
@@ -77,10 +78,14 @@ def plan_page(name: str, plan: Plan) -> Iterator[str]:
     yield f"# Plan of {plain(name)}"
     yield f"{plan.partitions} partitions, {plan.mixtures:,} mixtures. {plan_line(plan)}"
     yield ""
-    steps = dict.fromkeys(planned.call.step.name for planned in plan.planned)
     rows = [
-        [step, str(len(plan.cached(step))), str(len(build)), _names(call.label for call in build)]
-        for step in steps
+        [
+            step.name,
+            str(len(plan.cached(step))),
+            str(len(build)),
+            _names(call.label for call in build),
+        ]
+        for step in plan.steps
         for build in [plan.to_build(step)]
     ]
     rows.append(["losses", f"{plan.pairs_known:,}", f"{plan.pairs_missing:,}", ""])

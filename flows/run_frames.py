@@ -13,6 +13,7 @@ from storage.lineage import tree
 from storage.provenance import now, provenance
 from tasks.found import Found
 from tasks.report import ReportData
+from tasks.train import TRAIN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +49,7 @@ def _trainings(run: Runner, outcome: Outcome) -> dict[str, Entry]:
     return {
         entry.label: entry
         for entry in run.ledger.entries
-        if entry.step == "train" and entry.label in outcome.pool
+        if entry.step == TRAIN and entry.label in outcome.pool
     }
 
 
@@ -155,8 +156,8 @@ def summary_of(run: Runner, outcome: Outcome, report: ReportData) -> dict[str, A
         "partitions": len(outcome.partitions),
         "mixtures": len(outcome.mixtures),
         "evaluation_sets": len(outcome.sets),
-        "trained": [entry.label for entry in ledger.built("train")],
-        "trainings_from_store": [entry.label for entry in ledger.cached("train")],
+        "trained": [entry.label for entry in ledger.built(TRAIN)],
+        "trainings_from_store": [entry.label for entry in ledger.cached(TRAIN)],
         "losses_evaluated": ledger.num_evaluated,
         "losses_from_store": ledger.num_known,
         "best": {n: to_json(table[top].head(1))[0] for n, table in report.rankings.items()},

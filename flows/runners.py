@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from flows.sweeping import ResidentSweeper, SweepPlan, SweepWork, run_chunk
 from storage.artifact import Record
-from storage.cache import Call, Handle, Progress, Runtime, build, look_ahead, lookup
+from storage.cache import Call, Handle, Progress, Runtime, Step, build, look_ahead, lookup
 from storage.lease import Busy
 from storage.store import Store
 from tasks.energy import Meter, energy_source
@@ -51,7 +51,7 @@ class Quiet:
 class Entry:
     """What became of one piece of work."""
 
-    step: str
+    step: Step[Any]
     label: str
     built: bool
     cost: Mapping[str, Any]
@@ -71,11 +71,11 @@ class Ledger:
     """Pairs that the losses table had."""
     sweep_costs: list[Mapping[str, Any]] = field(default_factory=list)
 
-    def built(self, step: str) -> list[Entry]:
+    def built(self, step: Step[Any]) -> list[Entry]:
         """What was built now of one step."""
         return [entry for entry in self.entries if entry.step == step and entry.built]
 
-    def cached(self, step: str) -> list[Entry]:
+    def cached(self, step: Step[Any]) -> list[Entry]:
         """What the store had of one step."""
         return [entry for entry in self.entries if entry.step == step and not entry.built]
 
@@ -102,7 +102,7 @@ def note(ledger: Ledger, call: Call[Any], handle: Handle) -> Handle:
     """Enter a result into the ledger."""
     record = handle.record
     cost = record.cost if record is not None else {}
-    ledger.entries.append(Entry(call.step.name, call.label, not handle.hit, cost, record))
+    ledger.entries.append(Entry(call.step, call.label, not handle.hit, cost, record))
     return handle
 
 

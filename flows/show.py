@@ -11,6 +11,7 @@ from storage.fingerprint import short
 from storage.lineage import producers, run_folders, tree
 from storage.store import Store
 from tasks.ranking import MACRO_MEAN
+from tasks.train import TRAIN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,7 +89,7 @@ def partitions(store: Store) -> Rows:
 
 def models(store: Store) -> Rows:
     """Every trained model: base, partition models, references."""
-    return [_model_row(record) for record in store.records("train")]
+    return [_model_row(record) for record in store.records(TRAIN.name)]
 
 
 def _model_row(record: Record) -> dict[str, Any]:

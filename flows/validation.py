@@ -27,7 +27,7 @@ from tasks.references import Budget, affordable, choose_references, parse_budget
 from tasks.rows import Losses, Rows
 from tasks.spaces import enumerate_mixtures
 from tasks.sums import GroupSums
-from tasks.train import training_tokens
+from tasks.train import TRAIN, training_tokens
 from tasks.trust import Trust, judge
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _price(run: Runner, recipe: Recipe, mixture: Mixture, budget: Budget) -> flo
 
 
 def _joules_per_token(run: Runner) -> float:
-    costs = [record.cost for record in run.store.records("train")]
+    costs = [record.cost for record in run.store.records(TRAIN.name)]
     known = [c["joules"] / c["tokens"] for c in costs if c.get("joules") and c.get("tokens")]
     if not known:
         raise ValueError(

@@ -12,10 +12,13 @@ from pydantic import ValidationError
 from flows.costs import COLUMNS, EVERY_MIXTURE, cost_frame, every_mixture, stated, to_json
 from flows.runners import Entry, Ledger
 from flows.validation import REFERENCE
-from storage.cache import Runtime
+from storage.cache import Runtime, Step
 from tasks import tables
 from tasks.energy import Meter, energy_source
 from tasks.mixture import Mixture
+from tasks.tokenize import TOKENIZE
+from tasks.train import TRAIN
+from tasks.window import WINDOW
 
 
 def cost(seconds: float, **other: Any) -> dict[str, Any]:
@@ -24,7 +27,7 @@ def cost(seconds: float, **other: Any) -> dict[str, Any]:
 
 
 def entry(
-    label: str, seconds: float, *, step: str = "train", built: bool = True, **other: Any
+    label: str, seconds: float, *, step: Step[Any] = TRAIN, built: bool = True, **other: Any
 ) -> Entry:
     return Entry(step, label, built, cost(seconds, **other))  # fmt: skip
 
@@ -39,9 +42,7 @@ def rows(ledger: Ledger) -> dict[str, dict[str, Any]]:
 
 
 def test_what_was_spent_is_apart_from_what_the_store_saved() -> None:
-    ledger = Ledger(
-        [A, B, entry("a", 4, step="tokenize"), entry("b", 8, step="window", built=False)]
-    )
+    ledger = Ledger([A, B, entry("a", 4, step=TOKENIZE), entry("b", 8, step=WINDOW, built=False)])
     ledger.sweep_costs.append(cost(16))
     found = rows(ledger)
     assert {item: row["seconds"] for item, row in found.items()} == {
@@ -150,7 +151,7 @@ def test_what_cannot_be_is_not_stated(field: str, value: object) -> None:
 
 
 def test_entries_without_a_cost_are_left_out() -> None:
-    free = Entry("train", "a", True, {})
+    free = Entry(TRAIN, "a", True, {})
     assert rows(Ledger([free])).keys() == {EVERY_MIXTURE}
 
 
@@ -165,7 +166,7 @@ def test_effectiveness_and_intensity_are_applied_once_to_codecarbon() -> None:
     with Meter("cpu", energy_source("cpu", how=runtime.energy)) as meter:
         math.factorial(50_000)
         time.sleep(0.1)
-    ledger = Ledger([Entry("train", "a", True, meter.cost.model_dump())])
+    ledger = Ledger([Entry(TRAIN, "a", True, meter.cost.model_dump())])
     (row,) = to_json(cost_frame(ledger, [], {}, runtime))
     assert row["co2e_kg"] / row["kwh"] * 1000 == pytest.approx(400)
     assert row["kwh"] / row["joules"] * 3.6e6 == pytest.approx(1.5)

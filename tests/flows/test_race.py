@@ -16,6 +16,7 @@ from flows.run import RunResult, execute
 from flows.runners import InlineRunner, Quiet
 from storage.cache import Runtime
 from storage.store import Store
+from tasks.part import PART
 from tasks.ranking import MACRO_MEAN
 from tests.flows.conftest import mixpool
 
@@ -142,7 +143,7 @@ def test_a_plan_says_what_is_certain_and_that_there_is_more(
     before, after = planned(recipe, tmp_path / "new"), planned(recipe, place / "raced")
     assert before.is_open
     assert before.pairs_missing >= 6 * 57
-    assert next(call.label for call in before.to_build("part")).endswith("part 1")
+    assert next(call.label for call in before.to_build(PART)).endswith("part 1")
     runner = raced[1]
     assert not after.is_open
     assert (after.to_build(), after.pairs_missing) == ([], 0)
@@ -237,7 +238,7 @@ def test_with_one_set_the_first_look_takes_several_parts_of_it(
     alone = ["evaluation.heldout=false", "corpus.split.heldout_fraction=0", sets]
     recipe = tiny_recipe(tmp_path, *RACE, RULES, *alone)
     result, runner = run(recipe, tmp_path / "store")
-    parts = [entry.label for entry in runner.ledger.built("part")]
+    parts = [entry.label for entry in runner.ledger.built(PART)]
     assert parts == ["sums part 1", "sums part 2", "sums part 3"]
     (look,) = result.summary["race"]["looks"]
     assert (look["look"], look["evaluated"], look["share"]) == (0, 31, pytest.approx(16 / 40))

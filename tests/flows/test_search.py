@@ -19,10 +19,12 @@ from flows.summary import by_surrogate, figure
 from flows.sweeping import SweepPlan, SweepWork
 from storage.cache import Runtime
 from storage.store import Store
+from tasks.descent import DESCEND
 from tasks.losses import LossesTable
 from tasks.mixture import Mixture
 from tasks.ranking import MACRO_MEAN
 from tasks.rows import Rows
+from tasks.train import TRAIN
 from tests.flows.conftest import Place, mixpool, mixpool_json
 
 RUNTIME = Runtime(threads=1, chunk=8)
@@ -84,7 +86,7 @@ def test_the_budget_holds_and_every_row_is_real(
     assert rows is not None
     assert rows.labels == [mixture.label for mixture in mixtures]
     assert runner.ledger.num_evaluated + runner.ledger.num_known == 25 * SETS  # and the base model
-    assert runner.ledger.built("train") == []
+    assert runner.ledger.built(TRAIN) == []
     # The same losses as a sweep's over the same mixtures, in one store or another.
     outcome = found.outcome
     config = place.load().evaluation.evaluate
@@ -119,7 +121,7 @@ def test_the_same_again_costs_nothing(
 ) -> None:
     again, runner = searched(place.load(*RULES), Path(place.store))
     assert runner.ledger.num_evaluated == 0
-    assert runner.ledger.built("descend") == []
+    assert runner.ledger.built(DESCEND) == []
     assert again.outcome.rows == first[0].outcome.rows
     assert again.found is not None
     assert first[0].found is not None
@@ -138,7 +140,7 @@ def test_a_plan_counts_what_is_left_at_most(
     assert before.mixtures == 24
     assert before.pairs_known + before.pairs_missing == 25 * SETS
     assert before.pairs_missing >= runner.ledger.num_evaluated
-    assert [call.step.name for call in before.to_build()] == ["descend"]
+    assert [call.step for call in before.to_build()] == [DESCEND]
     assert before.descent_tokens == before.to_json()["descent_tokens"] == 2 * 3 * 64 * 3
     assert before.then.endswith(", and a descent worth 1,152 evaluated tokens")
     assert before.seconds_per_pair is not None
@@ -155,8 +157,8 @@ def test_a_plan_counts_what_is_left_at_most(
 def test_a_plan_of_nothing_yet(tmp_path: Path, place: Place) -> None:
     made = planned(place.load(*RULES), tmp_path / "none")
     assert (made.pairs_missing, made.mixtures) == (25 * SETS, 24)
-    assert len(made.to_build("train")) == 7
-    assert len(made.to_build("descend")) == 1
+    assert len(made.to_build(TRAIN)) == 7
+    assert len(made.to_build(DESCEND)) == 1
     said = mixpool("plan", place.recipe, "--store", tmp_path / "none", "--search").stdout
     assert "which the search chooses as it goes" in said
 

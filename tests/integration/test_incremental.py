@@ -16,6 +16,8 @@ from flows.recipe import Recipe
 from flows.run import RunResult, execute
 from flows.runners import InlineRunner, Quiet
 from storage.cache import Runtime
+from tasks.tokenize import TOKENIZE
+from tasks.train import TRAIN
 
 if TYPE_CHECKING:
     from tests.conftest import TinyCorpus, TinyRecipe
@@ -42,22 +44,22 @@ class Counts(NamedTuple):
 
 def _planned(found: Plan) -> Counts:
     return Counts(
-        sorted(call.label for call in found.to_build("train")),
-        len(found.cached("train")),
+        sorted(call.label for call in found.to_build(TRAIN)),
+        len(found.cached(TRAIN)),
         found.pairs_missing,
         found.pairs_known,
-        len(found.to_build("tokenize")),
+        len(found.to_build(TOKENIZE)),
     )
 
 
 def _done(run: InlineRunner) -> Counts:
     ledger = run.ledger
     return Counts(
-        sorted(entry.label for entry in ledger.built("train")),
-        len(ledger.cached("train")),
+        sorted(entry.label for entry in ledger.built(TRAIN)),
+        len(ledger.cached(TRAIN)),
         ledger.num_evaluated,
         ledger.num_known,
-        len(ledger.built("tokenize")),
+        len(ledger.built(TOKENIZE)),
     )
 
 
