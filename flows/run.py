@@ -20,7 +20,7 @@ from flows.ablation import Outcome, ablate, scan_corpus
 from flows.index import refresh_index
 from flows.recipe import Recipe, to_yaml
 from flows.run_folder import texts_of, write_files
-from flows.run_frames import report_of, summary_of
+from flows.run_frames import rank_judged, report_of, summary_of
 from flows.runners import POLL_SECONDS, Runner
 from flows.search import search
 from flows.validation import Validation, refuse_early, validate
@@ -89,7 +89,8 @@ def execute(
         outcome, found = _judged(run, recipe, corpus, with_search)
         validation = validate(run, recipe, outcome) if with_references else None
         trust = None if validation is None else validation.trust
-        report = report_of(run, recipe, outcome, trust, found)
+        ranked = rank_judged(run.store, outcome)
+        report = report_of(run, recipe, outcome, ranked, trust, found)
         summary = summary_of(run, outcome, report)
         files = write_files(run.store, folder, report)
         files["recipe.yaml"] = hashlib.sha256(to_yaml(recipe).encode()).hexdigest()

@@ -18,6 +18,7 @@ from flows.show import RunContent
 from storage.artifact import hash_file
 from storage.store import Store
 from tasks.found import Found
+from tasks.ranking import rank_all
 from tasks.report import FOUND, ReportData, write_report
 from tasks.rows import Losses
 from tasks.verdict import Screening
@@ -90,10 +91,12 @@ def read_report(store: Store, run: RunContent) -> ReportData:
         )
     read = _Tables(store, run)
     race = texts["race"]
+    losses, members = Losses.of(read("losses.parquet")), read("members.parquet")
     return ReportData(
         **{name: texts[name] for name in ("title", "created", "notes", "lineage", "provenance")},
-        losses=Losses.of(read("losses.parquet")),
-        members=read("members.parquet"),
+        losses=losses,
+        members=members,
+        rankings=rank_all(losses, members, is_screened=race is not None),
         partitions=read(_place("partitions")),
         sets=read(_place("sets")),
         cost=read(_place("cost")),

@@ -1,7 +1,7 @@
 """What a run found as the tables and texts of its report, and as the summary that programs read."""
 
 from array import array
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flows.ablation import Outcome
 from flows.costs import cost_frame, stated, to_json
@@ -11,8 +11,11 @@ from flows.runners import Entry, Runner
 from storage.fingerprint import short
 from storage.lineage import tree
 from storage.provenance import now, provenance
+from storage.store import Store
 from tasks.found import Found
+from tasks.ranking import rank_all
 from tasks.report import ReportData
+from tasks.rows import Losses
 from tasks.train import TRAIN
 
 if TYPE_CHECKING:
@@ -21,17 +24,42 @@ if TYPE_CHECKING:
     from tasks.trust import Trust
 
 
+class Ranked(NamedTuple):
+    """The mixtures that were judged, and their order."""
+
+    losses: Losses
+    members: "pd.DataFrame"
+    """What each is made of: mixture, partition, weight."""
+    rankings: "dict[str, pd.DataFrame]"
+    """By objective, see ``tasks.ranking.rank_all``."""
+
+
+def rank_judged(store: Store, outcome: Outcome) -> Ranked:
+    """Rank what was judged.
+
+    Raises:
+        ValueError: the losses cannot be ranked (see ``tasks.ranking.rank``).
+    """
+    assert outcome.rows is not None, "a plan has no losses to rank"
+    losses, members = losses_of(store, outcome.rows, outcome.windows), _members(outcome)
+    is_screened = outcome.race is not None and bool(outcome.race.result.exits)
+    return Ranked(losses, members, rank_all(losses, members, is_screened=is_screened))
+
+
 def report_of(
-    run: Runner, recipe: Recipe, outcome: Outcome, trust: "Trust | None", found: Found | None
+    run: Runner,
+    recipe: Recipe,
+    outcome: Outcome,
+    ranked: Ranked,
+    trust: "Trust | None",
+    found: Found | None,
 ) -> ReportData:
     """All that the run's report tells; ``trust`` and ``found`` where it validated and sought."""
-    assert outcome.rows is not None
     trainings = _trainings(run, outcome)
     return ReportData(
         title=recipe.name,
         created=now(),
-        losses=losses_of(run.store, outcome.rows, outcome.windows),
-        members=_members(outcome),
+        **ranked._asdict(),
         partitions=_partitions(outcome, trainings),
         sets=_sets(outcome),
         cost=cost_frame(run.ledger, outcome.mixtures, trainings, run.runtime),

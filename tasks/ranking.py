@@ -62,10 +62,18 @@ def rank(
     return _ranked(losses, partition_counts(losses, members), objective)
 
 
-def rank_all(losses: Losses, members: "pd.DataFrame") -> "dict[str, pd.DataFrame]":
-    """``rank`` tables by objective: the macro mean first, then the sets by name."""
+def rank_all(
+    losses: Losses, members: "pd.DataFrame", *, is_screened: bool = False
+) -> "dict[str, pd.DataFrame]":
+    """``rank`` tables by objective: the macro mean first, then the sets by name.
+
+    Args:
+        is_screened: a race has dropped mixtures, and with them perhaps the best for a set: then there
+            is the macro mean alone.
+    """
     counts = partition_counts(losses, members)
-    return {name: _ranked(losses, counts, name) for name in (MACRO_MEAN, *sorted(losses.sets))}
+    sets = [] if is_screened else sorted(losses.sets)
+    return {name: _ranked(losses, counts, name) for name in (MACRO_MEAN, *sets)}
 
 
 def _ranked(losses: Losses, counts: Ints, objective: str) -> "pd.DataFrame":

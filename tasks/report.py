@@ -22,7 +22,7 @@ from tasks.drawing import Spec
 from tasks.found import Found
 from tasks.page import MOST_SET_PLOTS, content_of
 from tasks.plots import effects_plot, heat_map, ranking_plot, size_plot
-from tasks.ranking import MACRO_MEAN, marginal_effects, rank_all
+from tasks.ranking import MACRO_MEAN, marginal_effects
 from tasks.rows import Losses
 from tasks.verdict import Screening
 
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 class ReportData:
     """All that a report tells.
 
-    ``losses`` and ``members`` are as for ``tasks.ranking.rank``; ``created`` is ISO 8601 text;
+    ``losses`` and ``members`` are as for ``tasks.ranking.rank``, and ``rankings`` are what
+    ``tasks.ranking.rank_all`` makes of them; ``created`` is ISO 8601 text;
     ``partitions`` has partition, domain, num_documents, num_tokens, repeats (times its tokens are
     seen in training), seconds, fingerprint, status; ``sets`` has evaluation_set, domain (None where
     never trained on), num_documents, num_tokens, num_bytes, removed (documents lost to
@@ -52,6 +53,7 @@ class ReportData:
     created: str
     losses: Losses
     members: "pd.DataFrame"
+    rankings: "dict[str, pd.DataFrame]"
     partitions: "pd.DataFrame"
     sets: "pd.DataFrame"
     cost: "pd.DataFrame"
@@ -63,15 +65,6 @@ class ReportData:
     search: Found | None = None
     pareto_sets: tuple[str, str] | None = None
     cost_words: Sequence[str] = ()
-
-    @cached_property
-    def rankings(self) -> "dict[str, pd.DataFrame]":
-        """``rank`` tables by objective, the macro mean first, then the sets by name.
-
-        After a race there is the macro mean alone: the best for a set may have been screened out.
-        """
-        found = rank_all(self.losses, self.members)
-        return found if self.race is None else {MACRO_MEAN: found[MACRO_MEAN]}
 
     @cached_property
     def effects(self) -> "pd.DataFrame":

@@ -11,7 +11,7 @@ import pandas as pd
 
 from tasks.agreement import agreement
 from tasks.found import Found
-from tasks.ranking import MACRO_MEAN
+from tasks.ranking import MACRO_MEAN, rank_all
 from tasks.report import ReportData
 from tasks.rows import Losses
 from tasks.trust import Trust
@@ -39,6 +39,7 @@ def report_data(names: list[str], sets: list[str], **changes: Any) -> ReportData
         created="2026-11-21T02:10:00Z",
         losses=Losses.of(pd.DataFrame(rows, columns=[*columns.split(), *groups])),
         members=pd.DataFrame(members, columns=["mixture", "partition", "weight"]),
+        rankings={},
         partitions=pd.DataFrame(
             [
                 (name, name, 12_345, 16_777_216, 1.5, 725.0, "0a1b2c3d4e", "trained now")
@@ -75,12 +76,19 @@ def report_data(names: list[str], sets: list[str], **changes: Any) -> ReportData
         lineage="report\n└─ sweep",
         provenance={"commit": "abc123", "packages": {"torch": "2.13.0"}},
     )
-    return dataclasses.replace(data, **changes)
+    return changed(data, **changes)
+
+
+def changed(data: ReportData, **changes: Any) -> ReportData:
+    """The report with other fields, ranked anew."""
+    data = dataclasses.replace(data, **changes)
+    rankings = rank_all(data.losses, data.members, is_screened=data.race is not None)
+    return dataclasses.replace(data, rankings=rankings)
 
 
 def full_report(**changes: Any) -> ReportData:
     """Six partitions, of which two are copies; validated, and searched. Numbers are made up."""
-    return dataclasses.replace(_full_report(), **changes)
+    return changed(_full_report(), **changes)
 
 
 @functools.cache

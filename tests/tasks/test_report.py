@@ -13,7 +13,7 @@ from tasks.ranking import MACRO_MEAN
 from tasks.report import ReportData, plot_specs, write_report
 from tasks.rows import Losses
 from tasks.verdict import Screening
-from tests.tasks.reports import full_report, report_data
+from tests.tasks.reports import changed, full_report, report_data
 
 VOID = {"meta", "source", "img", "br", "link"}
 NASTY = '<script>alert("x")</script> & \'quoted\' {{ 7 * 7 }} "]) \x08' + "long" * 80
@@ -126,7 +126,7 @@ def test_everything_tied_is_said(tmp_path: Path) -> None:
     frame = pd.read_parquet(tmp_path / "losses.parquet")
     first = frame["group_nll"].iloc[0]
     even = frame.assign(nll=first.sum(), group_nll=[first] * len(frame))
-    text = written(tmp_path, dataclasses.replace(data, losses=Losses.of(even))).text
+    text = written(tmp_path, changed(data, losses=Losses.of(even))).text
     assert "2 other mixtures are tied with it" in text
     assert "No mixture is worse beyond the noise" in text
 
@@ -217,7 +217,7 @@ def test_near_duplicates_are_told_of_and_no_race_is(tmp_path: Path) -> None:
     alike = data.partitions.assign(domain=data.partitions["partition"].str.removesuffix(" copy"))
     assert full_report(partitions=alike).remarks == []
     exits = pd.DataFrame({"mixture": ["x"], "estimate": [1.0]})
-    raced = dataclasses.replace(data, race=Screening(["Some were dropped."], 64, exits))
+    raced = changed(data, race=Screening(["Some were dropped."], 64, exits))
     page = written(tmp_path, raced)
     assert "near-duplicates" not in page.text
     assert not {"pairs", "pareto", "sizes", "effects"} & set(page.cells)
