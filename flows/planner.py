@@ -25,6 +25,7 @@ from storage.overlay import overlay
 from storage.store import Store
 from tasks.descent import DESCEND
 from tasks.losses import LossesTable
+from tasks.manifest import Manifest
 from tasks.rows import Rows
 from tasks.tokenizer import TRAIN_TOKENIZER
 from tasks.train import TRAIN
@@ -235,17 +236,19 @@ def plan(
     *,
     with_references: bool = False,
     with_search: bool = False,
+    corpus: Manifest | None = None,
 ) -> Plan:
     """Count what a run of ``recipe`` on the store at ``url`` would do.
 
     Args:
+        corpus: what ``scan_corpus`` has just found and published; None scans, and publishes nothing.
         with_search: a search instead of every mixture: what it may still evaluate is counted in full.
     """
     with scratch_store(url) as store:
         # The choice of references goes by the ranking, where there is one.
         runner = PlannerRunner(store, runtime, reporter, gives_rows=with_references)
-        found = _searched(runner, recipe) if with_search else None
-        outcome = found.outcome if found else ablate(runner, recipe)
+        found = _searched(runner, recipe, corpus) if with_search else None
+        outcome = found.outcome if found else ablate(runner, recipe, corpus)
         if with_references:
             train_references(runner, recipe, outcome)
         steps = {planned.call.step for planned in runner.planned}
@@ -268,9 +271,9 @@ def plan(
         )
 
 
-def _searched(runner: PlannerRunner, recipe: Recipe) -> Searched:
+def _searched(runner: PlannerRunner, recipe: Recipe, corpus: Manifest | None) -> Searched:
     """Play a search as far as its losses are known, and count what may follow."""
-    found = search(runner, recipe, scan_corpus(runner, recipe))
+    found = search(runner, recipe, corpus or scan_corpus(runner, recipe))
     uncounted = found.left * len(found.outcome.sets)
     runner.pairs_missing += uncounted
     runner.effort += uncounted

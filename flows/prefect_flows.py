@@ -46,6 +46,7 @@ from storage.cache import Runtime  # noqa: E402
 from storage.records import NoStoreError  # noqa: E402
 from storage.secrets import PLAIN_ADDRESS  # noqa: E402
 from storage.store import Store  # noqa: E402
+from tasks.manifest import Manifest  # noqa: E402
 
 LOG = logging.getLogger("mixpool.run")
 
@@ -286,8 +287,8 @@ def carry_out_recipe(
     wanted = {"with_references": with_references, "with_search": with_search}
     with PrefectRunner(store, runtime, may_train=may_train) as runner:
 
-        def announce() -> None:
-            made = plan(store.url, recipe, runtime, Quiet(), **wanted)
+        def announce(corpus: Manifest) -> None:
+            made = plan(store.url, recipe, runtime, Quiet(), corpus=corpus, **wanted)
             leave_plan(recipe.name, made)
 
         result = execute(runner, recipe, announce=announce, **wanted)

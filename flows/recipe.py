@@ -7,7 +7,7 @@ them is not part of it.
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Self, Union, cast, get_args, get_origin
@@ -171,8 +171,10 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     return parse_recipe(tree, str(path))
 
 
-def override_recipe(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
-    """The recipe with ``a.b=c`` overrides applied. Raises RecipeError."""
+def override_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """The recipe with ``a.b=c`` overrides applied; itself where there is none. Raises RecipeError."""
+    if not overrides:
+        return recipe
     tree = recipe.model_dump(mode="json")
     for override in overrides:
         apply_override(tree, override)

@@ -68,14 +68,15 @@ def execute(
     *,
     with_references: bool = False,
     with_search: bool = False,
-    announce: Callable[[], None] | None = None,
+    announce: Callable[[Manifest], None] | None = None,
 ) -> RunResult:
     """Carry out a recipe and write the run's folder.
 
     Args:
         with_references: also train references and compare (``mixpool validate``).
         with_search: look for the best mixture instead of judging all (``mixpool search``).
-        announce: called once new data has been read, and before anything else is computed.
+        announce: called with the corpus once new data has been read, and before anything else is
+            computed.
 
     Raises:
         ValueError: data or recipe cannot be used; everything committed stays.
@@ -83,7 +84,7 @@ def execute(
     with _folder(run.store, recipe) as folder:
         corpus = scan_corpus(run, recipe)
         if announce is not None:
-            announce()
+            announce(corpus)
         if with_references:
             refuse_early(run, recipe, corpus)
         outcome, found = _judged(run, recipe, corpus, with_search)

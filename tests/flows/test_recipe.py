@@ -18,6 +18,7 @@ from flows.recipe import (
     RecipeError,
     apply_override,
     load_recipe,
+    override_recipe,
     parse_recipe,
     to_yaml,
 )
@@ -52,6 +53,12 @@ def parsed(*overrides: str) -> Recipe:
     for override in overrides:
         apply_override(tree, override)
     return parse_recipe(tree, "small.yaml")
+
+
+def test_a_recipe_without_overrides_is_not_read_again() -> None:
+    recipe = parsed()
+    assert override_recipe(recipe, []) is recipe
+    assert override_recipe(recipe, ["train.steps=3"]) == parsed("train.steps=3")
 
 
 @pytest.mark.parametrize(

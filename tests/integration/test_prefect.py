@@ -150,6 +150,14 @@ def test_plan_says_before_anything_runs_what_will(session: Session) -> None:
     assert "Nothing to compute: everything is in the store." in second["data"]
 
 
+def test_plan_and_run_list_the_corpus_once(session: Session) -> None:
+    found = [session.outcomes[name]["result"] for name in ("sweeping again", "seeking")]
+    assert [one["listings"] for one in found] == [1, 1]
+    assert [one["trained"] for one in found] == [[], []]
+    (plan,) = [a for a in session.artifacts if a["key"] == "seeking-plan"]
+    assert "| descend | 0 | 1 | search |" in plan["data"]
+
+
 def test_bar_is_there_while_work_goes_on_and_gone_when_it_is_done(session: Session) -> None:
     assert session.outcomes["showing"] == {"result": [[50.0, "note showing: 5 of 10 notes"]]}
     assert not [a for a in session.artifacts if a["type"] == "progress"]
