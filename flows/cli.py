@@ -141,6 +141,7 @@ def plan(
 ) -> None:
     """Say what is stored, what would be built, at most how many, and at what cost."""
     from tasks.train import TRAIN
+    from tasks.readable import listed
 
     made = _plan(recipe, store, overrides, runtime, references=references, search=search)
     tree = made.to_json()
@@ -153,7 +154,7 @@ def plan(
             "step": step,
             "in the store": len(found["cached"]),
             "to build": len(found["build"]),
-            "which": _shortened(found["build"]),
+            "which": listed(found["build"], 8),
         }
         for step, found in tree["steps"].items()
     ]
@@ -202,17 +203,12 @@ def _plan(
 
 
 def _cost(made: "Plan") -> str:
-    from tasks.tables import duration, joules
+    from tasks.readable import duration, joules
 
     if made.seconds is None:
         return "no earlier record to go by"
     energy = f", {joules(made.joules)} for training" if made.joules else ""
     return f"about {duration(made.seconds)}{energy}"
-
-
-def _shortened(names: list[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 @app.command()

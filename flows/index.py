@@ -21,7 +21,7 @@ from storage.backend import FileInfo
 from storage.lineage import run_folders
 from storage.provenance import now
 from storage.store import Store
-from tasks import tables
+from tasks import readable
 from tasks.ranking import MACRO_MEAN
 from tasks.report import page_environment
 from tasks.train import TRAIN
@@ -212,14 +212,14 @@ def _minute(when: str) -> str:
 
 
 def _size(num_bytes: int) -> str:
-    return tables.count(num_bytes, " kMGTPE", "B")
+    return readable.count(num_bytes, " kMGTPE", "B")
 
 
 FILTERS: dict[str, Callable[[Any], str]] = {
     "minute": _minute,
     "size": _size,
-    "count": tables.count,
-    "duration": tables.duration,
-    "digits3": tables.number(3),
-    "digits4": tables.number(4),
+    "count": readable.count,
+    "duration": readable.duration,
+    "digits3": readable.number(3),
+    "digits4": readable.number(4),
 }

@@ -16,7 +16,7 @@ from flows.show import RunContent
 from storage.artifact import Record
 from storage.fingerprint import short
 from storage.store import Store
-from tasks import tables
+from tasks import readable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,8 +113,8 @@ def _losses(rows: "pd.DataFrame") -> str:
     shown = [
         (
             row["objective"],
-            tables.number(3)(row["perplexity"]),
-            tables.number(4)(row["bits_per_byte"]),
+            readable.number(3)(row["perplexity"]),
+            readable.number(4)(row["bits_per_byte"]),
         )
         for row in rows.to_dict("records")
     ]

@@ -22,7 +22,7 @@ from flows.show import RunContent, ranking
 from storage.audit import Fault
 from storage.lineage import Garbage
 from storage.store import Store
-from tasks import tables
+from tasks import readable, tables
 from tasks.ranking import MACRO_MEAN
 from tasks.train import TRAIN
 
@@ -65,7 +65,7 @@ def plan_line(plan: Plan) -> str:
     cost = (
         "no earlier record says how long it takes"
         if plan.seconds is None
-        else f"about {tables.duration(plan.seconds)}"
+        else f"about {readable.duration(plan.seconds)}"
     )
     return (
         f"{trainings} trainings of {plan.training_tokens:,} tokens and {plan.pairs_missing:,} losses "
@@ -211,6 +211,4 @@ def _rows(table: tables.Table) -> list[dict[str, Any]]:
 
 
 def _names(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - MOST_NAMES} more" if len(listed) > MOST_NAMES else ""
-    return ", ".join(map(plain, listed[:MOST_NAMES])) + more
+    return readable.listed(map(plain, names), MOST_NAMES)

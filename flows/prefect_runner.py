@@ -42,10 +42,10 @@ from storage.cache import (
 from storage.lease import Busy
 from storage.patience import UnreachableError
 from storage.store import Store
+from tasks.readable import duration
 from tasks.rows import Rows
 from tasks.steps import MODELS
 from tasks.sweep import Job
-from tasks.tables import duration
 
 if TYPE_CHECKING:
     from prefect import Task

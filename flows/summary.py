@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from tasks import tables, trust_tables
+from tasks import readable, tables, trust_tables
 from tasks.ranking import MACRO_MEAN
-from tasks.tables import Columns, number, text
+from tasks.readable import number, text
+from tasks.tables import Columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,7 +84,7 @@ def ranking_table(title: str, ranking: "pd.DataFrame") -> Table:
     marks = ["=" if tied else "" for tied in ranking["tied"]]
     ranking = ranking.assign(
         rank=[f"{rank}{mark}" for rank, mark in zip(ranking["rank"], marks, strict=True)],
-        interval=list(map(tables.interval, ranking["low"], ranking["high"])),
+        interval=list(map(readable.interval, ranking["low"], ranking["high"])),
     )
     caption = "= not told apart from the best; differences in nats per token"
     return _table(title, ranking, RANKING, caption)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tasks import readable
 from tasks.found import Found
 from tasks.mixture import Mixture
+from tasks.readable import number as shown
 from tasks.search import DESCENT, FEWEST, START, Search, possible
 from tasks.surrogates import choose, cross_validate
-from tasks.tables import number as shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,7 +123,7 @@ def _evaluated(search: Search) -> str:
     is_bound = search.feasible.listed() is None and bool(search.feasible.rules.limits)
     share = f" ({100 * number / whole:.3g} %)" if whole < 10**6 and not is_bound else ""
     most = "at most " if is_bound else ""
-    return f"{number:,} of {most}{_readable(whole)} possible mixtures were evaluated{share}."
+    return f"{number:,} of {most}{readable.whole(whole)} possible mixtures were evaluated{share}."
 
 
 def _end(search: Search) -> Iterator[str]:
@@ -164,10 +165,6 @@ def _against_base(search: Search) -> str:
 def _source(by: str) -> str:
     named = {START: "the first design", DESCENT: "descent through the merged model"}
     return named.get(by, f"the surrogate {by!r}")
-
-
-def _readable(count: int) -> str:
-    return f"{count:,}" if count < 10**9 else f"about 10^{math.log10(count):.0f}"
 
 
 def _surrogates(search: Search, table: "pd.DataFrame", trace: "pd.DataFrame") -> Iterator[str]:

@@ -13,7 +13,7 @@ import numpy as np
 from tasks.agreement import POOLED, SCOPES, WITHIN
 from tasks.margin import FEWEST_PAIRS, SURE, margin
 from tasks.ranking import MACRO_MEAN
-from tasks.tables import number
+from tasks.readable import number
 
 if TYPE_CHECKING:
     import pandas as pd

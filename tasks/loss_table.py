@@ -17,9 +17,9 @@ from tasks.constraints import ConstraintsConfig, Feasible
 from tasks.mixture import unknown
 from tasks.objective import Objective, ObjectiveConfig
 from tasks.proposals import Proposals, propose_beside
+from tasks.readable import number
 from tasks.surrogates import SURROGATES, choose, cross_validate, errors, fit
 from tasks.table_rows import averaged, finite, refuse_constant, scaled, told_sums, varying
-from tasks.tables import number
 
 if TYPE_CHECKING:
     import pandas as pd

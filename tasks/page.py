@@ -9,7 +9,7 @@ import math
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks import tables, trust_tables
+from tasks import readable, tables, trust_tables
 from tasks.choice import CLOSEST
 from tasks.drawing import Spec, svg_pair
 from tasks.plots import EFFECTS, POINTS, RANKED, heat_order
@@ -44,7 +44,7 @@ def content_of(data: "ReportData", specs: dict[str, Spec]) -> dict[str, Any]:
         "sets": sorted(data.losses.sets),
         "home": best_uniform(macro, data.members),
         "choice": {} if data.race else _choice(data),
-        "provenance": {name: tables.plain(value) for name, value in data.provenance.items()},
+        "provenance": {name: readable.plain(value) for name, value in data.provenance.items()},
     }
 
 
@@ -84,9 +84,9 @@ def _headline(data: "ReportData") -> dict[str, Any]:
     best, behind = macro.iloc[0], macro[~macro["tied"]]
     words = {
         "best": best["mixture"],
-        "perplexity": tables.number(3)(best["perplexity"]),
-        "loss": tables.number(4)(best["loss"]),
-        "bits": tables.number(4)(best["bits_per_byte"]),
+        "perplexity": readable.number(3)(best["perplexity"]),
+        "loss": readable.number(4)(best["loss"]),
+        "bits": readable.number(4)(best["bits_per_byte"]),
         "tied": int(macro["tied"].sum()) - 1,
         "next": None,
         "found": _found(data.search),
@@ -94,9 +94,9 @@ def _headline(data: "ReportData") -> dict[str, Any]:
     if not behind.empty:
         other = behind.iloc[0]
         words["next"] = other["mixture"]
-        words["gap"] = tables.number(4)(other["difference"])
-        words["percent"] = tables.number(2)(100 * math.expm1(other["difference"]))
-        words["interval"] = tables.interval(other["low"], other["high"])
+        words["gap"] = readable.number(4)(other["difference"])
+        words["percent"] = readable.number(2)(100 * math.expm1(other["difference"]))
+        words["interval"] = readable.interval(other["low"], other["high"])
     return words
 
 
@@ -105,7 +105,7 @@ def _found(search: "Found | None") -> dict[str, str] | None:
     if search is None or search.best.empty:
         return None
     best = search.best.iloc[0]
-    return {"mixture": best["mixture"], "objective": tables.number(4)(best["objective"])}
+    return {"mixture": best["mixture"], "objective": readable.number(4)(best["objective"])}
 
 
 def _choice(data: "ReportData") -> dict[str, Any]:
@@ -151,7 +151,7 @@ def _key(stem: str, place: int) -> str:
 def _tables_of_all(data: "ReportData") -> dict[str, tables.Table]:
     """Tables of a run in which every mixture was evaluated in full."""
     effects = data.effects
-    effects = effects.assign(spread=list(map(tables.interval, effects["low"], effects["high"])))
+    effects = effects.assign(spread=list(map(readable.interval, effects["low"], effects["high"])))
     shown = {"effects": tables.table_of(effects, tables.EFFECTS)}
     for place, objective in enumerate(data.rankings):
         best = data.sizes[data.sizes["objective"] == objective]

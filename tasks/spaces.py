@@ -14,6 +14,7 @@ from pydantic import Field, field_validator
 
 from storage.fingerprint import Config
 from tasks.mixture import Merge, Mixture, Unit, Units, by_domain, spread, unknown
+from tasks.readable import whole
 
 
 class Catalogue(NamedTuple):
@@ -299,7 +300,7 @@ def enumerate_mixtures(config: MixturesConfig, partitions: Mapping[str, str]) ->
     count = sum(space.number(catalogue) for space, catalogue in spaces)
     if count > config.limit:
         raise ValueError(
-            f"the spaces hold {_readable(count)} mixtures, more than limit = {config.limit:,}: "
+            f"the spaces hold {whole(count)} mixtures, more than limit = {config.limit:,}: "
             "give `sizes` to subsets, take fewer `steps` or a smaller `count`, name fewer "
             "partitions in `only`, or raise `limit`"
         )
@@ -310,7 +311,3 @@ def enumerate_mixtures(config: MixturesConfig, partitions: Mapping[str, str]) ->
             "check `sizes`, `fewest`, `most` and `only`, and that the corpus has partitions"
         )
     return sorted(found, key=lambda mixture: (mixture.size, mixture.members, mixture.parts))
-
-
-def _readable(count: int) -> str:
-    return f"{count:,}" if count < 10**15 else f"about 10^{math.log10(count):.0f}"

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tasks.readable import listed
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -79,14 +81,9 @@ def told_sums(
             "a column among them may be no weight; name the columns of weights with --weights"
         )
     return (
-        f"Weights: {_listed(names)}; targets: {_listed(targets)}; row sums from {low:.6g} to "
+        f"Weights: {listed(names)}; targets: {listed(targets)}; row sums from {low:.6g} to "
         f"{high:.6g}, each row scaled to 1."
     )
-
-
-def _listed(names: Sequence[str], most: int = 20) -> str:
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def averaged(numbers: "pd.DataFrame", names: list[str], notes: list[str]) -> "pd.DataFrame":

@@ -1,20 +1,17 @@
-"""Tables of the report as text, and how numbers are written for people.
+"""Tables of the report as text.
 
 A frame becomes rows of finished strings here, so that the page template places text and decides
-nothing. A value that is not there is a dash, never ``nan``; counts are short (``16.8 M``), losses
-keep the digits in which mixtures differ.
+nothing.
 """
 
-import json
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from tasks.readable import Show, count, duration, flops, interval, joules, number, significant, text
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_MISSING = "–"
-
-Show: TypeAlias = Callable[[Any], str]
 Columns: TypeAlias = Mapping[str, tuple[str, Show]]
 """By column of a frame: the head of the column and how a value is shown."""
 
@@ -91,82 +88,6 @@ def found_columns(best: "pd.DataFrame") -> Columns:
 def known(columns: Columns, frame: "pd.DataFrame") -> Columns:
     """Those of ``columns`` that a frame has."""
     return {name: column for name, column in columns.items() if name in frame}
-
-
-def plain(value: object) -> str:
-    """Text as it is, anything else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-
-
-def _absent(value: Any) -> bool:
-    import pandas as pd
-
-    return pd.api.types.is_scalar(value) and bool(pd.isna(value))
-
-
-def text(value: object) -> str:
-    """Any value as it is; a dash where there is none."""
-    return _MISSING if _absent(value) else str(value)
-
-
-def number(digits: int) -> Show:
-    """Shows a number with ``digits`` decimals, thousands apart, and a true minus sign."""
-
-    def show(value: float | None) -> str:
-        if _absent(value):
-            return _MISSING
-        return f"{value:,.{digits}f}".replace("-", "−").replace("inf", "∞")
-
-    return show
-
-
-def significant(value: float | None) -> str:
-    """Four significant digits; whole numbers in full."""
-    if value is None or _absent(value):
-        return _MISSING
-    return f"{value:,.0f}" if value == round(value, 0) else f"{value:,.4g}".replace("-", "−")
-
-
-def count(value: Any, prefixes: str = " kMBT", unit: str = "") -> str:
-    """Three significant digits and a prefix (``16.8 M``); below 10,000 in full."""
-    if value is None or _absent(value):
-        return _MISSING
-    if abs(value) < 10_000:
-        digits = f"{value:.4g}" if value % 1 and abs(value) < 1000 else f"{value:,.0f}"
-        return f"{digits} {unit}".rstrip()
-    step = 0
-    while abs(value) >= 999.5 and step < len(prefixes) - 1:
-        value, step = value / 1000, step + 1
-    digits = f"{value:#.3g}".rstrip(".") if abs(value) < 999.5 else f"{value:,.0f}"
-    return f"{digits} {prefixes[step]}{unit}"
-
-
-def duration(seconds: float | None) -> str:
-    """``0.42 s``, ``12 min 5 s``, ``5 h 12 min``, ``3 d 4 h``."""
-    if seconds is None or _absent(seconds):
-        return _MISSING
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    for size, unit, small, below in ((86400, "d", 3600, "h"), (3600, "h", 60, "min")):
-        if seconds >= size:
-            whole, rest = divmod(round(seconds / small), size // small)
-            return f"{whole} {unit} {rest} {below}"
-    return "{} min {} s".format(*divmod(round(seconds), 60))
-
-
-def flops(value: float | None) -> str:
-    """Floating-point operations with an SI prefix, such as ``1.20 EFLOP``."""
-    return count(value, " kMGTPEZY", "FLOP")
-
-
-def joules(value: float | None) -> str:
-    """Energy with an SI prefix, such as ``36.0 kJ``."""
-    return count(value, " kMGTPEZY", "J")
-
-
-def interval(low: float, high: float) -> str:
-    """Both ends with four decimals; a dash where there is no interval."""
-    return _MISSING if _absent(low) else f"{number(4)(low)} to {number(4)(high)}"
 
 
 RANKING: Columns = {

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.agreement import POOLED, WITHIN
 from tasks.ranking import MACRO_MEAN
-from tasks.tables import Columns, Table, count, number, table_of, text
+from tasks.readable import count, number, text
+from tasks.tables import Columns, Table, table_of
 
 if TYPE_CHECKING:
     import pandas as pd

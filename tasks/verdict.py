@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from tasks.tables import count
+from tasks.readable import count
 
 if TYPE_CHECKING:
     import pandas as pd
