@@ -16,7 +16,7 @@ from tasks.energy import Meter, energy_source
 from tasks.losses import EvaluateConfig, LossesTable, identity
 from tasks.mixture import Mixture
 from tasks.rows import Rows
-from tasks.sweep import Job, PreparedSet, Sweeper, missing_jobs
+from tasks.sweep import Job, PreparedSet, Sweeper
 
 if TYPE_CHECKING:
     from flows.runners import Ledger
@@ -69,8 +69,11 @@ class SweepPlan(NamedTuple):
         """Compare the work with the losses table; all models and windows must be built."""
         table, sets = LossesTable(store, work.config, scratch), digests(work.sets)
         names = [identity(work.resolved(mixture)) for mixture in work.mixtures]
-        lacking = (work.mixtures[place] for place in table.lacking(names, sets.values()))
-        jobs = missing_jobs(table, [(work.resolved(m), m.label) for m in lacking], sets)
+        jobs = []
+        for place in table.lacking(names, sets.values()):
+            mixture, name = work.mixtures[place], names[place]
+            lacking = tuple(s for s, digest in sets.items() if (name, digest) not in table)
+            jobs.append(Job(work.resolved(mixture), mixture.label, lacking))
         pairs = sum(len(job.sets) for job in jobs)
         return cls(work, table, names, jobs, len(names) * len(sets) - pairs)
 

@@ -51,24 +51,6 @@ class PreparedSet(NamedTuple):
     """Where its windows are."""
 
 
-def missing_jobs(
-    table: LossesTable, mixtures: Sequence[tuple[Mixture, str]], sets: Mapping[str, str]
-) -> list[Job]:
-    """What is not in the table yet.
-
-    Args:
-        mixtures: (mixture over model digests, label).
-        sets: digest of the windows by name of the set.
-    """
-    jobs = []
-    for mixture, label in mixtures:
-        name = identity(mixture)
-        lacking = tuple(s for s, digest in sets.items() if (name, digest) not in table)
-        if lacking:
-            jobs.append(Job(mixture, label, lacking))
-    return jobs
-
-
 class LoadedSet(NamedTuple):
     """An evaluation set in memory, its windows in batches."""
 

@@ -26,11 +26,11 @@ from storage.cache import Runtime
 from storage.store import Store
 from tasks.energy import Meter
 from tasks.linears import NO_CODE
-from tasks.losses import EvaluateConfig, LossesTable, Row, identity
+from tasks.losses import EvaluateConfig, LossesTable, Row
 from tasks.merging import FACTS, MergeError, facts_of, load_weights
 from tasks.mixture import Mixture
 from tasks.model import load_model
-from tasks.sweep import Job, PreparedSet, Sweeper, missing_jobs
+from tasks.sweep import Job, PreparedSet, Sweeper
 from tasks.tokenizer import Encoder
 from tasks.window import load_windows
 
@@ -219,20 +219,6 @@ def test_work_is_counted(models: Models, windows: Callable[..., Path], texts: li
     told = json.loads((folder / "windows.json").read_text())
     assert meter.cost.tokens == told["forward_tokens"]
     assert meter.cost.flops > 2 * meter.cost.tokens * 9600  # the embedding alone
-
-
-def test_only_what_the_table_lacks_is_a_job(memory_store: Store) -> None:
-    table = LossesTable(memory_store, EvaluateConfig())
-    one, other = Mixture.uniform(["a"]), Mixture.of({"a": 1, "b": 2})
-    wanted, sets = [(one, "one"), (other, "other")], {"x": "xx", "y": "yy"}
-    assert missing_jobs(table, wanted, sets) == [
-        Job(one, "one", ("x", "y")),
-        Job(other, "other", ("x", "y")),
-    ]
-    table.append([Row(identity(one), "yy", "one", "y", 1.0, [1.0])], {})
-    assert missing_jobs(table, wanted, sets)[0] == Job(one, "one", ("x",))
-    table.append([Row(identity(one), "xx", "one", "x", 1.0, [1.0])], {})
-    assert missing_jobs(table, wanted, sets) == [Job(other, "other", ("x", "y"))]
 
 
 def test_a_job_that_somebody_did_is_not_lacking(
