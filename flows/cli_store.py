@@ -93,8 +93,8 @@ def _print_table(opened: "Store", what: What, rows: "Rows") -> None:
 
     print_rows(out, [{name: row[name] for name in row if name != "folder"} for row in rows])
     if what is What.RUNS:
-        page = views.address(opened, "index.html")
-        report = views.address(opened, "runs/RUN/report.html")
+        page = views.place_of(opened, "index.html")
+        report = views.place_of(opened, "runs/RUN/report.html")
         _print_lines([f"page with links to everything: {page}", f"report of a run: {report}"])
     else:
         _print_lines(views.places(opened, rows))

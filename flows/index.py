@@ -69,7 +69,7 @@ def refresh_index(store: Store) -> None:
     try:
         write_index(store)
     except Exception as error:
-        page = show.address(store, INDEX)
+        page = show.place_of(store, INDEX)
         LOG.warning("the page %s is out of date, as it could not be written: %s", page, error)
 
 

@@ -24,7 +24,7 @@ from storage.cache import Call, Explanation, Handle, Runtime, Step, explain, loo
 from storage.overlay import overlay
 from storage.store import Store
 from tasks.descent import DESCEND
-from tasks.losses import LossesTable
+from tasks.losses import LossesTable, identity
 from tasks.manifest import Manifest
 from tasks.rows import Rows
 from tasks.tokenizer import TRAIN_TOKENIZER
@@ -90,8 +90,6 @@ class PlannerRunner:
 
 def _known_pairs(store: Store, work: SweepWork) -> int:
     """Pairs in the table of mixtures and sets that are built already."""
-    from tasks.losses import identity
-
     table = LossesTable(store, work.config)
     models = {name: handle.digest for name, handle in work.pool.items() if handle.digest}
     sets = [handle.digest for handle in work.sets.values() if handle.digest]

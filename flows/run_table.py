@@ -1,5 +1,6 @@
 """The losses that a run leaves, as a table with one row per mixture: what surrogates are fitted to."""
 
+import math
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -40,8 +41,6 @@ def table_of_run(path: str) -> "tuple[pd.DataFrame, list[str], list[str]]":
     Raises:
         ValueError: there is no ``members.parquet`` beside it, or a mixture lacks a set or members.
     """
-    import math
-
     losses = _read(path, [*sorted(LONG)])
     members = _read(str(_beside(path, "members.parquet")), ["mixture", "partition", "weight"])
     losses["bits"] = losses["nll"] / losses["num_bytes"] / math.log(2)

@@ -123,10 +123,10 @@ def places(store: Store, rows: Rows) -> Iterator[str]:
     """Where the folders of rows lie in full, each once, behind what the row is called."""
     named = {row["folder"]: next(iter(row.values())) for row in rows}
     for folder, name in named.items():
-        yield f"{name}: {address(store, folder)}"
+        yield f"{name}: {place_of(store, folder)}"
 
 
-def address(store: Store, path: str) -> str:
+def place_of(store: Store, path: str) -> str:
     """Where a file or folder of the store lies, as the store itself was named."""
     return f"{store.url.rstrip('/')}/{path}"
 

@@ -13,9 +13,10 @@ import numpy as np
 from tasks import readable
 from tasks.found import Found
 from tasks.mixture import Mixture
+from tasks.proposals import FEWEST_ROWS
 from tasks.readable import number as shown
-from tasks.search import DESCENT, FEWEST, START, Search, possible
-from tasks.surrogates import choose, cross_validate
+from tasks.search import DESCENT, START, Search, possible
+from tasks.surrogates import COLUMNS, choose, cross_validate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,9 +84,8 @@ def compared(search: Search) -> "pd.DataFrame":
     """The surrogates cross-validated on all that was evaluated, as in ``Found.surrogates``."""
     import pandas as pd
 
-    columns = ["surrogate", "target", "spearman", "pearson", "rmse", "rows"]
-    if len(search.tried) < FEWEST:
-        return pd.DataFrame(columns=[*columns, "chosen", "share"])
+    if len(search.tried) < FEWEST_ROWS:
+        return pd.DataFrame(columns=[*COLUMNS, "chosen", "share"])
     sets, rules = search.objective.sets, search.rules
     losses = dict(zip(sets, search.losses.T, strict=True))
     found = cross_validate(search.weights, losses, rules.surrogates, seed=rules.seed)
@@ -132,8 +132,8 @@ def _end(search: Search) -> Iterator[str]:
         return
     started = sum(one.proposed_by == START for one in search.tried)
     why = "no other mixture that the constraints allow was found"
-    if len(search.tried) < FEWEST and started == search.rules.start:
-        why = f"surrogates need {FEWEST} evaluated mixtures, so raise search.start"
+    if len(search.tried) < FEWEST_ROWS and started == search.rules.start:
+        why = f"surrogates need {FEWEST_ROWS} evaluated mixtures, so raise search.start"
     yield f"The search ended before its budget of {search.rules.evaluations:,} was spent: {why}."
 
 

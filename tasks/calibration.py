@@ -13,7 +13,6 @@ sample becomes the whole, and is that of a *paired* difference: what makes a doc
 """
 
 import math
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -85,22 +84,8 @@ def _expansion(groups: Groups, sampled: Bools) -> tuple[Floats, Floats]:
 
 
 def student_quantile(probability: float, freedom: int) -> float:
-    """Quantile of Student's t, by the normal one's expansion in 1/freedom (Fisher and Cornish 1960).
+    """Quantile of Student's t; infinite where there is no degree of freedom."""
+    # Not scipy.stats: it takes three times as long to import.
+    from scipy.special import stdtrit
 
-    Exact for one and two degrees of freedom; within 0.5 % for 10 or more and probabilities up to 0.999.
-    Infinite where there is none.
-    """
-    if freedom < 1:
-        return math.inf
-    if freedom == 1:
-        return math.tan(math.pi * (probability - 0.5))
-    if freedom == 2:
-        return (2 * probability - 1) / math.sqrt(2 * probability * (1 - probability))
-    z = NormalDist().inv_cdf(probability)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + math.fsum(term / freedom**power for power, term in enumerate(terms, 1))
+    return float(stdtrit(freedom, probability)) if freedom > 0 else math.inf

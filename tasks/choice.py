@@ -9,14 +9,13 @@ evaluated for it.
 import itertools
 import math
 from collections.abc import Mapping
-from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tasks.arrays import Bools, Floats
 from tasks.noise import paired_variances
-from tasks.ranking import MACRO_MEAN, partition_counts
+from tasks.ranking import MACRO_MEAN, Z, partition_counts
 from tasks.rows import Losses
 
 if TYPE_CHECKING:
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
 
 CLOSEST = 50
 """Mixtures of each size, at most, that are compared with the best of that size."""
-
-Z = NormalDist().inv_cdf(0.975)
-"""Half the width of a 95 % interval, in standard deviations."""
 
 
 # Two sets that want different mixtures ------------------------------------------------------------

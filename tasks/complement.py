@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tasks.arrays import Floats
-from tasks.choice import Z, sets_of
+from tasks.choice import sets_of
 from tasks.noise import paired_variances
-from tasks.ranking import MACRO_MEAN
+from tasks.ranking import MACRO_MEAN, Z
 from tasks.rows import Losses
 from tasks.sums import BLOCK
 

@@ -95,7 +95,7 @@ LIGHT, DARK = (
 )
 _DARKENED = dict([*_PLAIN, *_KINDS])
 _TAG = re.compile("<[^>]*>")
-_COLOUR = re.compile('(?<=(?:fill|roke)=")[^"]*')  # fill and stroke
+_COLOUR = re.compile('(fill|stroke)="([^"]*)"')
 
 
 def svg(spec: Spec, theme: Spec) -> str:
@@ -112,7 +112,7 @@ def svg_pair(spec: Spec) -> tuple[str, str]:
         return light, svg(spec, DARK)
 
     def darkened(tag: re.Match[str]) -> str:
-        return _COLOUR.sub(lambda colour: _DARKENED.get(colour[0], colour[0]), tag[0])
+        return _COLOUR.sub(lambda at: f'{at[1]}="{_DARKENED.get(at[2], at[2])}"', tag[0])
 
     return light, _TAG.sub(darkened, light)
 

@@ -15,13 +15,16 @@ import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Self
 
 from pydantic import Field
 
 from storage.fingerprint import Config
 from tasks.carbon import codecarbon_energy
 from tasks.energy_sources import POWERCAP, CpuTimeEstimate, NvmlEnergy, RaplEnergy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Cost(Config):
@@ -180,6 +183,11 @@ class Attention(NamedTuple):
     layers: int
     width: int
     context: int
+
+    @classmethod
+    def of(cls, model: "PreTrainedModel", context: int) -> Self:
+        """The shape of a model that reads ``context`` tokens."""
+        return cls(model.config.num_hidden_layers, model.config.hidden_size, context)
 
 
 def forward_flops(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from tasks.agreement import POOLED, SCOPES, WITHIN
+from tasks.calibration import student_quantile
 from tasks.margin import FEWEST_PAIRS, SURE, margin
 from tasks.ranking import MACRO_MEAN
 from tasks.readable import number
@@ -217,15 +218,13 @@ def gained(rows: Rows, added: "pd.DataFrame") -> Iterator[str]:
 
 def repeated(noise: "pd.DataFrame | None") -> Iterator[str]:
     """What repeated references agree to; the ceiling only where there are enough runs to speak of it."""
-    from scipy.stats import t as student
-
     told = () if noise is None else noise[noise["evaluation_set"] == MACRO_MEAN].to_dict("records")
     told = [row for row in told if row["runs"] > 1]
     if not told:
         yield "No reference was trained twice, so how far references agree with themselves is not known."
     for row in told:
         # Of a few runs the standard deviation itself is uncertain: hence Student's t.
-        least = float(student.ppf(0.975, row["runs"] - 1)) * math.sqrt(2) * row["sd_bits"]
+        least = student_quantile(0.975, row["runs"] - 1) * math.sqrt(2) * row["sd_bits"]
         tells = row["runs"] >= FEWEST_RUNS and row["ceiling"] < HIGHEST_CEILING
         yield (
             f"Trained with {row['runs']} seeds, {row['mixture']} has a standard deviation of "

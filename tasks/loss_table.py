@@ -16,17 +16,13 @@ from tasks.arrays import Floats, Ints
 from tasks.constraints import ConstraintsConfig, Feasible
 from tasks.mixture import unknown
 from tasks.objective import Objective, ObjectiveConfig
-from tasks.proposals import Proposals, propose_beside
+from tasks.proposals import FEWEST_ROWS, Proposals, propose
 from tasks.readable import number
 from tasks.surrogates import SURROGATES, choose, cross_validate, errors, fit
 from tasks.table_rows import averaged, finite, refuse_constant, scaled, told_sums, varying
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-FEWEST_ROWS = 5
-"""A table with fewer usable rows is refused."""
 
 
 class LossTable(NamedTuple):
@@ -202,9 +198,7 @@ def propose_from_table(
     validated["share"] = validated["target"].map(by_target)
     models = fit(chosen, weights[seen], visible)
     predicted = np.stack([model.predict(weights[held]) for model in models.values()], axis=1)
-    made = propose_beside(
-        weights, table.losses, None, objective, feasible, count, generator, [chosen]
-    )
+    made = propose(weights, table.losses, None, objective, feasible, count, generator, [chosen])
     notes = [*table.notes, *notes, *made.notes, *_order(table, held, predicted, chosen)]
     checked = _held_out(table, held, predicted)
     return TableSearch(validated, checked, _proposals(made, feasible, table.targets), notes)

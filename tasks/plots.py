@@ -19,6 +19,7 @@ from tasks.drawing import (
     room,
     values_of,
 )
+from tasks.ranking import best_by_size
 from tasks.rows import Losses
 
 if TYPE_CHECKING:
@@ -140,8 +141,6 @@ def _loss_panel(losses: Losses, order: list[str], sets: list[str]) -> Spec:
 
 def size_plot(ranking: "pd.DataFrame") -> Spec:
     """Loss of every mixture against its number of partitions, and the best of each number."""
-    from tasks.ranking import best_by_size
-
     every = {"type": "point", "style": "weak", "filled": True, "size": 14, "opacity": 0.45}
     line = {"type": "line", "style": "strong", "point": {"filled": True, "size": 60}}
     x = {"field": "k", "type": "ordinal", "title": "partitions in the mixture"}

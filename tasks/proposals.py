@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-__all__ = ["Proposal", "Proposals", "propose", "propose_beside", "start"]
+__all__ = ["Proposal", "Proposals", "propose", "start"]
 
 FEWEST_ROWS = 5
 """Proposals are made from this many evaluated mixtures on."""
@@ -65,7 +65,7 @@ class Proposals(NamedTuple):
 
 
 def propose(
-    evaluated: Sequence[Mixture],
+    weights: Floats,
     losses: Floats,
     base: Floats | None,
     objective: Objective,
@@ -78,7 +78,8 @@ def propose(
     """The next ``count`` mixtures to evaluate.
 
     Args:
-        evaluated: n distinct mixtures of the units, allowed or not: all of them teach.
+        weights: of n evaluated mixtures of the units, shape (n, p); rows sum to 1, and are distinct.
+            Allowed or not: all of them teach.
         losses: their bits per byte, shape (n, S), columns as in ``objective.sets``.
         base: the base model's bits per byte, shape (S,); None only where there are no caps.
         objective: over the sets and over ``feasible.names``.
@@ -92,24 +93,6 @@ def propose(
         ValueError: fewer than ``FEWEST_ROWS`` evaluated mixtures, shapes that do not fit, losses
             that are not finite, or no surrogate could be fitted.
     """
-    weights = feasible.weights_of(evaluated)
-    return propose_beside(
-        weights, losses, base, objective, feasible, count, generator, names, folds
-    )
-
-
-def propose_beside(
-    weights: Floats,
-    losses: Floats,
-    base: Floats | None,
-    objective: Objective,
-    feasible: Feasible,
-    count: int,
-    generator: np.random.Generator,
-    names: Sequence[str] = tuple(SURROGATES),
-    folds: int = 5,
-) -> Proposals:
-    """``propose`` for evaluated ``weights`` (n, p), whose rows sum to 1 and need be no mixtures."""
     _refuse_unusable(weights, losses, objective)
     by_set = dict(zip(objective.sets, losses.T, strict=True))
     seed = int(generator.integers(2**31))

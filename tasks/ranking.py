@@ -28,7 +28,9 @@ MACRO_MEAN = "macro mean"
 MOST_COMPARED = 3000
 """Only this many of the best mixtures are compared pair by pair; the rest get plain positions."""
 
-_Z = NormalDist().inv_cdf(0.975)
+Z = NormalDist().inv_cdf(0.975)
+"""Half the width of a 95 % interval, in standard deviations."""
+
 _ROWS = 32  # of 3,000 numbers: their temporaries stay in the cache
 
 
@@ -85,7 +87,7 @@ def _ranked(losses: Losses, counts: Ints, objective: str) -> "pd.DataFrame":
     table = {name: column[order] for name, column in values.items()}
     loss = table["loss"]
     table["difference"] = loss - loss[0]
-    margin = _Z * np.sqrt(variances_from(losses, sets, int(order[0])))[order]
+    margin = Z * np.sqrt(variances_from(losses, sets, int(order[0])))[order]
     table["low"], table["high"] = table["difference"] - margin, table["difference"] + margin
     labels = np.array(losses.mixtures, dtype=object)[order]
     names = np.full(len(order), objective, dtype=object)
@@ -286,7 +288,7 @@ def _ranks(loss: Floats, variances: Floats) -> Ints:
         is_behind = ahead > 0
         # Not <= rather than >: where there is no variance, whoever is ahead is better.
         np.square(ahead, out=ahead)
-        is_behind &= ~(ahead <= _Z**2 * variances[start:stop, :stop])
+        is_behind &= ~(ahead <= Z**2 * variances[start:stop, :stop])
         ranks[start:stop] = 1 + is_behind.sum(axis=1)
     # Equal losses are neighbours: all get the least of their ranks.
     return np.minimum.reduceat(ranks, np.unique(first_equal))[

@@ -19,14 +19,11 @@ from tasks.constraints import ConstraintsConfig, Feasible
 from tasks.descent import DescentConfig
 from tasks.mixture import Mixture, Unit, Units, spread
 from tasks.objective import Objective, ObjectiveConfig
-from tasks.proposals import propose, start
+from tasks.proposals import FEWEST_ROWS, propose, start
 from tasks.surrogates import SURROGATES
 
 START, DESCENT = "start", "descent"
 """Who proposes a mixture, where it is no surrogate."""
-
-FEWEST = 5
-"""Surrogates are asked when so many mixtures are evaluated."""
 
 
 class SearchConfig(Config):
@@ -142,11 +139,11 @@ class Search:
         Raises:
             ValueError: no surrogate can be fitted, or a loss is not finite.
         """
-        if not self.left or len(self.tried) < FEWEST:
+        if not self.left or len(self.tried) < FEWEST_ROWS:
             return []
         self._round += 1
         found = propose(
-            [one.mixture for one in self.tried],
+            self.weights,
             self.losses,
             self.base,
             self.objective,

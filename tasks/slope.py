@@ -81,9 +81,7 @@ class MergedLoss:
 
     def _count(self, batch: TokenBatch) -> None:
         rows, length = batch.inputs.shape
-        shape = Attention(
-            self.model.config.num_hidden_layers, self.model.config.hidden_size, length
-        )
+        shape = Attention.of(self.model, length)
         self.tokens += rows * length
         # A backward pass costs twice a forward pass.
         self.flops += 3 * forward_flops(self._merged.num_parameters, rows * length, shape)

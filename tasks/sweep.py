@@ -169,9 +169,7 @@ class Sweeper:
         return self._sets[failed.entry.name]
 
     def _row(self, job: Job, loaded: LoadedSet, sums: np.ndarray, meter: Meter) -> Row:
-        settings = self._model.model.config
-        length = loaded.windows.inputs.shape[1]
-        shape = Attention(settings.num_hidden_layers, settings.hidden_size, length)
+        shape = Attention.of(self._model.model, loaded.windows.inputs.shape[1])
         flops = forward_flops(self._model.num_parameters, loaded.tokens, shape)
         meter.add(tokens=loaded.tokens, flops=flops)
         if not np.isfinite(sums).all():

@@ -200,13 +200,13 @@ def _train(
     runtime, device = workspace.runtime, model.device
     losses = Losses(load_state(model, optimizer, workspace), math.log(model.config.vocab_size))
     start = len(losses.read())
-    flops = training_flops(model.num_parameters(), 1, _attention(model, config))
+    flops = training_flops(model.num_parameters(), 1, Attention.of(model, config.context_length))
     per_step = config.batch_size * config.context_length
     loss_of = loss_function(model, config.precision, compiled=runtime.compile)
     parameters = list(model.parameters())
     saves = BackgroundSaves(workspace.checkpoints, runtime.scratch, PATIENT_SECONDS)
     saved = time.monotonic()
-    workspace.progress(start * per_step, config.steps * per_step, "tokens")
+    workspace.progress(start * per_step, training_tokens(config), "tokens")
     with saves, kept_heap(device.type):
         for step in range(start, config.steps):
             for group in optimizer.param_groups:
@@ -219,7 +219,7 @@ def _train(
             losses.add(loss)
             workspace.meter.add(tokens=per_step, flops=flops * per_step)
             try:
-                workspace.progress((step + 1) * per_step, config.steps * per_step, "tokens")
+                workspace.progress((step + 1) * per_step, training_tokens(config), "tokens")
             except BaseException:  # whoever stops a training, or an interrupt, does so here
                 if saves.longest <= PATIENT_SECONDS:
                     save_last(model, optimizer, losses.read(), saves)
@@ -234,11 +234,6 @@ def _train(
     if not all(bool(p.isfinite().all()) for p in parameters):
         raise TrainingError(f"weights are not finite after the last step: {REMEDY}")
     return found
-
-
-def _attention(model: "PreTrainedModel", config: TrainConfig) -> Attention:
-    settings = model.config
-    return Attention(settings.num_hidden_layers, settings.hidden_size, config.context_length)
 
 
 def _save(
@@ -264,7 +259,7 @@ def _save(
     details = {
         "num_parameters": model.num_parameters(),
         "num_blocks": num_blocks,
-        "num_tokens": config.steps * config.batch_size * config.context_length,
+        "num_tokens": training_tokens(config),
         "repeats": config.steps * config.batch_size / num_blocks,
         "final_loss": sum(losses[-10:]) / len(losses[-10:]),
     }

@@ -57,7 +57,8 @@ def search(
     losses = losses_of(done)
     while len(done) < budget:
         count = min(20, budget - len(done))
-        made = propose(done, losses, base, objective, feasible, count, generator, names)
+        weights = feasible.weights_of(done)
+        made = propose(weights, losses, base, objective, feasible, count, generator, names)
         new = [proposal.mixture for proposal in made.proposals]
         done, losses = [*done, *new], np.vstack([losses, losses_of(new)])
         rounds.append(made)
@@ -136,10 +137,11 @@ def test_a_search_ends_where_everything_is_evaluated() -> None:
     objective = Objective(ObjectiveConfig(), SETS, feasible.names)
     everything = start(feasible, 100, np.random.default_rng(0))
     assert len(everything) == len({*everything}) == 7
-    generator, losses = np.random.default_rng(0), paired(3, 0)(feasible.weights_of(everything))
-    made = propose(everything[:6], losses[:6], None, objective, feasible, 9, generator, ["linear"])
+    weights = feasible.weights_of(everything)
+    generator, losses = np.random.default_rng(0), paired(3, 0)(weights)
+    made = propose(weights[:6], losses[:6], None, objective, feasible, 9, generator, ["linear"])
     assert [p.mixture for p in made.proposals] == everything[6:]
-    made = propose(everything, losses, None, objective, feasible, 9, generator, ["linear"])
+    made = propose(weights, losses, None, objective, feasible, 9, generator, ["linear"])
     assert made.proposals == []
 
 
@@ -194,7 +196,8 @@ def test_what_cannot_be_learnt_from_is_refused() -> None:
     losses = paired(3, 0)(feasible.weights_of(design))
 
     def proposed(mixtures: list[Mixture], found: Floats) -> Proposals:
-        return propose(mixtures, found, None, objective, feasible, 2, np.random.default_rng(0))
+        weights, generator = feasible.weights_of(mixtures), np.random.default_rng(0)
+        return propose(weights, found, None, objective, feasible, 2, generator)
 
     with pytest.raises(ValueError, match="4 evaluated mixtures are too few"):
         proposed(design[:4], losses[:4])
