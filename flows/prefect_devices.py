@@ -74,7 +74,7 @@ def hold_device(device: str, slots: int = 1) -> Iterator[None]:
         renewal.join()
         what = f"slot {lease} could not be given back and ends by itself"
         with _only_told(what), get_client(sync_client=True) as client:
-            client.release_concurrency_slots_with_lease(lease)
+            client.release_concurrency_slots_with_lease(lease_id=lease)
 
 
 def _acquire(name: str, slots: int) -> UUID | None:
@@ -84,9 +84,14 @@ def _acquire(name: str, slots: int) -> UUID | None:
     with _only_told(f"no slot of {name} is held, and work goes on without"):
         make_limit(name, slots)
         with get_client(sync_client=True) as client:
-            take = client.increment_concurrency_slots_with_lease
             try:
-                answer = take([name], 1, "concurrency", LEASE_SECONDS, holder)
+                answer = client.increment_concurrency_slots_with_lease(
+                    names=[name],
+                    slots=1,
+                    mode="concurrency",
+                    lease_duration=LEASE_SECONDS,
+                    holder=holder,
+                )
             except PrefectHTTPStatusError as error:
                 if error.response.status_code == LOCKED:
                     raise TimeoutError(f"other runs hold all slots of {name}") from error
@@ -101,7 +106,7 @@ def _renew(lease: UUID, done: threading.Event) -> None:
             _only_told(f"slot {lease} could not be renewed"),
             get_client(sync_client=True) as client,
         ):
-            client.renew_concurrency_lease(lease, LEASE_SECONDS)
+            client.renew_concurrency_lease(lease_id=lease, lease_duration=LEASE_SECONDS)
 
 
 @contextlib.contextmanager

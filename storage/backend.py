@@ -129,7 +129,7 @@ class Backend:
             found = self.fs.find(self.full(prefix), detail=True)
         except FileNotFoundError:
             return {}
-        start = len(self.fs._strip_protocol(self.root)) + 1
+        start = len(self.root) + 1
         return {name[start:]: _info(entry) for name, entry in sorted(found.items())}
 
     def names(self, folder: str, after: str = "") -> Sequence[str]:

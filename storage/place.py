@@ -48,8 +48,7 @@ def file_system(url: str) -> tuple[Any, str]:
             raise ValueError(f"{url} asks for one version of an object: give a plain address")
         from storage.s3_client import connect
 
-        client = connect()
-        return client, str(client._strip_protocol(url))
+        return connect(), str(fsspec.core.strip_protocol(url))
     try:
         fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except (ValueError, ImportError) as error:

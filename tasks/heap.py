@@ -4,11 +4,13 @@ glibc hands large blocks back to the kernel as soon as they are free, and the ke
 with zeros when it is touched again. A training or a sweep on the CPU allocates the same activations
 again and again; of a training that was a fifth of its time at 30M parameters. Two numbers of glibc's
 allocator end it; results are the same bit by bit. The peak of resident memory is higher by what lies
-between blocks (a quarter, at 30M parameters). Other allocators and systems are left as they are.
+between blocks (a quarter, at 30M parameters). Other allocators and systems are left as they are, and so
+is glibc where the environment says what its thresholds are to be.
 """
 
 import contextlib
 import ctypes
+import os
 from collections.abc import Callable, Iterator
 
 # Parameters of mallopt(3).
@@ -24,7 +26,7 @@ USUAL = {TRIM_THRESHOLD: 1 << 26, MMAP_THRESHOLD: 1 << 25}
 @contextlib.contextmanager
 def kept_heap(device: str) -> Iterator[None]:
     """Keep freed memory while the block computes on the device; give it back at its end."""
-    if device != "cpu":
+    if device != "cpu" or _are_chosen():
         yield
         return
     libc = ctypes.CDLL(None)
@@ -34,6 +36,12 @@ def kept_heap(device: str) -> Iterator[None]:
     finally:
         _set(libc, USUAL)
         _call(libc, "malloc_trim", 0)
+
+
+def _are_chosen() -> bool:
+    variables = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"}
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    return not variables.isdisjoint(os.environ) or "glibc.malloc." in tunables
 
 
 def _set(libc: ctypes.CDLL, options: dict[int, int]) -> None:

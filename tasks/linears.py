@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 NO_CODE = "could not create a primitive"
-"""All that oneDNN says where it has no memory for its code."""
+"""All that oneDNN says where it has no memory for its code; checked with torch 2.13."""
 
 
 def has_onednn() -> bool:
@@ -38,6 +38,7 @@ def onednn_linear(
     """
     import torch
 
+    # Private, checked with torch 2.13; ``has_onednn`` looks for it.
     multiply = torch.ops.mkldnn._linear_pointwise
     product: torch.Tensor = multiply(inputs, weight, bias, "none", [], "")
     return product

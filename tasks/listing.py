@@ -16,7 +16,7 @@ from itertools import accumulate, takewhile
 from typing import Any, NamedTuple
 
 from fsspec.implementations.local import LocalFileSystem
-from fsspec.utils import glob_translate
+from fsspec.utils import glob_translate  # in no documentation, checked with fsspec 2026.9
 
 from storage.fingerprint import fingerprint
 from storage.place import file_system

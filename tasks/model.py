@@ -5,8 +5,9 @@ be put into a model. Pickled weights are never read, code in a model's folder is
 file that lacks weights of its model is refused, because transformers would make them up at random.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -164,16 +165,24 @@ def architecture_of(settings: Mapping[str, object]) -> str:
 
 def save_model(model: "PreTrainedModel", folder: Path, facts: Facts) -> None:
     """Write a model as a Hugging Face folder with its facts."""
-    _silence()
-    # Transformers would split fused tensors (experts) into the ones of the published checkpoint.
-    model.save_pretrained(folder, save_original_format=False)
+    with _no_bars():
+        # Transformers would split fused tensors (experts) into those of the published checkpoint.
+        model.save_pretrained(folder, save_original_format=False)
     (folder / FACTS).write_text(facts.model_dump_json(indent=1))
 
 
-def _silence() -> None:
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without transformers' progress bars inside the block; they are as they were behind it."""
     from transformers.utils import logging
 
+    had_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if had_bars:
+            logging.enable_progress_bar()
 
 
 def check_safetensors(folder: Path) -> None:
@@ -197,15 +206,15 @@ def load_model(folder: Path, device: str = "cpu") -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     check_safetensors(folder)
-    _silence()
-    model, found = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
+    with _no_bars():
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
     if found["missing_keys"]:
         raise ValueError(
             f"model folder {folder} lacks {len(found['missing_keys'])} weights of a "

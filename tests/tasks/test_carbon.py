@@ -62,6 +62,15 @@ def test_there_is_one_source_for_a_device(source: CodecarbonEnergy) -> None:
     assert energy_source("cpu", how="codecarbon") is source is codecarbon_energy("cpu")
 
 
+def test_the_name_says_how_codecarbon_measures(source: CodecarbonEnergy) -> None:
+    parts = {type(hardware).__name__: hardware for hardware in source._tracker._hardware}
+    assert {*parts} >= {"CPU", "RAM"}
+    told = {"intel_rapl": "by RAPL", "cpu_load": "guessed from load"}
+    how = told.get(parts["CPU"]._mode, "guessed from its model")
+    assert f"CPU {how}" in source.name
+    assert "memory guessed from size" in source.name
+
+
 def test_a_gpu_that_is_not_there_is_said_not_to_be_counted() -> None:
     assert energy_source("cuda:99", how="codecarbon").name.endswith(", cuda device not counted")
 

@@ -1,6 +1,7 @@
 """Losses without logits are the losses of the logits."""
 
 import copy
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,3 +183,10 @@ def test_half_precision_keeps_its_logits(given: Callable[..., Path]) -> None:
         found = Scorer(model)(batch)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="not a processor that can gain by oneDNN"
+)
+def test_torch_still_has_the_linear_map_of_onednn() -> None:
+    assert has_onednn() == torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]

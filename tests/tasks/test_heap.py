@@ -40,6 +40,24 @@ def test_pages_are_touched_once_inside_the_block_and_each_time_outside() -> None
     assert faults(4) > 0
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MALLOC_TRIM_THRESHOLD_", "131072"),
+        ("MALLOC_MMAP_THRESHOLD_", "131072"),
+        ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=131072"),
+    ],
+)
+def test_thresholds_that_somebody_chose_stay(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    before = resident()
+    with kept_heap("cpu"):
+        faults(1)
+        assert resident() - before < BLOCK / 2
+
+
 def fail() -> None:
     with kept_heap("cpu"):
         faults(1)

@@ -33,7 +33,7 @@ from tasks.merging import (
     load_weights,
     weighted_sum,
 )
-from tasks.model import InitialiseConfig, LlamaArchitecture, build_initial, load_model
+from tasks.model import InitialiseConfig, LlamaArchitecture, build_initial, load_model, save_model
 
 pytest_plugins = ["tests.tasks.tiny_models"]
 
@@ -317,3 +317,15 @@ def test_code_in_a_model_folder_is_not_run(gpt: Path, new: Callable[[], Path]) -
     with pytest.raises(ValueError, match="trust_remote_code"):
         load_model(folder)
     assert not mark.exists()
+
+
+def test_progress_bars_of_transformers_stay_as_they_were(llama: Path, tmp_path: Path) -> None:
+    from transformers.utils import logging
+
+    try:
+        for had_bars in (True, False):
+            (logging.enable_progress_bar if had_bars else logging.disable_progress_bar)()
+            save_model(load_model(llama), tmp_path / str(had_bars), facts_of(llama))
+            assert logging.is_progress_bar_enabled() is had_bars
+    finally:
+        logging.enable_progress_bar()
