@@ -40,7 +40,7 @@ from storage.cache import (
     lookup,
 )
 from storage.lease import Busy
-from storage.patience import UnreachableError
+from storage.limit import UnreachableError
 from storage.store import Store
 from tasks.readable import duration
 from tasks.rows import Rows

@@ -7,6 +7,10 @@ from contextvars import ContextVar
 _LIMIT: ContextVar[float] = ContextVar("limit", default=float("inf"))
 
 
+class UnreachableError(OSError):
+    """A server failed for longer than anybody wants to wait; the message says where and at what."""
+
+
 def current_limit() -> float:
     """Seconds that ``limited`` allows this thread or task."""
     return _LIMIT.get()

@@ -27,7 +27,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from storage.limit import current_limit
+from storage.limit import UnreachableError, current_limit
 
 LOG = logging.getLogger("mixpool.s3")
 
@@ -73,10 +73,6 @@ PASSING_ERRORS = (
 
 class TornAnswerError(ConnectionError):
     """An answer that is shorter than it said, or belongs to another version of the object."""
-
-
-class UnreachableError(OSError):
-    """A server failed for longer than anybody wants to wait; the message says where and at what."""
 
 
 def status_of(error: BaseException) -> int:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from storage.backend import FileInfo, Look
-from storage.patience import TornAnswerError, UnreachableError, status_of
+from storage.limit import UnreachableError
+from storage.patience import TornAnswerError, status_of
 from storage.s3_client import BEHIND_END, TRIES, PatientS3, crc32, gather
 from storage.s3_requests import REQUESTS, S3Requests, facts
 

@@ -229,7 +229,13 @@ def main(folder: Path) -> None:
         "timeout": server.ephemeral.startup_timeout_seconds,
         "batch": server.services.task_run_recorder.batch_size,
     }
-    observed = {"settings": settings, "outcomes": outcomes, **observe()}
+    has_s3_client = "botocore" in sys.modules
+    observed = {
+        "settings": settings,
+        "has_s3_client": has_s3_client,
+        "outcomes": outcomes,
+        **observe(),
+    }
     (folder / "observed.json").write_text(json.dumps(observed, indent=1))
 
 

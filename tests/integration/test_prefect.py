@@ -48,6 +48,7 @@ class Session:
         assert done.returncode == 0, done.stderr[-4000:]
         observed = json.loads((folder / "observed.json").read_text())
         self.settings = observed["settings"]
+        self.has_s3_client: bool = observed["has_s3_client"]
         self.outcomes: dict[str, Any] = observed["outcomes"]
         self.artifacts: list[dict[str, Any]] = observed["artifacts"]
         self.logs: list[dict[str, Any]] = observed["logs"]
@@ -96,6 +97,10 @@ def test_gives_the_losses_that_a_run_without_prefect_gives(
 
 def test_sets_what_the_user_has_not_set(session: Session) -> None:
     assert session.settings == {"timeout": 150, "batch": 200}
+
+
+def test_runs_on_a_disk_load_no_client_of_an_object_store(session: Session) -> None:
+    assert not session.has_s3_client
 
 
 def test_every_partition_and_every_chunk_is_a_task_run(session: Session) -> None:

@@ -11,8 +11,8 @@ import aiohttp
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
-from storage.limit import limited
-from storage.patience import Patience, TornAnswerError, UnreachableError, is_passing, status_of
+from storage.limit import UnreachableError, limited
+from storage.patience import Patience, TornAnswerError, is_passing, status_of
 
 
 def answer(status: int, code: str) -> ClientError:
