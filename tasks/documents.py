@@ -5,14 +5,17 @@ Columns: ``digest`` (sha256 of the text), ``domain``, ``origin`` (file and row i
 which documents were assigned, so that a partition made again has the same bytes.
 """
 
+import itertools
 import marshal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+T = TypeVar("T")
 
 FILE = "documents.parquet"
 ROW_GROUP_BYTES = 8 << 20
@@ -115,6 +118,13 @@ def read(folder: Path, columns: list[str] | None = None) -> Iterator[dict[str, A
     with pq.ParquetFile(folder / FILE) as file:
         for batch in file.iter_batches(batch_size=512, columns=columns):
             yield from batch.to_pylist()
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of up to ``size`` items (``itertools.batched`` comes with Python 3.12)."""
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
 
 
 def read_all(folder: Path) -> Iterator[StoredDocument]:

@@ -85,7 +85,7 @@ def build_initial(
     model = AutoModelForCausalLM.from_config(settings)
     facts = Facts(
         architecture=architecture_of(settings.to_dict()),
-        tokenizer=digest_of(inputs["tokenizer"]),
+        tokenizer=describe("tokenizer", inputs["tokenizer"]).digest,
         base=None,
         steps=0,
     )
@@ -143,18 +143,13 @@ def build_import(
         )
     facts = Facts(
         architecture=architecture_of(model.config.to_dict()),
-        tokenizer=digest_of(inputs["tokenizer"]),
+        tokenizer=describe("tokenizer", inputs["tokenizer"]).digest,
         base=None,
         steps=0,
     )
     save_model(model, output, facts)
     workspace.progress(1, 1, "model")
     return {"num_parameters": model.num_parameters()}
-
-
-def digest_of(folder: Path) -> str:
-    """Digest of the artifact in a folder: the name by which other models refer to it."""
-    return describe("any", folder).digest
 
 
 def architecture_of(settings: Mapping[str, object]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks.tokenize import batched
+from tasks.documents import batched
 
 FILE = "index.parquet"
 BATCH = 8192

@@ -5,24 +5,18 @@ uint32; ``tokens.json`` says which, how many, and by which tokenizer. Training c
 context + 1 tokens that overlap by one, so that every token but the first is predicted once.
 """
 
-import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
+from storage.artifact import describe
 from storage.cache import Step, Workspace
 from storage.fingerprint import Config
 from tasks import documents
 from tasks.encoders import Encoders, batches
-from tasks.model import digest_of
-
-T = TypeVar("T")
-
-BATCH = 256
 
 
 class TokenizeConfig(Config):
@@ -47,7 +41,7 @@ def build(
         "num_tokens": num_tokens,
         **sizes,
         "vocab_size": vocabulary.size,
-        "tokenizer": digest_of(inputs["tokenizer"]),
+        "tokenizer": describe("tokenizer", inputs["tokenizer"]).digest,
     }
     (output / "tokens.json").write_text(json.dumps(facts, sort_keys=True))
     workspace.meter.add(tokens=num_tokens)
@@ -58,13 +52,6 @@ def _batches(folder: Path, sizes: Counter[str]) -> Iterator[list[str]]:
     texts = (row["text"] for row in documents.read(folder, ["text"]))
     for batch in batches(texts, str):
         sizes.update(num_documents=len(batch), num_bytes=sum(len(t.encode()) for t in batch))
-        yield batch
-
-
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of up to ``size`` items (``itertools.batched`` comes with Python 3.12)."""
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
         yield batch
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
+from storage.artifact import describe
 from storage.cache import Step, Workspace
 from storage.checkpoint import BackgroundSaves
 from storage.fingerprint import Config
@@ -30,7 +31,7 @@ from tasks.energy import Attention, training_flops
 from tasks.gradients import clip, loss_function, moved
 from tasks.heap import kept_heap
 from tasks.merging import Facts, facts_of
-from tasks.model import check_context, digest_of, load_model, save_model
+from tasks.model import check_context, load_model, save_model
 from tasks.state import (
     PATIENT_SECONDS,
     load_optimizer,
@@ -250,7 +251,7 @@ def _save(
     facts = Facts(
         architecture=before.architecture,
         tokenizer=before.tokenizer,
-        base=digest_of(base),
+        base=describe("model", base).digest,
         steps=config.steps,
     )
     save_model(model.to("cpu"), output, facts)

@@ -21,9 +21,11 @@ from pydantic import Field
 from storage.cache import Step, Workspace
 from storage.fingerprint import Config
 from tasks import documents
-from tasks.tokenize import BATCH, batched
+from tasks.documents import batched
 from tasks.tokenizer import Encoder
 
+BATCH = 256
+"""Documents that are encoded at once."""
 WORDS = re.compile(r"\s+")
 
 

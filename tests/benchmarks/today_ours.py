@@ -11,11 +11,11 @@ import sys
 import time
 from pathlib import Path
 
+from storage.artifact import describe
 from storage.cache import Runtime
 from tasks.energy import Meter
 from tasks.losses import EvaluateConfig, Row
 from tasks.mixture import Mixture
-from tasks.model import digest_of
 from tasks.sweep import Job, PreparedSet, Sweeper
 from tasks.window import WindowConfig, build
 from tests.benchmarks.tiny import workspace
@@ -32,7 +32,7 @@ def answer(request: Request) -> dict[str, float | list[float]]:
     """Seconds of wall and processor time in the sweep, and bits per byte of each mixture."""
     windows = request.folder / "windows"
     num_bytes = cut(request, windows)
-    prepared = PreparedSet("english", digest_of(windows), windows)
+    prepared = PreparedSet("english", describe("windows", windows).digest, windows)
     sweeper = Sweeper(request.models, [prepared], EvaluateConfig(), Runtime(device="cpu"))
     jobs = [
         Job(Mixture.uniform(names), str(number), ("english",))

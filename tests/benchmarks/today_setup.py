@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from pydantic import BaseModel
 
+from storage.artifact import describe
 from tasks.documents import DocumentWriter, StoredDocument
 from tasks.merging import Facts
 from tasks.model import (
     InitialiseConfig,
     LlamaArchitecture,
     build_initial,
-    digest_of,
     load_model,
     save_model,
 )
@@ -176,7 +176,7 @@ def _models(size: Size, tokenizer: Path, folder: Path) -> dict[str, Path]:
     )
     build_initial(config, {"tokenizer": tokenizer}, base, workspace(folder))
     facts = Facts.model_validate_json((base / "mixpool.json").read_bytes())
-    trained = facts.model_copy(update={"base": digest_of(base), "steps": 1})
+    trained = facts.model_copy(update={"base": describe("model", base).digest, "steps": 1})
     names = [f"partition-{number:02}" for number in range(PARTITIONS)]
     for seed, name in enumerate(names):
         _write_moved(base, folder / name, seed, trained, tokenizer)

@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerFast
 
 from storage.artifact import describe
 from storage.cache import Workspace
-from tasks.model import digest_of
 from tasks.tokenize import load_tokens
 from tasks.tokenizer import (
     Encoder,
@@ -195,7 +194,7 @@ def test_tokens_are_the_documents_in_order(
         "num_documents": 300,
         "num_bytes": len("".join(texts).encode()),
         "vocab_size": 300,
-        "tokenizer": digest_of(tokenizer),
+        "tokenizer": describe("tokenizer", tokenizer).digest,
     }
 
 

@@ -28,7 +28,7 @@ from storage.store import Store
 from tasks.divergence import TrainingError
 from tasks.energy import Meter
 from tasks.merging import facts_of, load_weights
-from tasks.model import digest_of, load_model
+from tasks.model import load_model
 from tasks.tokenize import load_tokens
 from tasks.train import TRAIN, Blocks, TrainConfig, learning_rate
 from tasks.train import build as train
@@ -174,7 +174,7 @@ def test_stopped_between_two_resume_points_loses_no_step(
         with pytest.raises(KilledError):
             through_store(store, config, inputs, 6, checkpoint_seconds=0)
     found = through_store(store, config, inputs)
-    assert found.digest == digest_of(trained(llama, corpus))
+    assert found.digest == describe("model", trained(llama, corpus)).digest
     told = [record.getMessage() for record in caplog.records if record.name == "mixpool.train"]
     assert "could not be saved" in told[4]
     *others, last = [line for line in told if "could not" not in line]
@@ -323,7 +323,7 @@ def test_optimizer_state_is_carried(
     config = TrainConfig.model_validate({**SHORT, "optimizer_state": "carried"})
     with pytest.raises(KilledError):
         through_store(store, config, inputs, 3, checkpoint_seconds=0)
-    assert through_store(store, config, inputs).digest == digest_of(carried)
+    assert through_store(store, config, inputs).digest == describe("model", carried).digest
 
 
 def test_carried_state_is_where_the_base_ended(
@@ -380,7 +380,7 @@ def test_seed_and_config_matter(llama: Path, corpus: Path, trained: Callable[...
         {"batch_size": 5},
         {"precision": "bfloat16"},
     ]
-    digests = [digest_of(trained(llama, corpus, **change)) for change in changes]
+    digests = [describe("model", trained(llama, corpus, **change)).digest for change in changes]
     assert len({*digests}) == len(changes)
 
 
@@ -392,7 +392,7 @@ def test_artifact_is_a_model_folder(
     for key, tensor in load_weights(output).items():
         assert model.state_dict()[key].equal(tensor)
     facts, before = facts_of(output), facts_of(llama)
-    assert (facts.base, facts.steps) == (digest_of(llama), 6)
+    assert (facts.base, facts.steps) == (describe("model", llama).digest, 6)
     assert (facts.architecture, facts.tokenizer) == (before.architecture, before.tokenizer)
     told = json.loads((output / "training.json").read_text())
     assert len(told["losses"]) == 6
