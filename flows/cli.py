@@ -25,7 +25,6 @@ from flows.options import (
     RecipeFile,
     RuntimeOptions,
     StoreUrl,
-    UsageError,
     err,
     faults,
     open_store,
@@ -187,6 +186,7 @@ def _plan(
 ) -> "Plan":
     with faults():
         from flows.planner import plan as make_plan
+        from flows.recipe import UsageError
 
         if references and search:
             raise UsageError("plan a validation and a search one after the other")

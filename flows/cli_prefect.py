@@ -10,7 +10,7 @@ import typer
 
 from flows.console import print_json
 from flows.deployment import Deploy
-from flows.options import AsJson, UsageError, err, faults, out, read_recipe
+from flows.options import AsJson, err, faults, out, read_recipe
 
 DEMO_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 
@@ -147,6 +147,8 @@ def _data_home() -> Path:
 
 
 def _check_server() -> None:
+    from flows.recipe import UsageError
+
     if not (url := os.environ.get("PREFECT_API_URL")):
         raise UsageError(
             "PREFECT_API_URL is not set: give the address of a server, such as "

@@ -13,7 +13,6 @@ from flows.options import (
     Overrides,
     RuntimeOptions,
     StoreUrl,
-    UsageError,
     err,
     faults,
     open_store,
@@ -96,6 +95,8 @@ def search(
     have not seen, and propose the mixtures to try next. Fields of the recipe's search are then set
     without their first word: --set constraints.most_partitions=4, --set objective.weights='{qa: 2}'.
     """
+    from flows.recipe import UsageError
+
     with faults():
         if (recipe is None) == (losses is None):
             raise UsageError("give a recipe, or --losses with a table: one of the two")
@@ -123,6 +124,8 @@ def search(
 
 def _refuse(context: typer.Context, names: Sequence[str], why: str) -> None:
     """Raise a UsageError for an option that was given and would be ignored."""
+    from flows.recipe import UsageError
+
     for name in names:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
@@ -155,7 +158,7 @@ def _rules(constraints: str | None, overrides: list[str]) -> "SearchConfig":
     """The fields of a search that mean something for a table. Raises RecipeError."""
     from pydantic import ValidationError
 
-    from flows.recipe import RecipeError, apply_override
+    from flows.recipe import RecipeError, UsageError, apply_override
     from tasks.search import SearchConfig
 
     tree: dict[str, Any] = (
@@ -187,6 +190,8 @@ def _rules(constraints: str | None, overrides: list[str]) -> "SearchConfig":
 def _tokens(path: str | None, rules: "SearchConfig") -> dict[str, int] | None:
     """Tokens behind columns of weights, which a limit on repetition needs. Raises RecipeError."""
     from pydantic import PositiveInt, TypeAdapter, ValidationError
+
+    from flows.recipe import UsageError
 
     if (path is None) != (rules.constraints.repetition is None):
         raise UsageError(
@@ -226,6 +231,7 @@ def _of_table(
     held_out: float,
     tokens: Mapping[str, int] | None,
 ) -> "TableSearch":
+    from flows.recipe import UsageError
     from flows.run_table import is_of_run, table_of_run
     from tasks.loss_table import loss_table, propose_from_table, read_frame
 
@@ -262,7 +268,7 @@ def _write(folder: Path, found: "TableSearch") -> None:
 
 
 def _as_json(found: "TableSearch") -> dict[str, Any]:
-    from flows.costs import to_json
+    from tasks.tables import to_json
 
     tables = {name: to_json(table) for name, table in _tables(found).items()}
     return {**tables, "notes": found.notes}

@@ -14,7 +14,6 @@ from flows.options import (
     AsJson,
     RunName,
     StoreUrl,
-    UsageError,
     err,
     faults,
     open_store,
@@ -66,8 +65,8 @@ def show(
             lines = list(views.lineage(opened, views.find_run(opened, run)))
             print_json(lines) if as_json else print("\n".join(lines))
         elif what is What.RANKING:
-            from flows.costs import to_json
             from flows.summary import ranking_table
+            from tasks.tables import to_json
 
             chosen = views.find_run(opened, run)
             ranking = views.ranking(opened, chosen, objective)
@@ -203,6 +202,7 @@ def export(
     from flows import export as exports
     from flows import show as views
     from flows.export_formats import render, unplaced
+    from flows.recipe import UsageError
 
     # Where weights are printed, nothing else is.
     say = err if format_name is not None and output is None else out
@@ -233,6 +233,7 @@ def _formats(
 ) -> list[tuple[str, Path | None]]:
     """Formats that are wanted, each with its file; None where it is to be printed."""
     from flows.export_formats import FORMATS, unknown_format
+    from flows.recipe import UsageError
 
     if format_name is not None and format_name not in FORMATS:
         raise UsageError(unknown_format(format_name))

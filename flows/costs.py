@@ -6,13 +6,11 @@ facility and CO2e follows from them, by the power usage effectiveness and the gr
 runtime states; ``stated`` puts into words what was stated and what is left out.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from flows.runners import Entry, Ledger
-from flows.validation import REFERENCE
+from flows.runners import REFERENCE, Entry, Ledger
 from storage.cache import Runtime
 from tasks.carbon import co2e_kg, facility_kwh
 from tasks.energy import Cost, total
@@ -126,9 +124,3 @@ def every_mixture(mixtures: Sequence[Mixture], trainings: Mapping[str, Entry]) -
         for name, entry in trainings.items()
         for cost in _costs([entry.cost])
     ]
-
-
-def to_json(frame: "pd.DataFrame") -> list[dict[str, Any]]:
-    """A frame as plain JSON rows; NaN becomes null."""
-    rows: list[dict[str, Any]] = json.loads(frame.to_json(orient="records", double_precision=15))
-    return rows

@@ -18,9 +18,8 @@ from pydantic import ValidationError
 
 from flows.ablation import Given
 from flows.planner import scratch_store
-from flows.prefect_text import dashed
 from flows.recipe import Recipe, TrainBase, to_yaml
-from storage.artifact import CorruptError, slug, unseal
+from storage.artifact import CorruptError, dashed, slug, unseal
 from storage.fingerprint import Config, canonical_bytes, fingerprint
 from storage.place import file_system
 from storage.store import Store

@@ -65,14 +65,10 @@ CLIENTS = {
 """Libraries behind fsspec, whose faults (no credentials, no route) are not all OSErrors."""
 
 
-class UsageError(ValueError):
-    """Options that contradict one another, or lack something."""
-
-
 @contextmanager
 def faults() -> Iterator[None]:
     """Turn faults of input, data and store into a message on stderr and an exit code."""
-    from flows.recipe import RecipeError
+    from flows.recipe import RecipeError, UsageError
 
     try:
         yield

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 from flows.ablation import Prepared, ablate, scan_corpus
 from flows.recipe import Recipe
-from flows.runners import InlineRunner, Ledger, Quiet, Reporter, note
+from flows.runners import REFERENCE, InlineRunner, Ledger, Quiet, Reporter, note
 from flows.search import Searched, search
 from flows.sweeping import SweepPlan, SweepWork
-from flows.validation import REFERENCE, train_references
+from flows.validation import train_references
 from storage.artifact import Record
 from storage.cache import Call, Explanation, Handle, Runtime, Step, explain, look_ahead, lookup
 from storage.overlay import overlay

@@ -17,8 +17,9 @@ from prefect.artifacts import (
 
 from flows.links import is_clickable, link
 from flows.planner import Plan
-from flows.prefect_text import dashed, markdown_table, plain
+from flows.prefect_text import markdown_table, plain
 from flows.show import RunContent, ranking
+from storage.artifact import dashed
 from storage.audit import Fault
 from storage.lineage import Garbage
 from storage.store import Store

@@ -32,12 +32,12 @@ from prefect.types.entrypoint import EntrypointType
 from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
 
 from flows.deployment import PROCESS, Deploy
-from flows.options import UsageError
 from flows.prefect_devices import limit_name, make_limit
 from flows.prefect_flows import FLOWS, ablate_flow, ingest_flow, search_flow, sweep_flow
 from flows.prefect_queue import WAITING
 from flows.prefect_settings import CLIENT
-from flows.prefect_text import dashed
+from flows.recipe import UsageError
+from storage.artifact import dashed
 from storage.cache import Runtime
 
 LOG = logging.getLogger("mixpool.deploy")

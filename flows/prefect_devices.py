@@ -25,7 +25,7 @@ from prefect.client.schemas.objects import ConcurrencyLeaseHolder
 from prefect.context import TaskRunContext
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
 
-from flows.prefect_text import dashed
+from storage.artifact import dashed
 
 LOG = logging.getLogger("mixpool.run")
 

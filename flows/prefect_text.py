@@ -1,12 +1,7 @@
-"""Text as Prefect wants it: names for its objects, and Markdown in which data stays text."""
+"""Text as Prefect shows it: Markdown in which data stays text."""
 
 import html
 import re
-
-
-def dashed(*names: str) -> str:
-    """``names`` as keys and names of Prefect's objects: lower case letters, digits, dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", "-".join(names).lower()).strip("-") or "unnamed"
 
 
 def plain(value: str) -> str:

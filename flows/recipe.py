@@ -146,6 +146,10 @@ class RecipeError(ValueError):
     """A recipe that cannot be used; the message names the field, the value and what is allowed."""
 
 
+class UsageError(ValueError):
+    """Options that contradict one another, or lack something."""
+
+
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe from YAML and apply ``a.b=c`` overrides.
 

@@ -4,7 +4,7 @@ from array import array
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flows.ablation import Outcome
-from flows.costs import cost_frame, stated, to_json
+from flows.costs import cost_frame, stated
 from flows.frames import losses_of
 from flows.recipe import Recipe
 from flows.runners import Entry, Runner
@@ -16,6 +16,7 @@ from tasks.found import Found
 from tasks.ranking import rank_all
 from tasks.report import ReportData
 from tasks.rows import Losses
+from tasks.tables import to_json
 from tasks.train import TRAIN
 
 if TYPE_CHECKING:

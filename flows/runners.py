@@ -23,6 +23,9 @@ LOG = logging.getLogger("mixpool.run")
 
 POLL_SECONDS = 1.0
 
+REFERENCE = "reference "
+"""Stands before a mixture's label where its really trained model is meant, as in entries of a ledger."""
+
 
 class Reporter(Protocol):
     """Shows a person what goes on."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from flows.ablation import BASE, Outcome, partitions_of, train
 from flows.frames import losses_of
 from flows.recipe import Recipe
-from flows.runners import Runner
+from flows.runners import REFERENCE, Runner
 from flows.sweeping import SweepPlan, SweepWork
 from storage.cache import Call, Handle
 from tasks.barrier import barriers
@@ -32,9 +32,6 @@ from tasks.trust import Trust, judge
 
 if TYPE_CHECKING:
     import pandas as pd
-
-REFERENCE = "reference "
-"""Stands before a mixture's label where its really trained model is meant."""
 
 
 @dataclass(frozen=True)

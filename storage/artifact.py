@@ -132,6 +132,11 @@ def slug(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", label).strip("-")[:60] or "unnamed"
 
 
+def dashed(*names: str) -> str:
+    """``names`` in lower case letters, digits and dashes; ids of events depend on it."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(names).lower()).strip("-") or "unnamed"
+
+
 def record_path(step: str, label: str, key: str) -> str:
     """Where the record of a key lies."""
     return f"records/{step}/{slug(label)}.{key}.json"

@@ -36,6 +36,12 @@ def table_of(frame: "pd.DataFrame", columns: Columns, mark: Iterable[bool] = ())
     )
 
 
+def to_json(frame: "pd.DataFrame") -> list[dict[str, Any]]:
+    """A frame as plain JSON rows; NaN becomes null."""
+    rows: list[dict[str, Any]] = json.loads(frame.to_json(orient="records", double_precision=15))
+    return rows
+
+
 def ranking_table(ranking: "pd.DataFrame") -> Table:
     """Rows of a ``tasks.ranking.rank`` table; those tied with the best are marked."""
     ranking = ranking.assign(

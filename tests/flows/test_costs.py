@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from flows.costs import COLUMNS, EVERY_MIXTURE, cost_frame, every_mixture, stated, to_json
-from flows.runners import Entry, Ledger
-from flows.validation import REFERENCE
+from flows.costs import COLUMNS, EVERY_MIXTURE, cost_frame, every_mixture, stated
+from flows.runners import REFERENCE, Entry, Ledger
 from storage.cache import Runtime, Step
 from tasks import tables
 from tasks.energy import Meter, energy_source
@@ -38,7 +37,7 @@ MIXTURES = [Mixture.uniform(["a"]), Mixture.uniform(["b"]), Mixture.uniform(["a"
 
 def rows(ledger: Ledger) -> dict[str, dict[str, Any]]:
     frame = cost_frame(ledger, MIXTURES, {"a": A, "b": B})
-    return {row["item"]: row for row in to_json(frame)}
+    return {row["item"]: row for row in tables.to_json(frame)}
 
 
 def test_what_was_spent_is_apart_from_what_the_store_saved() -> None:
@@ -82,7 +81,7 @@ def test_energy_that_nobody_estimated_stays_unknown() -> None:
     (found,) = every_mixture(MIXTURES, {"a": unknown})
     assert found.joules is None
     frame = cost_frame(Ledger([unknown]), [], {"a": unknown})
-    row = to_json(frame)[0]
+    row = tables.to_json(frame)[0]
     assert (row["joules"], row["kwh"], row["co2e_kg"]) == (None, None, None)
 
 
@@ -108,7 +107,7 @@ def test_kwh_are_of_the_facility_and_emit_what_is_stated(
 ) -> None:
     runtime = Runtime(power_usage_effectiveness=effectiveness, grid_intensity=intensity)
     ledger = Ledger([entry("a", 1, joules=joules)])
-    (row,) = to_json(cost_frame(ledger, [], {}, runtime))
+    (row,) = tables.to_json(cost_frame(ledger, [], {}, runtime))
     assert row["joules"] == pytest.approx(joules)
     assert row["kwh"] == pytest.approx(effectiveness * joules / 3.6e6, rel=1e-9, abs=1e-14)
     assert row["co2e_kg"] == pytest.approx(row["kwh"] * intensity / 1000, rel=1e-9, abs=1e-14)
@@ -158,7 +157,7 @@ def test_entries_without_a_cost_are_left_out() -> None:
 def test_json_has_null_for_nan_and_keeps_every_digit() -> None:
     pd = pytest.importorskip("pandas")
     frame = pd.DataFrame({"x": [math.pi, math.nan], "name": ["a", "ü"]})
-    assert to_json(frame) == [{"x": math.pi, "name": "a"}, {"x": None, "name": "ü"}]
+    assert tables.to_json(frame) == [{"x": math.pi, "name": "a"}, {"x": None, "name": "ü"}]
 
 
 def test_effectiveness_and_intensity_are_applied_once_to_codecarbon() -> None:
@@ -167,7 +166,7 @@ def test_effectiveness_and_intensity_are_applied_once_to_codecarbon() -> None:
         math.factorial(50_000)
         time.sleep(0.1)
     ledger = Ledger([Entry(TRAIN, "a", True, meter.cost.model_dump())])
-    (row,) = to_json(cost_frame(ledger, [], {}, runtime))
+    (row,) = tables.to_json(cost_frame(ledger, [], {}, runtime))
     assert row["co2e_kg"] / row["kwh"] * 1000 == pytest.approx(400)
     assert row["kwh"] / row["joules"] * 3.6e6 == pytest.approx(1.5)
     assert row["estimator"].startswith("codecarbon ")

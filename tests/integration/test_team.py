@@ -25,8 +25,8 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from flows.prefect_text import dashed
 from storage import audit, lineage
+from storage.artifact import dashed
 from tests.databases import PASSWORD
 from tests.prefect_api import FINAL, PrefectApi
 from tests.servers import BUCKET
