@@ -4,13 +4,13 @@ The server starts one run for an event however often it is told of it, so the ev
 what landed (``flows.landing.landing_id``), and whoever is told twice may tell twice.
 """
 
-from datetime import UTC, datetime
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
 
 from flows.landing import look_at
 from flows.prefect_deployments import LANDED, resource_id
+from flows.prefect_queue import post_event
 
 
 def tell(uri: str, corpus: str) -> UUID:
@@ -22,13 +22,7 @@ def tell(uri: str, corpus: str) -> UUID:
     """
     seen = look_at(uri)
     identity = seen.id(corpus)
-    event = {
-        "id": str(identity),
-        "occurred": datetime.now(UTC).isoformat(),
-        "event": LANDED,
-        "resource": {"prefect.resource.id": resource_id(corpus), "prefect.resource.name": corpus},
-        "payload": {"uri": seen.uri, "etag": seen.etag, "size": seen.size},
-    }
+    resource = {"prefect.resource.id": resource_id(corpus), "prefect.resource.name": corpus}
     with get_client(sync_client=True) as client:
-        client.request("POST", "/events", json=[event]).raise_for_status()
+        post_event(client, LANDED, resource, id=str(identity), payload=seen._asdict())
     return identity

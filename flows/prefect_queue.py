@@ -131,9 +131,13 @@ def _tell_that_it_waits(client: SyncPrefectClient, run: FlowRun) -> None:
     A server that was killed holds back the events of a run's states until those before them come,
     which never do.
     """
-    resource = {"prefect.resource.id": f"prefect.flow-run.{run.id}"}
-    occurred = datetime.now(UTC).isoformat()
-    event = {"id": str(uuid4()), "occurred": occurred, "event": WAITING, "resource": resource}
+    post_event(client, WAITING, {"prefect.resource.id": f"prefect.flow-run.{run.id}"})
+
+
+def post_event(client: SyncPrefectClient, name: str, resource: dict[str, str], **more: Any) -> None:
+    """Send one event at once; ``more`` is its payload, and its id where it has one already."""
+    now = datetime.now(UTC).isoformat()
+    event = {"id": str(uuid4()), "occurred": now, "event": name, "resource": resource, **more}
     client.request("POST", "/events", json=[event]).raise_for_status()
 
 
