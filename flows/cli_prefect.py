@@ -10,9 +10,7 @@ import typer
 
 from flows.console import print_json
 from flows.deployment import Deploy
-from flows.options import AsJson, err, faults, out, read_recipe
-
-DEMO_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
+from flows.options import DEMO_RECIPE, AsJson, err, faults, out, read_recipe
 
 RecipeUrl = Annotated[
     str,

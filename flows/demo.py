@@ -1,7 +1,6 @@
 """The demo: a corpus from this Python environment, every mixture judged, then a domain arrives."""
 
 import time
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from rich.console import Console
 
 from flows.console import TerminalReporter, make_console
 from flows.demo_corpus import gather
+from flows.options import DEMO_RECIPE
 from flows.recipe import Recipe, load_recipe
 from flows.run import RunResult, execute
 from flows.runners import InlineRunner
@@ -26,10 +26,9 @@ GATHERED = "demo-corpus"
 
 def demo_recipe(corpus: str) -> Recipe:
     """The recipe of the demo with its corpus in ``corpus``, a folder or URL."""
-    with resources.as_file(resources.files("flows") / "recipes" / "demo.yaml") as path:
-        recipe = load_recipe(path)
-        # The recipe names files below demo-corpus/; another place is a matter of its overrides.
-        tree = recipe.model_dump_json().replace("demo-corpus/", f"{corpus.rstrip('/')}/")
+    # The recipe names files below demo-corpus/; another place is a matter of its overrides.
+    tree = load_recipe(DEMO_RECIPE).model_dump_json()
+    tree = tree.replace("demo-corpus/", f"{corpus.rstrip('/')}/")
     return Recipe.model_validate_json(tree)
 
 

@@ -10,14 +10,11 @@ import logging
 import os
 import pickle
 import signal
-import socket
 import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from flows.device_worker import (
@@ -30,15 +27,17 @@ from flows.device_worker import (
     Sweep,
     Swept,
     check,
+    main,
 )
 from flows.sweeping import SweepWork
 from storage.cache import Call, Handle, Progress, Runtime
+from tasks.child import program_of, start_child
 from tasks.sweep import Job
 
 POLL_SECONDS = 0.2
 """Seconds in which a stop is noticed."""
 
-ENTRY = "from flows.device_worker import main; main()"
+ENTRY = program_of(main)
 
 
 class TimeLimitError(RuntimeError):
@@ -77,16 +76,9 @@ class Child(NamedTuple):
     @classmethod
     def start(cls, url: str, runtime: Runtime) -> "Child":
         """A new process for the one device of the runtime."""
-        # Not multiprocessing's spawn: it imports the main module again, whatever program that is.
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-c", ENTRY, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env=_environment(),
-            )
-            child = cls(process, Connection(ours.detach()))
+        # As the command line sets them, see flows.cli.
+        defaults = {"TOKENIZERS_PARALLELISM": "true", "OMP_WAIT_POLICY": "passive"}
+        child = cls(*start_child(ENTRY, {**defaults, **os.environ}))
         child.send(pickle.dumps((url, runtime)))
         return child
 
@@ -107,13 +99,6 @@ class Child(NamedTuple):
         with suppress(subprocess.TimeoutExpired):
             return self.process.wait(STOP_SECONDS)
         return None
-
-
-def _environment() -> dict[str, str]:
-    # As the command line sets them, see flows.cli.
-    defaults = {"TOKENIZERS_PARALLELISM": "true", "OMP_WAIT_POLICY": "passive"}
-    places = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    return {**defaults, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}
 
 
 class DeviceProcess:

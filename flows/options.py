@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.console import make_console
+from storage import ROOT
 
 if TYPE_CHECKING:
     from flows.recipe import Recipe
@@ -46,6 +47,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program t
 RunName = Annotated[str | None, typer.Option("--run", help="Name of a run; by default the latest.")]
 
 DEFAULT_STORE = "mixpool-store"
+DEMO_RECIPE = ROOT / "flows" / "recipes" / "demo.yaml"
 
 DONE, FAULT, USAGE = 0, 1, 2
 """Exit codes: done; something is wrong with data or store; wrong usage or recipe."""

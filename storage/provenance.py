@@ -9,7 +9,8 @@ import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
-from pathlib import Path
+
+from storage import ROOT
 
 from storage.secrets import command_line
 
@@ -48,19 +49,18 @@ def _version(name: str) -> str | None:
 @functools.cache
 def commit() -> str | None:
     """The commit of the code that runs, ``+dirty`` where files differ; None outside a checkout."""
-    here = Path(__file__).resolve().parent.parent
-    if not (here / ".git").exists():
+    if not (ROOT / ".git").exists():
         return None
     try:
-        head = _git(here, "rev-parse", "HEAD")
-        dirty = _git(here, "status", "--porcelain", "--untracked-files=no")
+        head = _git("rev-parse", "HEAD")
+        dirty = _git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return None
     return head + ("+dirty" if dirty else "")
 
 
-def _git(folder: Path, *words: str) -> str:
+def _git(*words: str) -> str:
     done = subprocess.run(
-        ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10
+        ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True, timeout=10
     )
     return done.stdout.strip()

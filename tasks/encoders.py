@@ -11,9 +11,7 @@ Pickle is safe: only our own parent and child hold the two ends of the socket.
 import logging
 import os
 import queue
-import socket
 import subprocess
-import sys
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +21,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
-from tasks.ids import Vocabulary, shared
+from tasks.child import program_of, start_child
+from tasks.ids import Vocabulary, serve, shared
 from tasks.tokenizer import Encoder
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ MAX_PROCESSES = 16
 END_SECONDS = 5.0
 """Seconds in which a process that is told to end does so, or it is killed."""
 
-_ENTRY = "from tasks.ids import serve; serve()"
+_ENTRY = program_of(serve)
 
 
 class Encoders:
@@ -147,14 +146,14 @@ class _Process:
         if self._child is None:
             self._child = _Child.start(self._vocabulary)
             self._end = weakref.finalize(self, self._child.end)
-        child = self._child
+        process, line = self._child
         try:
-            child.line.send(order)
-            return child.line.recv()
+            line.send(order)
+            return line.recv()
         except (OSError, EOFError):
             self._end()
             self._child = None
-            if child.process.returncode:
+            if process.returncode:
                 raise
         return self.ask(order)
 
@@ -168,16 +167,8 @@ class _Child(NamedTuple):
     @classmethod
     def start(cls, vocabulary: Vocabulary) -> Self:
         """A new process for one tokenizer."""
-        from multiprocessing.connection import Connection
-
-        # Not multiprocessing's spawn: it imports the main module again, whatever program that is.
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            command = [sys.executable, "-P", "-c", _ENTRY, str(theirs.fileno())]
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=_environment()
-            )
-            child = cls(process, Connection(ours.detach()))
+        alone = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+        child = cls(*start_child(_ENTRY, {**os.environ, **alone}))
         child.line.send(vocabulary)
         return child
 
@@ -189,12 +180,6 @@ class _Child(NamedTuple):
             return
         self.process.kill()
         self.process.wait()
-
-
-def _environment() -> dict[str, str]:
-    places = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    alone = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-    return {**os.environ, **alone, "PYTHONPATH": os.pathsep.join(filter(None, places))}
 
 
 def _cores() -> int:
