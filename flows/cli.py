@@ -277,4 +277,4 @@ def main() -> None:
     # Threads that spin while they wait slow a training several times beside other work. It must be
     # set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    app()
+    app(prog_name="mixpool")  # also as `python -m mixpool`

@@ -103,7 +103,7 @@ def deployments_of(wanted: Deploy) -> Iterator[RunnerDeployment]:
     schedule = schedule_of(wanted)
     for flow in FLOWS:
         is_ingest = flow is ingest_flow
-        yield RunnerDeployment.from_flow(
+        deployment = RunnerDeployment.from_flow(
             flow,
             name=wanted.name,
             description=describe(flow),
@@ -122,6 +122,9 @@ def deployments_of(wanted: Deploy) -> Iterator[RunnerDeployment]:
             # The code is installed where workers are, so nothing has to be fetched.
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
+        # Not the module that defines it: the one that finds ours beside other packages of its name.
+        deployment.entrypoint = f"mixpool.{flow.name}_flow"
+        yield deployment
 
 
 def describe(flow: Flow[..., Any]) -> str:

@@ -217,7 +217,8 @@ def test_dockerfile_copies_what_is_there_and_what_its_ignore_file_lets_in(
     copied = [line["value"].split()[:-1] for line in dockerfile if line["instruction"] == "COPY"]
     sources = {source for line in copied for source in line}
     assert sources == {
-        "deploy/constraints.txt", "pyproject.toml", "README.md", "LICENSE", "storage", "tasks", "flows",
+        "deploy/constraints.txt", "pyproject.toml", "README.md", "LICENSE", "mixpool.py", "storage",
+        "tasks", "flows",
     }  # fmt: skip
     assert all((DEPLOY.parent / source).exists() for source in sources)
     rules = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
