@@ -1,20 +1,23 @@
 # Everything a newcomer needs: `make demo`, `make test`. Everything a developer adds: `make check`.
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL = $(BIN)/python -m pip install --quiet --constraint deploy/constraints.txt --editable
 SERVERS := postgresql redis-server chromium
 
 .PHONY: demo demo-s3 test test-ceph servers check bench clean
 
+# The demo's installation is compiled as it is imported, wherever that is switched off, too.
+demo: export PYTHONDONTWRITEBYTECODE =
 demo: .venv/installed
 	$(BIN)/mixpool demo
 
-demo-s3: .venv/installed
+demo-s3: .venv/installed-dev
 	$(BIN)/python -m tests.demo_on_s3
 
-test: .venv/installed servers
+test: .venv/installed-dev servers
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-test-ceph: .venv/installed
+test-ceph: .venv/installed-dev
 	command -v radosgw || { apt-get update -q && \
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends ceph-mon ceph-osd radosgw; }
 	$(BIN)/python -m pytest -m ceph
@@ -26,19 +29,28 @@ servers:
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(SERVERS); \
 	else echo "some tests are skipped; for them: apt-get install $(SERVERS)"; fi
 
-check: .venv/installed
+check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: .venv/installed
+bench: .venv/installed-dev
 	$(BIN)/python -m tests.benchmarks
 
 clean:
 	rm -rf .venv demo-store demo-corpus demo-s3 build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.venv/installed: pyproject.toml deploy/constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mixpool needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint deploy/constraints.txt --editable '.[dev]'
+# Compiling all takes a minute, and what the demo imports ten seconds.
+.venv/installed: pyproject.toml deploy/constraints.txt | $(BIN)/python
+	$(INSTALL) . --no-compile
 	touch $@
+
+# Compiled at once: tests start hundreds of processes. What the demo needs is in it.
+.venv/installed-dev: pyproject.toml deploy/constraints.txt | $(BIN)/python
+	$(INSTALL) '.[dev]'
+	touch .venv/installed $@
+
+# With a pip of today, which finds the versions in less than half the time.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mixpool needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv --upgrade-deps .venv
