@@ -139,8 +139,8 @@ def plan(
     ] = False,
 ) -> None:
     """Say what is stored, what would be built, at most how many, and at what cost."""
-    from tasks.train import TRAIN
     from tasks.readable import listed
+    from tasks.train import TRAIN
 
     made = _plan(recipe, store, overrides, runtime, references=references, search=search)
     tree = made.to_json()

@@ -4,8 +4,9 @@ A frame becomes rows of finished strings here, so that the page template places 
 nothing.
 """
 
+import json
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from tasks.readable import Show, count, duration, flops, interval, joules, number, significant, text
 
