@@ -229,7 +229,7 @@ def main(folder: Path) -> None:
         "timeout": server.ephemeral.startup_timeout_seconds,
         "batch": server.services.task_run_recorder.batch_size,
     }
-    has_s3_client = "botocore" in sys.modules
+    has_s3_client = "storage.patience" in sys.modules  # accelerate loads boto3 where it is
     observed = {
         "settings": settings,
         "has_s3_client": has_s3_client,
