@@ -34,35 +34,36 @@ for _name in ("storage", "tasks", "flows"):
     _pin(_name)
 
 if TYPE_CHECKING:
-    from flows.cli import main as main
-    from flows.planner import Plan as Plan
-    from flows.planner import plan as plan
-    from flows.prefect_flows import ablate_flow as ablate_flow
-    from flows.prefect_flows import gc_flow as gc_flow
-    from flows.prefect_flows import ingest_flow as ingest_flow
-    from flows.prefect_flows import report_flow as report_flow
-    from flows.prefect_flows import search_flow as search_flow
-    from flows.prefect_flows import sweep_flow as sweep_flow
-    from flows.prefect_flows import verify_flow as verify_flow
-    from flows.recipe import Recipe as Recipe
-    from flows.recipe import load_recipe as load_recipe
-    from flows.recipe import override_recipe as override_recipe
-    from flows.run import RunResult as RunResult
-    from flows.run import execute as execute
-    from flows.runners import InlineRunner as InlineRunner
-    from storage.cache import Runtime as Runtime
+    from flows.chain.recipe import Recipe as Recipe
+    from flows.chain.recipe_file import load_recipe as load_recipe
+    from flows.chain.recipe_file import override_recipe as override_recipe
+    from flows.command.main import main as main
+    from flows.prefect.flow_runs import ablate_flow as ablate_flow
+    from flows.prefect.flow_runs import gc_flow as gc_flow
+    from flows.prefect.flow_runs import ingest_flow as ingest_flow
+    from flows.prefect.flow_runs import report_flow as report_flow
+    from flows.prefect.flow_runs import search_flow as search_flow
+    from flows.prefect.flow_runs import sweep_flow as sweep_flow
+    from flows.prefect.flow_runs import verify_flow as verify_flow
+    from flows.run.execute import RunResult as RunResult
+    from flows.run.execute import execute as execute
+    from flows.runners.inline import InlineRunner as InlineRunner
+    from flows.runners.planner import Plan as Plan
+    from flows.runners.planner import plan as plan
+    from storage.step import Runtime as Runtime
     from storage.store import Store as Store
 
 _HOMES = {
-    "flows.cli": "main",
-    "flows.planner": "Plan plan",
-    "flows.prefect_flows": (
+    "flows.command.main": "main",
+    "flows.runners.planner": "Plan plan",
+    "flows.prefect.flow_runs": (
         "ablate_flow gc_flow ingest_flow report_flow search_flow sweep_flow verify_flow"
     ),
-    "flows.recipe": "Recipe load_recipe override_recipe",
-    "flows.run": "RunResult execute",
-    "flows.runners": "InlineRunner",
-    "storage.cache": "Runtime",
+    "flows.chain.recipe": "Recipe",
+    "flows.chain.recipe_file": "load_recipe override_recipe",
+    "flows.run.execute": "RunResult execute",
+    "flows.runners.inline": "InlineRunner",
+    "storage.step": "Runtime",
     "storage.store": "Store",
 }
 """Where what is named above is defined."""

@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 NAMESPACE = uuid.UUID("0b9f6a52-5a0e-4f0c-9a3d-6d2f6a1c7e41")
-"""As in ``flows.landing``, so that ``mixpool landed`` and this give one id to one object."""
+"""As in ``flows.server.events``, so that ``mixpool landed`` and this give one id to one object."""
 CLIENT = "mixpool-landed"
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
+from storage.backends.local import TEMPORARY
 from storage.fingerprint import Config, Json, NotCanonicalError, canonical, fingerprint
-from storage.local import TEMPORARY
 
 FORMAT = 1
 """Version of the store's layout; a store of a newer one is refused."""

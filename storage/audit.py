@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from storage.artifact import Artifact, CorruptError, unseal
-from storage.lineage import named_artifacts
+from storage.garbage import named_artifacts
 from storage.records import StoreFormatError
 from storage.stamp import is_intact
 from storage.store import Store

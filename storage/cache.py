@@ -1,184 +1,26 @@
-"""Steps: pure functions whose output is looked up by the fingerprint of their inputs before they run.
+"""The cache: look a result up by the fingerprint of its inputs, or build it and commit it.
 
-What can change a result is in a ``Call`` (step, config, inputs by digest) and so in its key; what
-cannot is in ``Runtime``. The line is drawn by types: a step's function is given both, and only the
-first can reach the fingerprint.
+``explain`` names the fields in which a call differs from the nearest record, so that a person knows
+before a run why something is built again. Steps and calls themselves are in ``storage.step``.
 """
 
 import errno
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Generic, Literal, Protocol, Self, TypeVar
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
 
 from storage.artifact import Artifact, Record, describe, step_key
 from storage.checkpoint import Checkpoints
-from storage.fingerprint import Config, Difference, Json, canonical, differences
+from storage.fingerprint import Difference, Json, canonical, differences
 from storage.provenance import provenance
+from storage.step import Call, Handle, Meter, Progress, Runtime, Workspace
 from storage.store import Store
 
 LOG = logging.getLogger("mixpool.cache")
-
-C = TypeVar("C", bound=Config)
-
-Progress = Callable[[int, int, str], None]
-"""Called with (done, total, unit) while a step works."""
-
-
-class Runtime(BaseModel):
-    """What can never change a result's identity: where and how fast it is computed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    device: str = "auto"
-    """torch devices, separated by commas (cuda:0,cuda:1); auto is every GPU, else the CPU.
-
-    Whoever computes in one process uses the first.
-    """
-    threads: int | None = Field(default=None, ge=1)
-    """CPU threads of one process; None leaves torch's default."""
-    compile: bool = False
-    """Whether torch.compile is used for training and evaluation."""
-    checkpoint_seconds: float = Field(default=60.0, ge=0)
-    """Seconds between two resume points of a training."""
-    batch_tokens: int | None = Field(default=None, ge=1)
-    """Tokens in one forward pass of an evaluation; None is 2,048 on a CPU and 32,768 on a GPU."""
-    pool_gigabytes: float | None = Field(default=None, ge=0)
-    """Memory for the models of a sweep; None is four fifths of what is free.
-
-    Models that do not fit on a GPU stay in host memory, else in their files.
-    """
-    chunk: int = Field(default=64, ge=1)
-    """Mixtures evaluated between two writes to the losses table."""
-    time_limit_hours: float | None = Field(default=None, gt=0)
-    """Hours after which one training or one chunk of a sweep is ended; None sets no limit.
-
-    Resume points stay. The limit holds where devices have processes of their own.
-    """
-    settle_seconds: float = Field(default=0, ge=0)
-    """Seconds for which new files of a corpus must have kept their size and time before they are read."""
-    scratch: str | None = None
-    """Folder for unfinished outputs; None is the system's temporary folder."""
-    energy: Literal["auto", "codecarbon"] = "auto"
-    """How energy is found: auto reads NVML or RAPL counters, else estimates it from CPU time.
-
-    codecarbon asks that package (pip install 'mixpool[codecarbon]'), which estimates what it has no
-    counter for.
-    """
-    power_usage_effectiveness: float = Field(default=1.0, ge=1, allow_inf_nan=False)
-    """Energy of the whole facility for one unit of energy of its computers; 1 counts these alone."""
-    grid_intensity: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    """Grams of CO2 equivalent for one kWh from the grid; None leaves emissions out of the cost."""
-
-
-class Meter(Protocol):
-    """Measures what a step costs (see ``tasks.energy``)."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
-
-    def add(self, *, tokens: int = 0, flops: float = 0.0) -> None:
-        """Count work that was done."""
-
-    @property
-    def cost(self) -> Any:
-        """What was spent, as a JSON-like model; complete after the block has ended."""
-
-
-@dataclass(frozen=True)
-class Workspace:
-    """What a step may use besides its config and inputs; none of it may change its output."""
-
-    runtime: Runtime
-    checkpoints: Checkpoints
-    meter: Meter
-    progress: Progress
-
-
-@dataclass(frozen=True)
-class Step(Generic[C]):
-    """A named, versioned pure function from (config, input folders) to an output folder.
-
-    ``build(config, inputs, output, workspace)`` writes the artifact's files into ``output`` and
-    returns details for the record. ``version`` is raised by hand when equal inputs should give
-    another output. ``on_device`` says that it computes on the runtime's device and needs it for
-    itself; where a step runs cannot change its output, so that is in no key and no record.
-    """
-
-    name: str
-    version: int
-    kind: str
-    config: type[C]
-    build: Callable[[C, Mapping[str, Path], Path, Workspace], Mapping[str, object]]
-    on_device: bool = False
-
-
-@dataclass(frozen=True)
-class Handle:
-    """An artifact as a chain passes it on; ``artifact`` is None where a plan has not built it."""
-
-    label: str
-    kind: str
-    artifact: Artifact | None
-    record: Record | None = None
-    hit: bool = True
-
-    @property
-    def digest(self) -> str | None:
-        """Digest of the artifact, None in a plan."""
-        return None if self.artifact is None else self.artifact.digest
-
-
-@dataclass(frozen=True)
-class Call(Generic[C]):
-    """One use of a step: with its inputs' digests it has a key, the name of its result."""
-
-    step: Step[C]
-    config: C
-    inputs: Mapping[str, Handle]
-    label: str
-    estimate: Mapping[str, float] = field(default_factory=dict, compare=False)
-    """Expected work (tokens), from which a plan estimates cost; bears no identity."""
-
-    def __post_init__(self) -> None:
-        if type(self.config) is not self.step.config:
-            raise TypeError(
-                f"step {self.step.name} takes {self.step.config.__name__}, "
-                f"not {type(self.config).__name__}"
-            )
-
-    @property
-    def digests(self) -> dict[str, str] | None:
-        """Digest of each input, or None while one is not built."""
-        found = {name: handle.digest for name, handle in self.inputs.items()}
-        known = {name: digest for name, digest in found.items() if digest is not None}
-        return known if len(known) == len(found) else None
-
-    @property
-    def key(self) -> str | None:
-        """The name of the result, or None while an input is not built."""
-        digests = self.digests
-        return None if digests is None else self._key(digests)
-
-    def _key(self, digests: dict[str, str]) -> str:
-        return step_key(self.step.name, self.step.version, self.config, digests)
-
-    @property
-    def name(self) -> str:
-        """``step label``, for people."""
-        return f"{self.step.name} {self.label}"
 
 
 def lookup(store: Store, call: Call[Any], *, fresh: bool = False) -> Handle | None:

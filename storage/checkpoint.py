@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from storage.artifact import Artifact, CorruptError, describe, hash_file, seal, unseal
-from storage.backend import Backend
+from storage.backends.backend import Backend
 
 LOG = logging.getLogger("mixpool.checkpoint")
 

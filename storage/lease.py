@@ -22,7 +22,7 @@ from typing import Any, Self
 
 import psutil
 
-from storage.backend import Backend
+from storage.backends.backend import Backend
 
 LOG = logging.getLogger("mixpool.lease")
 

@@ -11,7 +11,7 @@ import sys
 from datetime import UTC, datetime
 
 from storage import ROOT
-from storage.secrets import command_line
+from storage.backends.secrets import command_line
 
 PACKAGES = ("mixpool", "torch", "transformers", "tokenizers", "datasets", "safetensors", "numpy")
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from storage.artifact import FORMAT, CorruptError, Record, digest_of, unseal
-from storage.backend import Backend
+from storage.backends.backend import Backend
 
 LOG = logging.getLogger("mixpool.store")
 

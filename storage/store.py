@@ -7,14 +7,18 @@ no locks; of two writers of one key the first wins, and the second is given what
 
 import logging
 import os
+import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from storage import verify
 from storage.artifact import FORMAT, Artifact, CorruptError, Record, seal, unseal
-from storage.backend import Backend, in_threads
+from storage.backends.backend import Backend, in_threads
+from storage.backends.overlay import overlay
+from storage.backends.urls import open_backend
 from storage.lease import Lease
-from storage.place import open_backend
 from storage.records import NoStoreError, Records, StoreFormatError
 
 LOG = logging.getLogger("mixpool.store")
@@ -205,3 +209,10 @@ def number_of(path: str) -> int:
 def _default_cache() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "mixpool"
+
+
+@contextmanager
+def scratch_store(url: str) -> Iterator[Store]:
+    """A store whose changes are thrown away; ``url`` need not hold one yet."""
+    with tempfile.TemporaryDirectory(prefix="mixpool-plan-") as name:
+        yield Store(url, backend=overlay(url, Path(name)))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from storage.artifact import Artifact, FileEntry, hash_file
-from storage.backend import Backend, in_threads
+from storage.backends.backend import Backend, in_threads
 
 TRIES = 4
 """A flaw on the way here is none in the store: only what comes damaged so often is."""

@@ -1,19 +1,20 @@
 """Every step: what is computed once, kept in the store under a key, and looked up ever after.
 
 What stands here is all that can make an artifact of others. A scan is no step, as it depends on what
-earlier scans decided, nor is evaluating mixtures, which has a table of its own (``tasks.losses``).
+earlier scans decided, nor is evaluating mixtures, which has a table of its own (``tasks.evaluation.losses_table``).
 """
 
 from typing import Any
 
-from storage.cache import Step
-from tasks.descent import DESCEND
-from tasks.model import IMPORT_MODEL, INITIALISE
-from tasks.part import PART
-from tasks.tokenize import TOKENIZE
-from tasks.tokenizer import TRAIN_TOKENIZER
-from tasks.train import TRAIN
-from tasks.window import WINDOW
+from storage.step import Step
+from tasks.evaluation.set_part import PART
+from tasks.evaluation.window import WINDOW
+from tasks.models.given import IMPORT_MODEL
+from tasks.models.initialise import INITIALISE
+from tasks.search.descent import DESCEND
+from tasks.tokens.tokenize import TOKENIZE
+from tasks.tokens.tokenizer import TRAIN_TOKENIZER
+from tasks.training.train import TRAIN
 
 STEPS: tuple[Step[Any], ...] = (
     TRAIN_TOKENIZER,  # documents to a tokenizer

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 import pytest
 
-from flows.recipe import Recipe, apply_override, parse_recipe
+from flows.chain.recipe import Recipe
+from flows.chain.recipe_file import apply_override, parse_recipe
 from tests import servers
 from tests.ceph import Ceph
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from flows.prefect_settings import CLIENT, SERVER
+from flows.prefect.settings import CLIENT, SERVER
 from tests.databases import RedisServer, wait_until
 from tests.servers import Child, free_port, is_answered
 

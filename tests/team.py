@@ -25,7 +25,8 @@ from typing import Any, NamedTuple, Self
 import psutil
 import pytest
 
-from flows.recipe import Recipe, to_yaml
+from flows.chain.recipe import Recipe
+from flows.chain.recipe_file import to_yaml
 from storage.store import Store
 from tests.databases import PostgresServer, RedisServer
 from tests.faulty import FaultyProxy

@@ -14,9 +14,9 @@ import pytest
 import typer
 import yaml
 
-from flows import recipe_reference
-from flows.cli import app
-from flows.recipe import parse_recipe
+from flows.chain.recipe_file import parse_recipe
+from flows.command import recipe_reference
+from flows.command.main import app
 
 ROOT = Path(__file__).parents[1]
 LAYERS = ("flows", "tasks", "storage")

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = {"flows": {"tasks", "storage"}, "tasks": {"storage"}, "storage": set[str]()}
-OURS = {*LAYERS, "mixpool", "tests"}
+OURS = {*LAYERS, "tests"}
 MODELS = {"torch", "transformers", "datasets", "pandas"}
 FILES = sorted(path for layer in LAYERS for path in (ROOT / layer).glob("*.py"))
 

@@ -20,8 +20,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from flows.ablation import ablate
-from flows.recipe import to_yaml
+from flows.chain.ablation import ablate
+from flows.chain.recipe_file import to_yaml
 from storage.store import Store
 from tests.benchmarks.fabricated import Fabricator, domain_names, recipe_of, write_corpus
 from tests.benchmarks.measure import Ratio, ratio_of, seconds
@@ -114,7 +114,7 @@ def fabricate(folder: Path) -> tuple[int, int, int]:
 
 def run_ours(folder: Path) -> None:
     """`mixpool run`, which must find everything."""
-    command = [sys.executable, "-c", "from flows.cli import main; main()", "run"]
+    command = [sys.executable, "-c", "from flows.command.main import main; main()", "run"]
     done = subprocess.run(
         [*command, str(folder / "recipe.yaml"), "--store", str(folder / "store")],
         check=True,

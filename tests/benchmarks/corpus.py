@@ -23,19 +23,20 @@ from typing import Any, NamedTuple, TypeVar
 import psutil
 
 from storage.artifact import Artifact
-from storage.cache import Call, Handle, Runtime, build, deposit
+from storage.cache import build, deposit
 from storage.fingerprint import Config
+from storage.step import Call, Handle, Runtime
 from storage.store import Store
-from tasks.corpus import Source
-from tasks.documents import DocumentWriter, StoredDocument
-from tasks.encoders import shared_pool
-from tasks.energy import Meter
-from tasks.ids import shared
-from tasks.intake import CorpusConfig, EvaluationSetConfig
-from tasks.manifest import Manifest, SplitConfig, handle
-from tasks.scan import scan
-from tasks.tokenize import TOKENIZE, TokenizeConfig
-from tasks.tokenizer import TrainTokenizer, build_trained
+from tasks.corpus.documents import DocumentWriter, StoredDocument
+from tasks.corpus.source import Source
+from tasks.machine.meter import Meter
+from tasks.partitions.config import CorpusConfig, EvaluationSetConfig, SplitConfig
+from tasks.partitions.manifest import Manifest, handle
+from tasks.partitions.scan import scan
+from tasks.tokens.processes import shared_pool
+from tasks.tokens.tokenize import TOKENIZE, TokenizeConfig
+from tasks.tokens.tokenizer import TrainTokenizer, build_trained
+from tasks.tokens.vocabulary import shared
 from tests.benchmarks import corpus_text
 from tests.benchmarks.corpus_text import FILES
 from tests.benchmarks.measure import Ratio, peak_growth, ratio_of

@@ -13,17 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from flows.recipe import Recipe, parse_recipe
-from flows.runners import InlineRunner
-from flows.sweeping import SweepPlan, SweepWork
+from flows.chain.recipe import Recipe
+from flows.chain.recipe_file import parse_recipe
+from flows.chain.work import SweepPlan, SweepWork
+from flows.runners.inline import InlineRunner
 from storage.artifact import Record, describe
-from storage.cache import Call, Handle, Runtime
 from storage.fingerprint import canonical
 from storage.provenance import provenance
+from storage.step import Call, Handle, Runtime
 from storage.store import Store
-from tasks.energy import Cost
-from tasks.losses import Row, identity
-from tasks.train import TRAIN
+from tasks.evaluation.losses import Row
+from tasks.evaluation.losses_table import identity
+from tasks.machine.meter import Cost
+from tasks.training.train import TRAIN
 from tests.benchmarks.tiny import text
 
 WORDS = 12

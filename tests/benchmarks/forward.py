@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from tasks.forward import Scorer, batches, default_batch
-from tasks.linears import has_onednn
-from tasks.model import load_model
-from tasks.window import Windows, load_windows
+from tasks.evaluation.forward import Scorer, batches, default_batch
+from tasks.evaluation.onednn import has_onednn
+from tasks.evaluation.window import Windows, load_windows
+from tasks.models.folder import load_model
 from tests.benchmarks.material import M8, M30, Size, base_model, full_windows, ragged_windows
 from tests.benchmarks.measure import Ratio, compare, peak_growth, ratio_of, seconds
 

@@ -3,8 +3,8 @@
 import tempfile
 from pathlib import Path
 
-from tasks.model import load_model
-from tasks.window import load_windows
+from tasks.evaluation.window import load_windows
+from tasks.models.folder import load_model
 from tests.benchmarks.forward import TOKENS, memory, our_pass, their_pass
 from tests.benchmarks.material import M8, M30, base_model, full_windows
 from tests.benchmarks.measure import Ratio

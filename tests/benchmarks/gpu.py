@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from storage.provenance import commit
-from tasks.model import LlamaArchitecture
+from tasks.models.initialise import LlamaArchitecture
 from tests.benchmarks.gpu_device import device_name, matrix_rate, peak
 from tests.benchmarks.gpu_sweep import SweepShape, merging, sweeping
 from tests.benchmarks.gpu_train import Shape, training

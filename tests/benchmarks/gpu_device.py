@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from tasks.energy import EnergySource
+from tasks.machine.meter import EnergySource
 
 PEAKS = {
     "H200": 989e12,

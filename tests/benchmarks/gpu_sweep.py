@@ -16,14 +16,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from storage.cache import Runtime
-from tasks.energy import Meter
-from tasks.losses import EvaluateConfig
-from tasks.merging import fused_sum, weighted_sum
-from tasks.mixture import Mixture
-from tasks.model import LlamaArchitecture, load_model
-from tasks.sweep import Job
-from tasks.window import Windows, load_windows
+from storage.step import Runtime
+from tasks.evaluation.losses_table import EvaluateConfig
+from tasks.evaluation.sweep import Job
+from tasks.evaluation.window import Windows, load_windows
+from tasks.machine.meter import Meter
+from tasks.merging.average import fused_sum, weighted_sum
+from tasks.mixtures.mixture import Mixture
+from tasks.models.folder import load_model
+from tasks.models.initialise import LlamaArchitecture
 from tests.benchmarks.gpu_device import copy_rate, seconds_of, wait
 from tests.benchmarks.material import full_windows, random_pool, sweeper
 from tests.benchmarks.measure import Ratio, compare

@@ -12,13 +12,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from storage.cache import Runtime, Workspace
+from storage.backends.local import LocalBackend
 from storage.checkpoint import Checkpoints
-from storage.local import LocalBackend
-from tasks.device import free_memory
-from tasks.energy import Attention, EnergySource, Meter, energy_source, training_flops
-from tasks.model import LlamaArchitecture
-from tasks.train import TrainConfig, build
+from storage.step import Runtime, Workspace
+from tasks.machine.flops import Attention, training_flops
+from tasks.machine.memory import free_memory
+from tasks.machine.meter import EnergySource, Meter, energy_source
+from tasks.models.initialise import LlamaArchitecture
+from tasks.training.config import TrainConfig
+from tasks.training.train import build
 from tests.benchmarks.gpu_device import joules, matrix_rate, peak, wait
 from tests.benchmarks.tiny import NO_TOKENIZER, random_model, random_tokens
 

@@ -23,10 +23,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flows.recipe import Recipe, load_recipe, to_yaml
-from flows.run import execute
-from flows.runners import InlineRunner
-from storage.cache import Runtime
+from flows.chain.recipe import Recipe
+from flows.chain.recipe_file import load_recipe, to_yaml
+from flows.run.execute import execute
+from flows.runners.inline import InlineRunner
+from storage.step import Runtime
 from storage.store import Store
 from tests.benchmarks.fabricated import domain_names, recipe_of, write_corpus
 from tests.benchmarks.measure import Ratio, ratio_of

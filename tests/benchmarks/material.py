@@ -7,13 +7,14 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from storage.cache import Runtime
-from tasks.losses import EvaluateConfig
-from tasks.merging import Facts
-from tasks.mixture import Mixture
-from tasks.model import LlamaArchitecture, load_model, save_model
-from tasks.sweep import Job, PreparedSet, Sweeper
-from tasks.window import spans
+from storage.step import Runtime
+from tasks.evaluation.losses_table import EvaluateConfig
+from tasks.evaluation.sweep import Job, PreparedSet, Sweeper
+from tasks.evaluation.window import spans
+from tasks.mixtures.mixture import Mixture
+from tasks.models.facts import Facts
+from tasks.models.folder import load_model, save_model
+from tasks.models.initialise import LlamaArchitecture
 from tests.benchmarks.tiny import random_model
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from tasks.mixture import Mixture
-from tasks.pool import MergedModel, Pool
+from tasks.merging.pool import MergedModel, Pool
+from tasks.mixtures.mixture import Mixture
 from tests.benchmarks.material import M30, base_model, random_pool
 from tests.benchmarks.measure import Ratio, compare, peak_growth, ratio_of
 

@@ -8,7 +8,7 @@ tasks in turn, one maps them over a pool of threads. Prints the seconds of the f
 import sys
 import time
 
-from flows.prefect_settings import set_defaults
+from flows.prefect.settings import set_defaults
 
 set_defaults()  # before the import of Prefect, which reads them
 

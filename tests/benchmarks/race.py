@@ -22,17 +22,18 @@ from typing import Any
 
 import numpy as np
 
-from flows.ablation import Outcome, ablate
-from flows.demo_corpus import gather
-from flows.race import run_race
-from flows.recipe import Recipe, parse_recipe
-from flows.runners import InlineRunner
-from flows.sweeping import SweepWork, artifact_of
-from storage.cache import Runtime
+from flows.chain.ablation import Outcome, ablate
+from flows.chain.race import run_race
+from flows.chain.recipe import Recipe
+from flows.chain.recipe_file import parse_recipe
+from flows.chain.work import SweepWork, artifact_of
+from flows.command.demo_corpus import gather
+from flows.runners.inline import InlineRunner
+from storage.step import Runtime
 from storage.store import Store
-from tasks.losses import LossesTable
-from tasks.race import RaceConfig
-from tasks.window import load_windows
+from tasks.evaluation.losses_table import LossesTable
+from tasks.evaluation.window import load_windows
+from tasks.ranking.race import RaceConfig
 from tests.benchmarks.measure import Ratio, ratio_of
 from tests.benchmarks.race_trials import Losses, repeated
 

@@ -12,10 +12,10 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks import race as racing
-from tasks.calibration import Groups
-from tasks.part import PartConfig, part_groups
-from tasks.race import RaceConfig, Text, race
+from tasks.evaluation.set_part import PartConfig, part_groups
+from tasks.ranking import race as racing
+from tasks.ranking.calibration import Groups
+from tasks.ranking.race import RaceConfig, Text, race
 
 Floats = NDArray[np.float64]
 
@@ -42,7 +42,7 @@ class Losses(NamedTuple):
 
 
 class Stored:
-    """A course of losses that are all known (see ``tasks.race.Course``)."""
+    """A course of losses that are all known (see ``tasks.ranking.race.Course``)."""
 
     def __init__(self, losses: Floats, members: Floats, text: Text) -> None:
         self._losses, self._members, self._text = losses, members, text

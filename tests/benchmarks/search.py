@@ -20,22 +20,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.ablation import Outcome, ablate
-from flows.demo_corpus import gather
-from flows.recipe import Recipe, parse_recipe
-from flows.runners import InlineRunner
-from flows.search import descent_call
-from flows.sweeping import SweepWork, artifact_of
-from storage.cache import Runtime
+from flows.chain.ablation import Outcome, ablate
+from flows.chain.recipe import Recipe
+from flows.chain.recipe_file import parse_recipe
+from flows.chain.search import descent_call
+from flows.chain.work import SweepWork, artifact_of
+from flows.command.demo_corpus import gather
+from flows.runners.inline import InlineRunner
+from storage.step import Runtime
 from storage.store import Store
-from tasks.constraints import ConstraintsConfig, Feasible
-from tasks.descent import DescentConfig, load_landings
-from tasks.mixture import Mixture
-from tasks.objective import Objective
-from tasks.rows import Rows
-from tasks.search import Search, SearchConfig
-from tasks.surrogates import SURROGATES
-from tasks.window import load_windows
+from tasks.evaluation.losses import Rows
+from tasks.evaluation.window import load_windows
+from tasks.mixtures.constraints import ConstraintsConfig, Feasible
+from tasks.mixtures.mixture import Mixture
+from tasks.search.descent import DescentConfig, load_landings
+from tasks.search.objective import Objective
+from tasks.search.rounds import Search, SearchConfig
+from tasks.surrogates.kinds import SURROGATES
 from tests.benchmarks.measure import Ratio, ratio_of
 from tests.benchmarks.race import HOME, PARTITIONS, prepare, write
 

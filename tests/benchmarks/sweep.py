@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from tasks.energy import Meter
-from tasks.forward import Scorer, batches, default_batch
-from tasks.linears import has_onednn
-from tasks.model import load_model
-from tasks.window import load_windows
+from tasks.evaluation.forward import Scorer, batches, default_batch
+from tasks.evaluation.onednn import has_onednn
+from tasks.evaluation.window import load_windows
+from tasks.machine.meter import Meter
+from tasks.models.folder import load_model
 from tests.benchmarks.material import (
     M1,
     M30,

@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flows.ablation import ablate
-from flows.planner import plan
-from flows.run import execute
-from flows.runners import InlineRunner, Quiet
-from storage.cache import Runtime
+from flows.chain.ablation import ablate
+from flows.chain.runner import Quiet
+from flows.run.execute import execute
+from flows.runners.inline import InlineRunner
+from flows.runners.planner import plan
+from storage.step import Runtime
 from storage.store import Store
 from tests.benchmarks.fabricated import Fabricator, domain_names, recipe_of, write_corpus
 from tests.benchmarks.growth import prepare, run_here

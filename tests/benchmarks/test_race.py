@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.recipe import override_recipe
+from flows.chain.recipe_file import override_recipe
 from tests.benchmarks.measure import Ratio
 from tests.benchmarks.race import PARTITIONS, compared, prepare
 from tests.benchmarks.race_trials import CONFIDENCES, DRAWS

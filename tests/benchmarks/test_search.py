@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.recipe import override_recipe
-from tasks.surrogates import SURROGATES
+from flows.chain.recipe_file import override_recipe
+from tasks.surrogates.kinds import SURROGATES
 from tests.benchmarks.measure import Ratio
 from tests.benchmarks.race import PARTITIONS
 from tests.benchmarks.search import compared, prepare_twelve

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.model import load_model
-from tasks.tokenizer import Encoder
+from tasks.models.folder import load_model
+from tasks.tokens.tokenizer import Encoder
 from tests.benchmarks.today_ours import answer
 from tests.benchmarks.today_setup import (
     LARGEST,

@@ -8,21 +8,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from storage.artifact import describe
-from storage.cache import Runtime, Workspace
 from storage.checkpoint import Checkpoints
+from storage.step import Runtime, Workspace
 from storage.store import Store
-from tasks.documents import DocumentWriter, StoredDocument
-from tasks.energy import Meter
-from tasks.merging import Facts
-from tasks.model import (
-    InitialiseConfig,
-    LlamaArchitecture,
-    architecture_of,
-    build_initial,
-    llama_config,
-    save_model,
-)
-from tasks.tokenizer import TrainTokenizer, build_trained
+from tasks.corpus.documents import DocumentWriter, StoredDocument
+from tasks.machine.meter import Meter
+from tasks.models.facts import Facts
+from tasks.models.folder import architecture_of, save_model
+from tasks.models.initialise import InitialiseConfig, LlamaArchitecture, build_initial, llama_config
+from tasks.tokens.tokenizer import TrainTokenizer, build_trained
 
 CONTEXT = 128
 VOCABULARY = 1024

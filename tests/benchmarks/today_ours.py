@@ -12,12 +12,13 @@ import time
 from pathlib import Path
 
 from storage.artifact import describe
-from storage.cache import Runtime
-from tasks.energy import Meter
-from tasks.losses import EvaluateConfig, Row
-from tasks.mixture import Mixture
-from tasks.sweep import Job, PreparedSet, Sweeper
-from tasks.window import WindowConfig, build
+from storage.step import Runtime
+from tasks.evaluation.losses import Row
+from tasks.evaluation.losses_table import EvaluateConfig
+from tasks.evaluation.sweep import Job, PreparedSet, Sweeper
+from tasks.evaluation.window import WindowConfig, build
+from tasks.machine.meter import Meter
+from tasks.mixtures.mixture import Mixture
 from tests.benchmarks.tiny import workspace
 from tests.benchmarks.today_setup import Request
 

@@ -18,16 +18,11 @@ import torch
 from pydantic import BaseModel
 
 from storage.artifact import describe
-from tasks.documents import DocumentWriter, StoredDocument
-from tasks.merging import Facts
-from tasks.model import (
-    InitialiseConfig,
-    LlamaArchitecture,
-    build_initial,
-    load_model,
-    save_model,
-)
-from tasks.tokenizer import TrainTokenizer, build_trained, copy_files
+from tasks.corpus.documents import DocumentWriter, StoredDocument
+from tasks.models.facts import Facts
+from tasks.models.folder import load_model, save_model
+from tasks.models.initialise import InitialiseConfig, LlamaArchitecture, build_initial
+from tasks.tokens.tokenizer import TrainTokenizer, build_trained, copy_files
 from tests.benchmarks.tiny import workspace
 
 TEXT_BYTES = 200_000

@@ -23,9 +23,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from tasks.model import LlamaArchitecture, load_model
-from tasks.tokenize import load_tokens
-from tasks.train import Blocks, TrainConfig, build
+from tasks.models.folder import load_model
+from tasks.models.initialise import LlamaArchitecture
+from tasks.tokens.tokenize import load_tokens
+from tasks.training.blocks import Blocks
+from tasks.training.config import TrainConfig
+from tasks.training.train import build
 from tests.benchmarks.measure import Ratio, ratio_of
 from tests.benchmarks.tiny import NO_TOKENIZER, random_model, random_tokens, workspace
 

@@ -14,20 +14,20 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.demo import LATE, demo_recipe
-from flows.demo_corpus import gather
-from flows.recipe import override_recipe
-from flows.run import execute
-from flows.runners import InlineRunner
-from storage.cache import Runtime
+from flows.chain.recipe_file import override_recipe
+from flows.command.demo import LATE, demo_recipe
+from flows.command.demo_corpus import gather
+from flows.run.execute import execute
+from flows.runners.inline import InlineRunner
+from storage.step import Runtime
 from storage.store import Store
-from tasks.agreement import POOLED, WITHIN
-from tasks.ranking import MACRO_MEAN
+from tasks.ranking.rank import MACRO_MEAN
+from tasks.trust.agreement import POOLED, WITHIN
 from tests.benchmarks.measure import Ratio
 from tests.benchmarks.race import HOME
 
 if TYPE_CHECKING:
-    from tasks.trust import Trust
+    from tasks.trust.verdict import Trust
 
 REFERENCES = int(os.environ.get("TRUST_REFERENCES", "24"))
 RATES = os.environ.get("TRUST_RATES", "2e-4,5e-4,1e-3").split(",")

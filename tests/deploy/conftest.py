@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flows.prefect_settings import CLIENT
+from flows.prefect.settings import CLIENT
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 CHOSEN = {"gpus": 4, "image": "other:1.2", "node_selector": {"nvidia.com/gpu.product": "H100"}}

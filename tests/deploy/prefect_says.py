@@ -11,8 +11,8 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from flows.deployment import Deploy
-from flows.prefect_deployments import deployments_of
+from flows.server.deployments import deployments_of
+from flows.server.wanted import Deploy
 
 # isort: split
 # Our settings come before Prefect reads them.

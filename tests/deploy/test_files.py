@@ -17,7 +17,7 @@ import yaml
 from compose_spec import PyCompose
 from dockerfile_parse import DockerfileParser  # type: ignore[import-untyped]
 
-from flows.prefect_settings import CLIENT, SERVER
+from flows.prefect.settings import CLIENT, SERVER
 from tests.prefect_server import WITH_REDIS
 from tests.servers import S3Server
 

@@ -13,7 +13,7 @@ from typing import Any
 import kubernetes_asyncio.client.models as kubernetes_types
 import yaml
 
-from flows.prefect_settings import CLIENT
+from flows.prefect.settings import CLIENT
 
 KUBERNETES = Path(__file__).parents[2] / "deploy" / "kubernetes"
 

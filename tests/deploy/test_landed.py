@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flows.landing import landing_id
+from flows.server.events import landing_id
 
 FILE = Path(__file__).parents[2] / "deploy" / "landed.py"
 KEY, ETAG, SIZE = "corpus/ä b+c.jsonl", "9b2cf535f27731c974343645a3985328", 1024

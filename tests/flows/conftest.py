@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from flows.cli import app
-from flows.recipe import Recipe, load_recipe, to_yaml
+from flows.chain.recipe import Recipe
+from flows.chain.recipe_file import load_recipe, to_yaml
+from flows.command.main import app
 
 
 @dataclass(frozen=True)

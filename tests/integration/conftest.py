@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from flows.recipe import Recipe
-from storage import audit, lineage
+from flows.chain.recipe import Recipe
+from storage import audit, garbage, lineage
 from storage.store import Store
-from tasks.encoded import decode
+from tasks.evaluation.losses_file import decode
 
 ROOT = Path(__file__).parents[2]
 
@@ -130,7 +130,7 @@ class Place:
     def check_sound(self) -> None:
         """Nothing in the store is damaged, and nobody works on it."""
         assert audit.verify(self.store, lambda done, total, unit: None) == []
-        assert lineage.live_work(self.store) == []
+        assert garbage.live_work(self.store) == []
 
 
 class Shelf(Place):

@@ -8,14 +8,17 @@ import functools
 import sys
 import threading
 
-from flows.prefect_settings import set_defaults
+from flows.prefect.settings import set_defaults
 
 set_defaults()  # before the import of Prefect, which reads them
 
 from prefect import flow  # noqa: E402
 from prefect.runtime import flow_run  # noqa: E402
 
-from flows.prefect_runner import Piece, submit  # noqa: E402
+from flows.prefect.runner import (  # noqa: E402
+    Piece,
+    submit,
+)
 
 WORKERS = 8
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from flows.prefect_flows import ablate_flow, run_with_prefect, search_flow, sweep_flow
+from flows.prefect.flow_runs import ablate_flow, run_with_prefect, search_flow, sweep_flow
 
 # isort: split
 # Prefect reads its settings when it is imported; in a process of ours our defaults are set by then.
@@ -25,11 +25,11 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.settings import get_current_settings
 
-from flows.prefect_progress import FIRST_SECONDS
-from flows.prefect_runner import PrefectRunner
-from flows.recipe import load_recipe
-from storage.cache import Call, Progress, Runtime, Step, Workspace
+from flows.chain.recipe_file import load_recipe
+from flows.prefect.progress import FIRST_SECONDS
+from flows.prefect.runner import PrefectRunner
 from storage.fingerprint import Config
+from storage.step import Call, Progress, Runtime, Step, Workspace
 from storage.store import Store
 
 
@@ -229,7 +229,7 @@ def main(folder: Path) -> None:
         "timeout": server.ephemeral.startup_timeout_seconds,
         "batch": server.services.task_run_recorder.batch_size,
     }
-    has_s3_client = "storage.patience" in sys.modules  # accelerate loads boto3 where it is
+    has_s3_client = "storage.backends.retry" in sys.modules  # accelerate loads boto3 where it is
     observed = {
         "settings": settings,
         "has_s3_client": has_s3_client,

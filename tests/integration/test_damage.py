@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flows.recipe import Recipe
-from flows.run import RunResult, execute
-from flows.runners import InlineRunner
-from storage import audit, lineage
+from flows.chain.recipe import Recipe
+from flows.run.execute import RunResult, execute
+from flows.runners.inline import InlineRunner
+from storage import audit, garbage, lineage
 from storage.artifact import CorruptError
 from storage.audit import Fault
-from storage.cache import Runtime
+from storage.step import Runtime
 
 if TYPE_CHECKING:
     from tests.conftest import TinyRecipe
@@ -276,10 +276,10 @@ def test_gc_deletes_nothing_while_a_manifest_or_run_is_damaged(copy: "Shelf", da
     (name,) = lineage.run_folders(copy.store)
     DAMAGES[damage](_file(copy, "manifest"))
     with pytest.raises(CorruptError, match="nothing is deleted"):
-        lineage.find_garbage(copy.store, [name])
+        garbage.find_garbage(copy.store, [name])
     DAMAGES[damage](_file(copy, "run"))
     with pytest.raises(CorruptError, match=f"delete runs/{name} to go on"):
-        lineage.find_garbage(copy.store, [name])
+        garbage.find_garbage(copy.store, [name])
 
 
 def test_a_run_in_the_folder_of_another_is_found(copy: "Shelf") -> None:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flows.run import RunResult, execute
-from flows.runners import InlineRunner
+from flows.run.execute import RunResult, execute
+from flows.runners.inline import InlineRunner
 from storage import lineage
-from storage.cache import Runtime
+from storage.garbage import Garbage, collect
+from storage.step import Runtime
 
 if TYPE_CHECKING:
     from tests.conftest import TinyCorpus, TinyRecipe
@@ -26,8 +27,8 @@ def _name(result: RunResult) -> str:
     return result.folder.removeprefix("runs/")
 
 
-def _collect(shelf: "Shelf", *keep: RunResult) -> lineage.Garbage:
-    garbage = lineage.collect(shelf.store, [_name(result) for result in keep])
+def _collect(shelf: "Shelf", *keep: RunResult) -> Garbage:
+    garbage = collect(shelf.store, [_name(result) for result in keep])
     shelf.check_sound()
     return garbage
 

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from flows.planner import Plan, plan
-from flows.recipe import Recipe
-from flows.run import RunResult, execute
-from flows.runners import InlineRunner, Quiet
-from storage.cache import Runtime
-from tasks.tokenize import TOKENIZE
-from tasks.train import TRAIN
+from flows.chain.recipe import Recipe
+from flows.chain.runner import Quiet
+from flows.run.execute import RunResult, execute
+from flows.runners.inline import InlineRunner
+from flows.runners.planner import Plan, plan
+from storage.step import Runtime
+from tasks.tokens.tokenize import TOKENIZE
+from tasks.training.train import TRAIN
 
 if TYPE_CHECKING:
     from tests.conftest import TinyCorpus, TinyRecipe

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from flows.recipe import Recipe
+from flows.chain.recipe import Recipe
 
 if TYPE_CHECKING:
     from tests.conftest import TinyRecipe

@@ -10,16 +10,17 @@ from typing import Any
 
 import pytest
 
-from flows.ablation import ablate
-from flows.costs import EVERY_MIXTURE
-from flows.recipe import Recipe, to_yaml
-from flows.runners import InlineRunner
-from storage.cache import Runtime
+from flows.chain.ablation import ablate
+from flows.chain.recipe import Recipe
+from flows.chain.recipe_file import to_yaml
+from flows.run.costs import EVERY_MIXTURE
+from flows.runners.inline import InlineRunner
+from storage.step import Runtime
 from storage.store import Store
-from tasks.descent import DESCEND
-from tasks.model import INITIALISE
-from tasks.tokenize import TOKENIZE
-from tasks.train import TRAIN
+from tasks.models.initialise import INITIALISE
+from tasks.search.descent import DESCEND
+from tasks.tokens.tokenize import TOKENIZE
+from tasks.training.train import TRAIN
 
 ROOT = Path(__file__).parents[2]
 NAME = "Tiny <b>1"

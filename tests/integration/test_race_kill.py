@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-
-from flows.recipe import Recipe
 from tests.flows.test_race import RACE, RULES
+
+from flows.chain.recipe import Recipe
 
 if TYPE_CHECKING:
     from tests.conftest import TinyRecipe

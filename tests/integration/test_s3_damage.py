@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from flows.recipe import Recipe
-from flows.run import RunResult, execute
-from flows.runners import InlineRunner
+from flows.chain.recipe import Recipe
+from flows.run.execute import RunResult, execute
+from flows.runners.inline import InlineRunner
 from storage import audit
-from storage.cache import Runtime
+from storage.step import Runtime
 from storage.store import Store
 from tests.integration.conftest import Place
 from tests.s3 import S3Door

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flows.recipe import Recipe
-from flows.run import execute
-from flows.runners import InlineRunner
-from storage import s3_client
-from storage.cache import Runtime
-from storage.patience import Patience
-from storage.s3 import S3Backend
-from storage.s3_client import PatientS3
+from flows.chain.recipe import Recipe
+from flows.run.execute import execute
+from flows.runners.inline import InlineRunner
+from storage.backends import retry, s3_client
+from storage.backends.retry import Patience
+from storage.backends.s3 import S3Backend
+from storage.backends.s3_client import PatientS3
+from storage.step import Runtime
 from storage.store import Store
 from tests.faulty import Fault, FaultyProxy
 from tests.integration.conftest import Place
@@ -43,7 +43,7 @@ def proxies(
     """One for the store, and one for the corpus, whose files have no digest that tells a flip."""
     for name, value in moto_server.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(s3_client, "Patience", partial(Patience, first=0.002, longest=0.02))
+    monkeypatch.setattr(retry, "Patience", partial(Patience, first=0.002, longest=0.02))
     every = tuple(Fault)
     unflipped = tuple(fault for fault in Fault if fault is not Fault.FLIPPED)
     late = (0.001, 0.02)

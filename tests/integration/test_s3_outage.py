@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flows.run import execute
-from flows.runners import InlineRunner
-from storage.cache import Runtime
+from flows.run.execute import execute
+from flows.runners.inline import InlineRunner
+from storage.step import Runtime
 from storage.store import Store
 from tests.integration.conftest import Place
 from tests.servers import BUCKET, Ministack

@@ -15,14 +15,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from flows.planner import plan
-from flows.recipe import Recipe
-from flows.run import RunResult, execute
-from flows.runners import InlineRunner, Quiet
-from storage.cache import Handle, Runtime
-from storage.place import open_backend
+from flows.chain.recipe import Recipe
+from flows.chain.runner import Quiet
+from flows.run.execute import RunResult, execute
+from flows.runners.inline import InlineRunner
+from flows.runners.planner import plan
+from storage.backends.urls import open_backend
+from storage.step import Handle, Runtime
 from storage.store import Store
-from tasks.window import load_windows
+from tasks.evaluation.window import load_windows
 from tests.faulty import FaultyProxy
 from tests.integration.conftest import Place
 from tests.servers import BUCKET

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flows.recipe import to_yaml
+from flows.chain.recipe_file import to_yaml
 from tests.servers import BUCKET
 
 if TYPE_CHECKING:

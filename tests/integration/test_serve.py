@@ -21,8 +21,9 @@ import httpx
 import psutil
 import pytest
 
-from flows.recipe import Recipe, to_yaml
-from storage import lineage
+from flows.chain.recipe import Recipe
+from flows.chain.recipe_file import to_yaml
+from storage import garbage
 from storage.store import Store
 from tests.browser import (
     CHROMIUM,
@@ -432,7 +433,7 @@ def test_cancelling_keeps_what_a_training_has_done(
     serving: Serving, api: PrefectApi, cancelled: str
 ) -> None:
     store = Store(str(serving.store), create=False)
-    assert lineage.live_work(store) == []
+    assert garbage.live_work(store) == []
     assert [file for file in serving.store.glob("work/train/*/*") if "lease" not in file.name]
     assert trainings(store, LONG_STEPS) == 0
     tasks = api.tasks(cancelled)
@@ -470,7 +471,7 @@ def test_ctrl_c_ends_everything_and_the_next_start_goes_on(
     family = serving.family()
     assert serving.interrupt() == 0
     assert gone(family, 15) == []
-    assert lineage.live_work(store) == []
+    assert garbage.live_work(store) == []
     assert trainings(store, steps) == 0
     serving.start()
     with serving.api() as api:

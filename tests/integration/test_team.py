@@ -25,7 +25,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from storage import audit, lineage
+from storage import audit, garbage, lineage
 from storage.artifact import dashed
 from tests.databases import PASSWORD
 from tests.prefect_api import FINAL, PrefectApi
@@ -227,7 +227,7 @@ def crash(team: Team, api: PrefectApi, landed: tuple[str, list[str]]) -> Crash:
 
     api.until(run, is_training, RUN_SECONDS)
     assert slots(api) == (1, 1)
-    (device,) = team.kill_worker(spared="flows.device_worker")
+    (device,) = team.kill_worker(spared="flows.runners.worker")
     return Crash(run, device, time.monotonic())
 
 
@@ -426,7 +426,7 @@ def test_a_run_whose_processes_are_gone_is_ended(team: Team, api: PrefectApi, cr
     assert "nothing was heard of its process for 90 seconds" in found["state"]["message"]
     assert times(team, LONG_STEPS) == []
     assert audit.verify(team.store(), lambda done, total, unit: None) == []
-    assert lineage.live_work(team.store()) == []
+    assert garbage.live_work(team.store()) == []
 
 
 def test_an_event_told_twice_has_started_one_run(

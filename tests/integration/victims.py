@@ -26,11 +26,11 @@ import torch
 import transformers.models.auto.modeling_auto
 import transformers.models.llama.modeling_llama  # noqa: F401
 
-from flows.recipe import parse_recipe
-from flows.run import execute
-from flows.runners import InlineRunner
-from storage.cache import Progress, Runtime
-from storage.local import LocalBackend
+from flows.chain.recipe_file import parse_recipe
+from flows.run.execute import execute
+from flows.runners.inline import InlineRunner
+from storage.backends.local import LocalBackend
+from storage.step import Progress, Runtime
 from storage.store import Store
 
 

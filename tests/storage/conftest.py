@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from storage.backend import Backend
-from storage.place import open_backend
+from storage.backends.backend import Backend
+from storage.backends.urls import open_backend
 
 # Its assertions are to tell what they compared, though it is no test module itself.
 pytest.register_assert_rewrite("tests.storage.contract")

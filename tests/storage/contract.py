@@ -20,8 +20,8 @@ from typing import Any, Protocol
 import pytest
 
 from storage.artifact import FORMAT, CorruptError, Record, describe, digest_of, seal, step_key
-from storage.backend import Backend
-from storage.place import open_backend
+from storage.backends.backend import Backend
+from storage.backends.urls import open_backend
 from storage.records import StoreFormatError
 from storage.store import CorruptArtifactError, Store
 

@@ -8,9 +8,9 @@ import pytest
 
 from storage.artifact import Record, describe, seal, step_key
 from storage.audit import Fault, repair, verify
-from storage.backend import Backend
-from storage.local import LocalBackend
-from storage.place import open_backend
+from storage.backends.backend import Backend
+from storage.backends.local import LocalBackend
+from storage.backends.urls import open_backend
 from storage.stamp import PLACEHOLDER, stamp
 from storage.store import Store
 

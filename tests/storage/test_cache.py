@@ -17,19 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage.artifact import step_key
-from storage.cache import (
-    Call,
-    Handle,
-    OutOfSpaceError,
-    Runtime,
-    Step,
-    Workspace,
-    build,
-    explain,
-    lookup,
-)
+from storage.cache import OutOfSpaceError, build, explain, lookup
 from storage.fingerprint import Config
 from storage.lease import Busy
+from storage.step import Call, Handle, Runtime, Step, Workspace
 from storage.store import CorruptArtifactError, Store
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from storage.artifact import describe, seal
-from storage.backend import Backend
+from storage.backends.backend import Backend
+from storage.backends.local import LocalBackend
+from storage.backends.urls import open_backend
 from storage.checkpoint import BackgroundSaves, Checkpoints
-from storage.local import LocalBackend
-from storage.place import open_backend
 
 FOLDER = "work/train/abc"
 

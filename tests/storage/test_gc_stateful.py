@@ -1,7 +1,7 @@
 """Whatever runs and collectors do in whatever order, nothing is deleted that a run needs.
 
 Runs here build nothing, but begin, look up, build under a lease, append, publish, end, fail and crash as
-``flows.run`` and its runners do, in sessions that keep one client. Another client collects; in the
+``flows.run.execute`` and its runners do, in sessions that keep one client. Another client collects; in the
 middle of it a run may come, or the collector may fail. The model: what each run reaches, as sets.
 """
 
@@ -27,9 +27,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from storage import audit, lineage
+from storage import audit, garbage
 from storage.artifact import Record, describe, seal, step_key
-from storage.backend import Backend
+from storage.backends.backend import Backend
 from storage.lease import Lease
 from storage.stamp import PLACEHOLDER, stamp
 from storage.store import Store, number_of
@@ -179,7 +179,7 @@ class RunsAndCollectors(RuleBasedStateMachine):
             run.lease.__exit__(None, None, None)
         shutil.rmtree(self.room)
 
-    # A run, as flows.run and its runners have it -----------------------------------------------
+    # A run, as flows.run.execute and its runners have it -----------------------------------------------
 
     def come(self, session: int) -> None:
         """A run takes its lease and begins, or waits where it sees a collector."""
@@ -190,7 +190,7 @@ class RunsAndCollectors(RuleBasedStateMachine):
 
     def begin_if_free(self, run: Run) -> None:
         store = self.sessions[run.session]
-        if not run.has_begun and lineage.collector(store) is None:
+        if not run.has_begun and garbage.collector(store) is None:
             assert self.create(store, f"runs/{run.name}/recipe.yaml", b"a recipe")
             run.has_begun = True
 
@@ -381,9 +381,9 @@ class RunsAndCollectors(RuleBasedStateMachine):
         needed = self.model.reached([self.model.ended[name] for name in names])
         before, is_done = {*self.door.paths()}, False
         try:
-            lineage.collect(Store(self.url, create=False, backend=backend), keep)
+            garbage.collect(Store(self.url, create=False, backend=backend), keep)
             is_done = True
-        except lineage.InUseError:
+        except garbage.InUseError:
             needed = before
         except PowerCutError:
             pass
@@ -403,7 +403,7 @@ class RunsAndCollectors(RuleBasedStateMachine):
             runs = [*self.model.ended.values(), *self.live]
             assert self.model.reached(runs) <= {*self.door.paths()}
             assert audit.verify(self.store, lambda done, total, unit: None) == []
-            live = " ".join(lineage.live_work(self.store))
+            live = " ".join(garbage.live_work(self.store))
             assert all(f"(run/{run.name})" in live for run in self.live)
         self.turn += 1
 

@@ -10,10 +10,10 @@ from subprocess import Popen
 
 import pytest
 
-from storage.backend import Backend, MemoryBackend
+from storage.backends.backend import Backend, MemoryBackend
+from storage.backends.local import LocalBackend
+from storage.backends.urls import open_backend
 from storage.lease import Busy, Lease, lease_numbers
-from storage.local import LocalBackend
-from storage.place import open_backend
 
 Python = Callable[..., "Popen[str]"]
 
@@ -53,7 +53,7 @@ def test_exactly_one_of_16_threads_holds_it(backend: Backend) -> None:
 
 HOLD_THRICE = """
 import os, sys, time
-from storage.place import open_backend
+from storage.backends.urls import open_backend
 from storage.lease import Busy, Lease
 backend, room = open_backend(sys.argv[1]), sys.argv[2]
 held = 0
@@ -131,7 +131,7 @@ def test_of_many_that_find_it_expired_one_takes_over(backend: Backend) -> None:
 
 HOLD = """
 import sys
-from storage.place import open_backend
+from storage.backends.urls import open_backend
 from storage.lease import Lease
 with Lease(open_backend(sys.argv[1]), "work/x", time_to_live=float(sys.argv[2])):
     print("held", flush=True)

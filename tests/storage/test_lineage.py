@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 
 from storage import audit, lineage
 from storage.artifact import CorruptError, Record, describe, seal, step_key
-from storage.backend import Backend, FileInfo
+from storage.backends.backend import Backend, FileInfo
+from storage.backends.local import LocalBackend
+from storage.backends.urls import open_backend
+from storage.garbage import COLLECTING, InUseError, collect, collector, find_garbage, live_work
 from storage.lease import Lease
-from storage.local import LocalBackend
-from storage.place import open_backend
 from storage.store import Store
 
 
@@ -156,22 +157,22 @@ def test_what_kept_runs_reach_stays_and_nothing_else(drawn: Drawn, breaks_at: in
         records = _build(store, drawn)
         before = backend.list("")
         keep = [f"run{number}" for number in drawn.keep]
-        garbage = lineage.find_garbage(store, keep)
+        garbage = find_garbage(store, keep)
         assert backend.list("") == before
         backend.left = breaks_at
         try:
-            assert lineage.collect(store, keep) == garbage
+            assert collect(store, keep) == garbage
         except InterruptedGcError:
             backend.left = 10**9
             assert _expected(drawn, records) <= backend.list("").keys()
             assert _sound(store)
-            lineage.collect(store, keep)
+            collect(store, keep)
         else:
             gone = before.keys() - backend.list("").keys()
             assert garbage.num_bytes == sum(before[path].num_bytes for path in gone)
         assert backend.list("").keys() == _expected(drawn, records)
         assert _sound(store)
-        assert not any(lineage.find_garbage(store, keep)[:-1])
+        assert not any(find_garbage(store, keep)[:-1])
 
 
 @pytest.fixture
@@ -185,7 +186,7 @@ def test_on_any_backend_one_run_stays_and_the_other_goes(store: Store) -> None:
     mine, other = _commit(store, 1, [base]), _commit(store, 2, [base])
     _finish(store, "mine", records=[mine.path])
     _finish(store, "other", records=[other.path])
-    lineage.collect(store, ["mine"])
+    collect(store, ["mine"])
     assert {record.path for record in store.records()} == {base.path, mine.path}
     assert [*lineage.run_folders(store)] == ["mine"]
     assert store.backend.list(other.output.prefix) == {}
@@ -193,24 +194,24 @@ def test_on_any_backend_one_run_stays_and_the_other_goes(store: Store) -> None:
 
 def test_a_live_lease_forbids_it(store: Store) -> None:
     _finish(store, "run")
-    with store.lease("run/other"), pytest.raises(lineage.InUseError, match="run/other"):
-        lineage.find_garbage(store, ["run"])
+    with store.lease("run/other"), pytest.raises(InUseError, match="run/other"):
+        find_garbage(store, ["run"])
     record = _commit(store, 1, [])
-    with store.lease("train/key"), pytest.raises(lineage.InUseError, match="train/key"):
-        lineage.collect(store, ["run"])
+    with store.lease("train/key"), pytest.raises(InUseError, match="train/key"):
+        collect(store, ["run"])
     assert store.find("step", record.key) == record
 
 
 def test_two_do_not_collect_at_once_and_a_run_can_see_it(store: Store) -> None:
     _finish(store, "run")
-    assert lineage.collector(store) is None
-    with store.lease(lineage.COLLECTING):
-        assert str(os.getpid()) in str(lineage.collector(store))
-        assert lineage.live_work(store) == []
-        with pytest.raises(lineage.InUseError, match="somebody else is deleting garbage"):
-            lineage.collect(store, None)
-    assert lineage.collector(store) is None
-    assert not any(lineage.collect(store, None)[:-1])
+    assert collector(store) is None
+    with store.lease(COLLECTING):
+        assert str(os.getpid()) in str(collector(store))
+        assert live_work(store) == []
+        with pytest.raises(InUseError, match="somebody else is deleting garbage"):
+            collect(store, None)
+    assert collector(store) is None
+    assert not any(collect(store, None)[:-1])
 
 
 class HalvingBackend(LocalBackend):
@@ -238,10 +239,10 @@ def test_half_of_a_group_may_be_deleted_and_nothing_names_what_is_gone(
     for name in ("other", "another"):
         _finish(store, name, records=[new.path], manifests=[_publish(store, name, 0, [new])])
     _finish(store, "last", manifests=[_publish(store, "chain", 1, [new])])
-    assert lineage.collect(store, None).records == [old.path]
+    assert collect(store, None).records == [old.path]
     backend.left, backend.first = group, first
     with pytest.raises(InterruptedGcError):
-        lineage.collect(store, ["mine"])
+        collect(store, ["mine"])
     assert _sound(store)
 
 
@@ -265,10 +266,10 @@ def test_a_run_that_comes_meanwhile_keeps_its_lease(tmp_path: Path, listing: int
     backend = VisitedBackend(tmp_path, listing, run.__enter__)
     store = Store(str(tmp_path), backend=backend)
     _finish(store, "run")
-    with contextlib.suppress(lineage.InUseError):
-        lineage.collect(store, ["run"])
+    with contextlib.suppress(InUseError):
+        collect(store, ["run"])
     assert backend.left <= 0, "nobody came"
-    assert "(run/other)" in str(lineage.live_work(other))
+    assert "(run/other)" in str(live_work(other))
     run.__exit__(None, None, None)
 
 
@@ -279,17 +280,17 @@ def test_a_collector_that_was_stopped_for_long_deletes_nothing_more(
     _finish(store, "run")
     with monkeypatch.context() as stopped:
         stopped.setattr(Lease, "is_held", False)
-        with pytest.raises(lineage.InUseError, match="stopped for so long that a run may have"):
-            lineage.collect(store, None)
+        with pytest.raises(InUseError, match="stopped for so long that a run may have"):
+            collect(store, None)
     assert [*store.records()] == [lost]
-    assert lineage.collect(store, None).records == [lost.path]
+    assert collect(store, None).records == [lost.path]
 
 
 def test_all_finished_runs_can_be_kept(store: Store) -> None:
     kept, lost = _commit(store, 1, []), _commit(store, 2, [])
     _finish(store, "run", records=[kept.path])
     store.backend.create("runs/unfinished/recipe.yaml", b"")
-    garbage = lineage.collect(store, None)
+    garbage = collect(store, None)
     assert (garbage.records, garbage.runs) == ([lost.path], ["runs/unfinished/recipe.yaml"])
     assert [*store.records()] == [kept]
 
@@ -304,8 +305,8 @@ def test_the_lease_of_a_dead_run_forbids_nothing(
     )
     owner, _ = python(script).communicate()
     backend.put("work/run/dead/lease.0", owner.encode())
-    assert lineage.live_work(store) == []
-    garbage = lineage.find_garbage(store, ["run"])
+    assert live_work(store) == []
+    garbage = find_garbage(store, ["run"])
     assert garbage.work == ["work/run/dead/lease.0"]
 
 
@@ -314,12 +315,12 @@ def test_unknown_and_unfinished_runs_cannot_be_kept(store: Store, keep: list[str
     _finish(store, "run")
     store.backend.create("runs/unfinished/recipe.yaml", b"")
     with pytest.raises(ValueError, match=rf"'{keep[-1]}' to keep; there are: run$"):
-        lineage.find_garbage(store, keep)
+        find_garbage(store, keep)
 
 
 def test_to_keep_nothing_is_refused(store: Store) -> None:
     with pytest.raises(ValueError, match=r"no run is to be kept.*there are: none"):
-        lineage.find_garbage(store, [])
+        find_garbage(store, [])
 
 
 def test_a_record_made_again_under_another_label_is_kept(store: Store) -> None:
@@ -328,17 +329,17 @@ def test_a_record_made_again_under_another_label_is_kept(store: Store) -> None:
     store.retract(record.output)
     again = _commit(store, 1, [], label="another")
     assert again.path != record.path
-    assert again.path not in lineage.find_garbage(store, ["run"]).records
+    assert again.path not in find_garbage(store, ["run"]).records
 
 
 def test_a_damaged_run_or_manifest_forbids_it_and_says_what_to_do(store: Store) -> None:
     _finish(store, "run", manifests=[_publish(store, "chain", 0, [])])
     store.backend.put("manifests/chain/000001.json", b"{}")
     with pytest.raises(CorruptError, match=r"chain/000001\.json.*nothing is deleted"):
-        lineage.find_garbage(store, ["run"])
+        find_garbage(store, ["run"])
     store.backend.put("runs/other/run.json", b"{}")
     with pytest.raises(CorruptError, match="delete runs/other to go on without that run"):
-        lineage.find_garbage(store, ["run"])
+        find_garbage(store, ["run"])
 
 
 def test_files_of_writers_that_were_killed_go_after_a_day(tmp_path: Path) -> None:
@@ -350,7 +351,7 @@ def test_files_of_writers_that_were_killed_go_after_a_day(tmp_path: Path) -> Non
         path.write_bytes(b"half a record")
     yesterday = time.time() - 25 * 3600
     os.utime(old, (yesterday, yesterday))
-    garbage = lineage.collect(store, ["run"])
+    garbage = collect(store, ["run"])
     assert (garbage.unfinished, garbage.num_bytes) == (["records/step/.tmp-old"], 13)
     assert (old.exists(), new.exists()) == (False, True)
 

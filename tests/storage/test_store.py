@@ -11,11 +11,11 @@ from subprocess import Popen
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from flows.recipe import load_recipe
+from flows.chain.recipe_file import load_recipe
 from storage.artifact import describe
-from storage.backend import Backend, MemoryBackend
-from storage.local import TEMPORARY, LocalBackend
-from storage.place import file_system, open_backend
+from storage.backends.backend import Backend, MemoryBackend
+from storage.backends.local import TEMPORARY, LocalBackend
+from storage.backends.urls import file_system, open_backend
 from storage.records import StoreFormatError
 from storage.store import Store
 from tests.storage.contract import (
@@ -120,7 +120,7 @@ class Counting(MemoryBackend):
 
 RACE = """
 import pathlib, sys, time
-from storage.place import file_system, open_backend
+from storage.backends.urls import file_system, open_backend
 url, number, start = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
 backend = open_backend(url)
 print("ready", flush=True)

@@ -14,13 +14,14 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from storage.artifact import Artifact
-from storage.cache import Progress, deposit
+from storage.cache import deposit
 from storage.fingerprint import Config
+from storage.step import Progress
 from storage.store import Store
-from tasks.corpus import Source
-from tasks.intake import CorpusConfig, EvaluationSetConfig
-from tasks.manifest import Manifest, SplitConfig
-from tasks.scan import scan
+from tasks.corpus.source import Source
+from tasks.partitions.config import CorpusConfig, EvaluationSetConfig, SplitConfig
+from tasks.partitions.manifest import Manifest
+from tasks.partitions.scan import scan
 
 BUDGET = 100
 """Tokens, which are bytes and one for end-of-text, in a partition of these tests."""

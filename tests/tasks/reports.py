@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tasks.agreement import agreement
-from tasks.found import Found
-from tasks.ranking import MACRO_MEAN, rank_all
-from tasks.report import ReportData
-from tasks.rows import Losses
-from tasks.trust import Trust
+from tasks.evaluation.losses import Losses
+from tasks.ranking.rank import MACRO_MEAN, rank_all
+from tasks.report.data import ReportData
+from tasks.search.result import Found
+from tasks.trust.agreement import agreement
+from tasks.trust.verdict import Trust
 
 
 def report_data(names: list[str], sets: list[str], **changes: Any) -> ReportData:

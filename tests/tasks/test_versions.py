@@ -19,24 +19,20 @@ import pytest
 
 import tasks
 from storage.artifact import step_key
-from storage.cache import Step
 from storage.fingerprint import Config, canonical, fingerprint
-from tasks import losses
-from tasks.descent import DESCEND, DescendConfig
-from tasks.losses import EvaluateConfig
-from tasks.model import (
-    IMPORT_MODEL,
-    INITIALISE,
-    ImportConfig,
-    InitialiseConfig,
-    LlamaArchitecture,
-)
-from tasks.part import PartConfig
+from storage.step import Step
+from tasks.evaluation import losses_table
+from tasks.evaluation.losses_table import EvaluateConfig
+from tasks.evaluation.set_part import PartConfig
+from tasks.evaluation.window import WindowConfig
+from tasks.models.given import IMPORT_MODEL, ImportConfig
+from tasks.models.initialise import INITIALISE, InitialiseConfig, LlamaArchitecture
+from tasks.search.descent import DESCEND, DescendConfig
 from tasks.steps import MODELS, STEPS
-from tasks.tokenize import TokenizeConfig
-from tasks.tokenizer import TrainTokenizer
-from tasks.train import TRAIN, TrainConfig
-from tasks.window import WindowConfig
+from tasks.tokens.tokenize import TokenizeConfig
+from tasks.tokens.tokenizer import TrainTokenizer
+from tasks.training.config import TrainConfig
+from tasks.training.train import TRAIN
 
 GOLDEN = Path(__file__).with_name("versions.json")
 
@@ -139,7 +135,7 @@ def steps() -> dict[str, tuple[int, list[Definition]]]:
     sweeper = next(name for name, module in modules().items() if "Sweeper" in module.definitions)
     begin = [Definition(sweeper, name) for name in ("Sweeper", "missing_jobs")]
     return {
-        EVALUATE: (losses.VERSION, begin),
+        EVALUATE: (losses_table.VERSION, begin),
         **{
             step.name: (
                 step.version,

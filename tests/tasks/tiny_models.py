@@ -13,21 +13,18 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import settings
 
-from storage.cache import Progress, Runtime, Workspace
 from storage.checkpoint import Checkpoints
+from storage.step import Progress, Runtime, Workspace
 from storage.store import Store
-from tasks import documents, tokenize, window
-from tasks.energy import Meter
-from tasks.model import (
-    ImportConfig,
-    InitialiseConfig,
-    LlamaArchitecture,
-    build_import,
-    build_initial,
-)
-from tasks.tokenize import TokenizeConfig
-from tasks.tokenizer import TrainTokenizer, build_trained
-from tasks.window import WindowConfig
+from tasks.corpus import documents
+from tasks.evaluation import window
+from tasks.evaluation.window import WindowConfig
+from tasks.machine.meter import Meter
+from tasks.models.given import ImportConfig, build_import
+from tasks.models.initialise import InitialiseConfig, LlamaArchitecture, build_initial
+from tasks.tokens import tokenize
+from tasks.tokens.tokenize import TokenizeConfig
+from tasks.tokens.tokenizer import TrainTokenizer, build_trained
 
 # How long a case takes says something about the machine only.
 settings.register_profile("unhurried", deadline=None)

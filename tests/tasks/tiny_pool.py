@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from storage.cache import Workspace
-from tasks.train import TrainConfig
-from tasks.train import build as train
+from storage.step import Workspace
+from tasks.training.config import TrainConfig
+from tasks.training.train import build as train
 
 NAMES = ("a", "b", "c")
 

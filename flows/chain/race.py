@@ -1,0 +1,215 @@
+"""The best mixtures for little more than the price of a few: a race over the parts of the sets.
+
+``tasks.ranking.race`` decides who is evaluated on what; here its questions become uses of steps (each part of a
+set is an artifact) and sweeps of the usual kind. So what a race evaluates is kept in the losses table
+under the digest of the part, a killed race goes on where it was, later runs use its rows, and finalists'
+losses are those that a full sweep writes. A plan plays a race again from stored losses as far as they go.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flows.chain.runner import Runner
+from flows.chain.work import Stage, SweepPlan, SweepWork, artifact_of
+from storage.step import Call, Handle
+from tasks.arrays import Floats, Ints
+from tasks.evaluation.set_part import PART, PartConfig, part_groups
+from tasks.evaluation.window import Windows, load_windows
+from tasks.mixtures.mixture import Mixture
+from tasks.ranking.calibration import Groups
+from tasks.ranking.race import RaceConfig, Text, race
+from tasks.ranking.race_result import Result, Screening, exits_frame, in_words
+
+if TYPE_CHECKING:
+    from tasks.evaluation.losses import Rows
+
+
+LARGEST = 0.5
+"""All parts together hold at most this share of the documents: past it the whole is the better buy."""
+
+
+@dataclass(frozen=True)
+class Raced:
+    """What a race came to."""
+
+    config: RaceConfig
+    result: Result
+    finalists: list[Mixture] | None
+    """Over names of partitions; None in a plan that cannot know them yet."""
+    rows: "Rows | None"
+    """Losses of every finalist on every set; None where the finalists are not known."""
+
+    @property
+    def words(self) -> list[str]:
+        """What a complete race did, in sentences."""
+        return list(in_words(self.result, self.config.top, self.config.confidence))
+
+    def to_json(self) -> dict[str, Any]:
+        """The rules, and what a complete race did, as plain JSON."""
+        return {
+            "words": self.words,
+            **self.config.model_dump(mode="json"),
+            "screened_out": len(self.result.exits),
+            "finalists": len(self.result.finalists),
+            "evaluated_tokens": self.result.evaluated_tokens,
+            "full_tokens": self.result.full_tokens,
+            "looks": [one._asdict() for one in self.result.rounds],
+        }
+
+    def screening(self, mixtures: Sequence[Mixture]) -> Screening | None:
+        """What a report tells of a complete race of ``mixtures``; None where none was dropped."""
+        if not self.result.exits:
+            return None
+        exits = exits_frame(self.result, [mixture.label for mixture in mixtures])
+        return Screening(self.words, len(mixtures), exits)
+
+
+def run_race(run: Runner, config: RaceConfig, work: SweepWork) -> Raced:
+    """Find the best of the work's mixtures, and evaluate these on every set."""
+    used = {name for mixture in work.mixtures for name in mixture.members}
+    work = work._replace(pool={n: model for n, model in work.pool.items() if n in used})
+    if any(handle.artifact is None for handle in work.sets.values()):
+        _look_at_opening(run, config, work)
+        return Raced(config, Result(len(work.mixtures)), None, None)
+    course = Course(run, config, work)
+    try:
+        result = race(config, course.text, _shares(work), course)
+    finally:
+        run.rest()
+    if not result.is_complete:
+        return Raced(config, result, None, None)
+    finalists = [work.mixtures[number] for number in result.finalists]
+    # Not swept once more, or what was evaluated just now would be counted as found.
+    scratch = run.runtime.scratch
+    plan = SweepPlan.of(run.store, work._replace(mixtures=finalists), scratch)
+    return Raced(config, result, finalists, plan.rows(scratch))
+
+
+def _look_at_opening(run: Runner, config: RaceConfig, work: SweepWork) -> None:
+    """What is needed in any case, for a plan in which no set is built, so that none has a size."""
+    run.sweep(work._replace(mixtures=_members(work)))
+    parts = run.map([_call(config, name, handle, 0) for name, handle in work.sets.items()])
+    sets = {handle.label: handle for handle in parts}
+    run.sweep(work._replace(sets=sets, stage=Stage("look 1", config.share)))
+
+
+def _members(work: SweepWork) -> list[Mixture]:
+    return [Mixture.uniform([name]) for name in work.pool]
+
+
+def _shares(work: SweepWork) -> Floats:
+    """Weight of each partition model in each mixture."""
+    columns = {name: number for number, name in enumerate(work.pool)}
+    shares = np.zeros((len(work.mixtures), len(columns)))
+    for row, mixture in enumerate(work.mixtures):
+        for name, part in mixture.parts:
+            shares[row, columns[name]] = part / mixture.total
+    return shares
+
+
+def _part(config: RaceConfig, number: int) -> PartConfig:
+    # It names no other set: the parts of a set stay when another set joins.
+    return PartConfig(number=number, share=config.share, fewest=config.fewest)
+
+
+def _call(config: RaceConfig, name: str, windows: Handle, number: int) -> Call[Any]:
+    return Call(PART, _part(config, number), {"windows": windows}, f"{name} part {number + 1}")
+
+
+class Course:
+    """Losses by sweeps (see ``tasks.ranking.race.Course``)."""
+
+    def __init__(self, run: Runner, config: RaceConfig, work: SweepWork) -> None:
+        self._run, self._config, self._work = run, config, work
+        folders = [run.store.fetch(artifact_of(handle)) for handle in work.sets.values()]
+        self._sets = [_Set(load_windows(folder)) for folder in folders]
+        self._looks = self._cut()
+        self.text = self._text()
+
+    def _cut(self) -> list[list[int]]:
+        """Numbers of the parts of each look, for as many looks as are worth while."""
+        whole = sum(len(one.tokens) for one in self._sets)
+        looks: list[list[int]] = [[]]
+        for number in itertools.count():
+            seen = sum(self._groups(number, one).stop for one in self._sets)
+            if seen > LARGEST * whole:
+                return looks[:-1]  # without the one that is not complete
+            looks[-1].append(number)
+            if seen >= self._config.groups:
+                looks.append([])
+        raise AssertionError("parts grow until they hold everything")
+
+    def _groups(self, number: int, one: "_Set") -> range:
+        return part_groups(_part(self._config, number), len(one.tokens))
+
+    def _text(self) -> Text:
+        number = [np.full(len(one.tokens), -1) for one in self._sets]
+        tokens = [0] * len(self._looks)
+        for look, parts in enumerate(self._looks):
+            for part, (place, one) in itertools.product(parts, enumerate(self._sets)):
+                groups = self._groups(part, one)
+                number[place][groups.start : groups.stop] = look
+                tokens[look] += int(one.forward[groups.start : groups.stop].sum())
+        stratum = np.repeat(np.arange(len(self._sets)), [len(one.tokens) for one in self._sets])
+        weight = np.concatenate([one.tokens * self._scale(one) for one in self._sets])
+        everything = sum(int(one.forward.sum()) for one in self._sets)
+        return Text(Groups(stratum, weight), np.concatenate(number), tokens, everything)
+
+    def _scale(self, one: "_Set") -> float:
+        return 1 / (float(one.tokens.sum()) * len(self._sets))
+
+    def opening(
+        self, mixtures: Sequence[int], *, with_members: bool
+    ) -> tuple[Floats, Floats] | None:
+        """Losses on the first look's groups, and of the partition models."""
+        members = self._whole(_members(self._work) if with_members else [], "partition models")
+        first = self.look(mixtures, 0)
+        return None if first is None or members is None else (first, members)
+
+    def look(self, mixtures: Sequence[int], number: int) -> Floats | None:
+        """Losses on the groups of one look."""
+        calls, scales = [], []
+        for (name, handle), one in zip(self._work.sets.items(), self._sets, strict=True):
+            parts = [part for part in self._looks[number] if self._groups(part, one)]
+            calls += [_call(self._config, name, handle, part) for part in parts]
+            scales += [self._scale(one)] * len(parts)
+        sets = {handle.label: handle for handle in self._run.map(calls)}
+        chosen = [self._work.mixtures[place] for place in mixtures]
+        stage = Stage(f"look {number + 1}", self.text.look_tokens[number] / self.text.tokens)
+        rows = self._run.sweep(self._work._replace(mixtures=chosen, sets=sets, stage=stage))
+        if rows is None:
+            return None
+        found = [rows.sums.read(n, 0, len(chosen)) * scale for n, scale in enumerate(scales)]
+        return np.concatenate(found, axis=1)
+
+    def whole(self, mixtures: Sequence[int]) -> Floats | None:
+        """Losses on all groups."""
+        return self._whole([self._work.mixtures[place] for place in mixtures], "in full")
+
+    def _whole(self, mixtures: list[Mixture], name: str) -> Floats | None:
+        if not mixtures:
+            return np.zeros((0, len(self.text.look)))
+        rows = self._run.sweep(self._work._replace(mixtures=mixtures, stage=Stage(name)))
+        if rows is None:
+            return None
+        found = [
+            rows.sums.read(number, 0, len(mixtures))[:, one.with_text] * self._scale(one)
+            for number, one in enumerate(self._sets)
+        ]
+        return np.concatenate(found, axis=1)
+
+
+class _Set:
+    """The groups of documents of one set that have text."""
+
+    def __init__(self, windows: Windows) -> None:
+        self.with_text: Ints = np.flatnonzero(windows.num_tokens)
+        self.tokens = windows.num_tokens[self.with_text]
+        """Scored tokens of each."""
+        forward = np.bincount(windows.group, windows.length, len(windows.num_tokens))
+        self.forward = forward[self.with_text].astype(np.int64)
+        """Tokens of each that a model is run on."""

@@ -1,0 +1,103 @@
+"""What the chain asks of a runner, and the ledger of what became of it.
+
+The chain (``flows.chain.ablation``) says what is needed. A runner looks it up, builds it or counts it:
+``flows.runners.inline`` in this process, ``flows.runners.planner`` without building anything,
+``flows.prefect.runner`` with a task run for each use of a step.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from flows.chain.work import SweepWork
+from storage.artifact import Record
+from storage.step import Call, Handle, Progress, Runtime, Step
+from storage.store import Store
+from tasks.evaluation.losses import Rows
+
+LOG = logging.getLogger("mixpool.run")
+
+POLL_SECONDS = 1.0
+
+
+class Reporter(Protocol):
+    """Shows a person what goes on."""
+
+    def task(self, name: str) -> Progress:
+        """A function that is told how far the named piece of work is."""
+
+    def say(self, message: str) -> None:
+        """One line that stays."""
+
+
+class Quiet:
+    """Shows nothing."""
+
+    def task(self, name: str) -> Progress:
+        """A function that ignores what it is told."""
+        del name
+        return lambda done, total, unit: None
+
+    def say(self, message: str) -> None:
+        """Log the line."""
+        LOG.info(message)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What became of one piece of work."""
+
+    step: Step[Any]
+    label: str
+    built: bool
+    cost: Mapping[str, Any]
+    """Its recorded cost: spent now if it was built, saved by the store if not."""
+    record: Record | None = None
+    """Its record; None in a plan."""
+
+
+@dataclass
+class Ledger:
+    """Everything a run asked for: what was built now and what the store had."""
+
+    entries: list[Entry] = field(default_factory=list)
+    num_evaluated: int = 0
+    """(mixture, evaluation set) pairs evaluated now."""
+    num_known: int = 0
+    """Pairs that the losses table had."""
+    sweep_costs: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def built(self, step: Step[Any]) -> list[Entry]:
+        """What was built now of one step."""
+        return [entry for entry in self.entries if entry.step == step and entry.built]
+
+    def cached(self, step: Step[Any]) -> list[Entry]:
+        """What the store had of one step."""
+        return [entry for entry in self.entries if entry.step == step and not entry.built]
+
+
+class Runner(Protocol):
+    """Carries out what the chain asks for."""
+
+    store: Store
+    runtime: Runtime
+    reporter: Reporter
+    ledger: Ledger
+
+    def map(self, calls: Sequence[Call[Any]]) -> list[Handle]:
+        """The results of calls that do not need one another, in order."""
+
+    def sweep(self, work: SweepWork) -> Rows | None:
+        """Every row of the work, or None in a plan."""
+
+    def rest(self) -> None:
+        """Give back the memory that the stages of a race share."""
+
+
+def note(ledger: Ledger, call: Call[Any], handle: Handle) -> Handle:
+    """Enter a result into the ledger."""
+    record = handle.record
+    cost = record.cost if record is not None else {}
+    ledger.entries.append(Entry(call.step, call.label, not handle.hit, cost, record))
+    return handle

@@ -1,0 +1,213 @@
+"""The best mixture of a pool whose mixtures cannot be listed: proposed, evaluated, learnt from.
+
+``tasks.search.rounds`` says what is next; here its proposals become sweeps of the usual kind. So whatever a
+search evaluates is a row of the losses table: a search that was killed goes on for nothing, the same
+search costs nothing, one with a larger budget costs the difference, and a full sweep later finds its
+rows. A plan plays a search again from stored losses as far as they go.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from flows.chain.ablation import (
+    BASE,
+    Outcome,
+    Prepared,
+    check_labels,
+    partitions_of,
+    prepare,
+    wanted_sets,
+)
+from flows.chain.recipe import Recipe
+from flows.chain.runner import Runner
+from flows.chain.work import Stage, SweepPlan, SweepWork, artifact_of
+from storage.step import Call, Handle
+from tasks.arrays import Floats
+from tasks.evaluation.losses import Rows
+from tasks.evaluation.window import Windows, load_windows
+from tasks.mixtures.constraints import Feasible
+from tasks.mixtures.mixture import Mixture, Unit, Units
+from tasks.mixtures.units import by_domain
+from tasks.partitions.manifest import Manifest, PartitionEntry
+from tasks.search.account import account
+from tasks.search.descent import DESCEND, MODELS, SETS, DescendConfig, DescentConfig, load_landings
+from tasks.search.objective import Objective
+from tasks.search.rounds import Search, Tried
+
+if TYPE_CHECKING:
+    from tasks.search.result import Found
+
+
+class Searched(NamedTuple):
+    """What a search came to."""
+
+    outcome: Outcome
+    """Its mixtures are those that were evaluated."""
+    found: "Found | None"
+    """What is told of it; None in a plan that does not know all losses."""
+    pending: int = 0
+    """Mixtures that may be evaluated and whose losses a plan does not know; 0 outside plans."""
+    left: int = 0
+    """How many of these the plan was not asked to count yet, because what they are is not known."""
+
+
+def search(run: Runner, recipe: Recipe, corpus: Manifest) -> Searched:
+    """Train what is missing, and look for the best mixture by ``recipe.search``.
+
+    Raises:
+        ValueError: the data or the recipe cannot be used; what was committed stays.
+    """
+    # Before anything is trained: constraints may contradict, an objective may name what is not there.
+    state = scope(recipe, corpus)
+    prepared = prepare(run, recipe, corpus)
+    course = Course(run, recipe, prepared, state)
+    try:
+        is_done = course.go()
+    finally:
+        run.rest()
+    mixtures = [one.judged for one in state.tried]
+    check_labels(mixtures)
+    if not is_done:
+        left = max(0, state.left - course.asked)
+        return Searched(Outcome.of(prepared, mixtures, None), None, state.left, left)
+    outcome = Outcome.of(prepared, mixtures, course.rows())
+    return Searched(outcome, account(state, course.landings, course.price))
+
+
+def scope(recipe: Recipe, corpus: Manifest) -> Search:
+    """A search that has evaluated nothing yet.
+
+    Raises:
+        ValueError: constraints or objective name what is not there, or contradict.
+    """
+    rules, partitions = recipe.search, partitions_of(corpus, recipe)
+    units = _units(partitions, rules.unit)
+    domains = {entry.name: entry.domain for entry in partitions}
+    sizes = {entry.name: entry.num_tokens for entry in partitions}
+    feasible = Feasible(
+        rules.constraints,
+        {unit: domains[members[0]] for unit, members in units.items()},
+        {unit: sum(sizes[name] for name in members) for unit, members in units.items()},
+    )
+    sets = [entry.name for entry in wanted_sets(corpus, recipe)]
+    return Search(rules, feasible, Objective(rules.objective, sets, feasible.names), units)
+
+
+def _units(partitions: Sequence[PartitionEntry], unit: Unit) -> Units:
+    if unit == "domain":
+        return by_domain({entry.name: entry.domain for entry in partitions})
+    return {entry.name: (entry.name,) for entry in partitions}
+
+
+class Course:
+    """Carries out what a search asks for.
+
+    Attributes:
+        landings: mixtures of units to which descents led.
+        price: what descents cost, in evaluations of a mixture.
+        asked: how many mixtures a plan was asked for whose losses it does not know.
+    """
+
+    def __init__(self, run: Runner, recipe: Recipe, prepared: Prepared, state: Search) -> None:
+        self._run, self._state, self._prepared = run, state, prepared
+        self._work = SweepWork([], prepared.pool, prepared.windows, recipe.evaluation.evaluate)
+        self.landings: list[Mixture] = []
+        self.price = 0.0
+        self.asked = 0
+
+    def go(self) -> bool:
+        """Evaluate until the budget is spent; False where a plan does not know the losses."""
+        state = self._state
+        # Each is asked for whatever became of the one before: a plan is to count them all.
+        opening = [self._base(), self._evaluate(state.first(), "first design"), self._descend()]
+        if not all(opening):
+            return False
+        while proposals := state.next():
+            if not self._evaluate(proposals, f"{len(state.tried)} evaluated before"):
+                return False
+        return True
+
+    def rows(self) -> Rows:
+        """The losses of every mixture that was evaluated."""
+        mixtures = [one.judged for one in self._state.tried]
+        scratch = self._run.runtime.scratch
+        # Not swept once more, or what was evaluated just now would be counted as found.
+        plan = SweepPlan.of(self._run.store, self._work._replace(mixtures=mixtures), scratch)
+        return plan.rows(scratch)
+
+    def _base(self) -> bool:
+        alone, pool = [Mixture.uniform([BASE])], {BASE: self._prepared.base}
+        work = self._work._replace(mixtures=alone, pool=pool, stage=Stage(BASE))
+        rows = self._run.sweep(work)
+        if rows is not None:
+            self._state.base = self._bits(rows)[0]
+        return rows is not None
+
+    def _evaluate(self, tried: Sequence[Tried], name: str) -> bool:
+        if not tried:
+            return True
+        work = self._work._replace(mixtures=[one.judged for one in tried], stage=Stage(name))
+        rows = self._run.sweep(work)
+        if rows is None:
+            self.asked += len(tried)
+            return False
+        self._state.learn(tried, self._bits(rows))
+        return True
+
+    def _descend(self) -> bool:
+        state = self._state
+        if state.rules.descent is None:
+            return True
+        (made,) = self._run.map([descent_call(self._prepared, state, state.rules.descent)])
+        if made.artifact is None:
+            return False
+        landings = load_landings(self._run.store.fetch(made.artifact))
+        self.landings = state.landed([landing.weights for landing in landings])
+        self.price = self._price(made)
+        return self._evaluate(state.untried(self.landings), "landings of descents")
+
+    def _price(self, made: Handle) -> float:
+        assert made.record is not None
+        tokens = sum(int(one.length.sum()) for one in self._windows)
+        # The way back through a model costs twice the way forward.
+        return float(3 * made.record.details["forward_tokens"] / tokens)
+
+    def _bits(self, rows: Rows) -> Floats:
+        """Bits per byte, shape (mixtures, sets)."""
+        sizes = np.array([one.num_bytes.sum() for one in self._windows])
+        bits: Floats = rows.nll / sizes / math.log(2)
+        return bits
+
+    @cached_property
+    def _windows(self) -> list[Windows]:
+        handles = self._prepared.windows.values()
+        return [load_windows(self._run.store.fetch(artifact_of(handle))) for handle in handles]
+
+
+def descent_call(prepared: Prepared, state: Search, config: DescentConfig) -> Call[DescendConfig]:
+    """The descent of a search: its pool and the sets of its objective, numbered by digest, so that it
+    has one key whatever partitions and sets are called."""
+    models, numbers = _numbered(MODELS, prepared.pool)
+    shares = dict(zip(state.objective.sets, state.objective.shares.tolist(), strict=True))
+    counted = {name: handle for name, handle in prepared.windows.items() if shares[name] > 0}
+    sets, places = _numbered(SETS, counted)
+    whole = DescendConfig(
+        **config.model_dump(),
+        seed=state.rules.seed,
+        units=[[numbers[name] for name in state.units[unit]] for unit in state.feasible.names],
+        objective=[shares[name] for name in sorted(places, key=places.__getitem__)],
+    )
+    # The way back through a model costs twice the way forward.
+    estimate = {"tokens": 3.0 * config.starts * config.steps * config.tokens}
+    return Call(DESCEND, whole, {**models, **sets}, "search", estimate)
+
+
+def _numbered(what: str, handles: Mapping[str, Handle]) -> tuple[dict[str, Handle], dict[str, int]]:
+    """Handles under the names of inputs, and the number of each."""
+    order = sorted(handles, key=lambda name: handles[name].digest or name)
+    inputs = {f"{what}.{number:04d}": handles[name] for number, name in enumerate(order)}
+    return inputs, {name: number for number, name in enumerate(order)}

@@ -1,0 +1,106 @@
+"""Whether a finished run's answer still holds, because nothing has changed since.
+
+A schedule looks often, so looking must cost next to nothing when there is nothing new: the newest
+finished run of the recipe is found by name, and the corpus is listed once. Nothing is written, and no
+lease is taken.
+"""
+
+import hashlib
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+from flows.chain.ablation import Given
+from flows.chain.recipe import Recipe, TrainBase
+from flows.chain.recipe_file import to_yaml
+from storage.artifact import CorruptError, slug, unseal
+from storage.fingerprint import Config
+from storage.store import Store, scratch_store
+from tasks.models.given import given_tokenizer
+from tasks.partitions import manifest
+from tasks.partitions.arrival import look, unread_digest
+from tasks.partitions.scan import is_whole, rules_of
+from tasks.tokens.tokenizer import GivenTokenizer
+
+LOG = logging.getLogger("mixpool.landing")
+
+
+# Is there anything to do? -------------------------------------------------------------------------
+class Unchanged(NamedTuple):
+    """Nothing is to be done: what a finished run found is still the answer."""
+
+    run: str
+    """Name of the run: its folder in the store is ``runs/<name>``."""
+    num_files: int
+    """Files of the corpus that it knows."""
+
+
+def is_unchanged(store: Store, recipe: Recipe, settle_seconds: float = 0.0) -> Unchanged | None:
+    """The finished run of exactly this recipe after which nothing has landed; None to run the chain.
+
+    A run that crashed or was cancelled is no finished run. New files that wait for their marker are
+    nothing new, nor is a damaged file that the run could not read. A given base model is taken to be
+    what it was, as nothing but data is looked at; a given tokenizer is read, since the corpus's chain
+    depends on it. Why not is logged.
+
+    Args:
+        settle_seconds: as for a scan: with more than 0, new files that still change are nothing new
+            either, at the price of the wait.
+
+    Raises:
+        ValueError: the corpus has no files at its address, or the newest manifest is damaged.
+    """
+    if (run := _finished_run(store, recipe)) is None:
+        LOG.info("no run of this very recipe %r has finished yet", recipe.name)
+        return None
+    name, content = run
+    previous = manifest.latest(store, _chain(store, recipe))
+    if previous is None or manifest.path_of(previous) not in content["manifests"]:
+        LOG.info("run %s used another manifest than the newest", name)
+        return None
+    new = look(recipe.corpus, previous, settle_seconds).new
+    # What that run could not read, another one cannot read either, until it is written again.
+    if unread_digest(new, previous.files) != content.get("unread", ""):
+        LOG.info("since run %s: %s new files (%s bytes)", name, len(new), sum(f.size for f in new))
+        return None
+    if not is_whole(store, previous):
+        LOG.info("since run %s the store has lost something that is to be made anew", name)
+        return None
+    return Unchanged(name, len(previous.files))
+
+
+def _finished_run(store: Store, recipe: Recipe) -> tuple[str, Mapping[str, Any]] | None:
+    """Name and content of the newest; runs of other recipes are told by their names, mostly."""
+    wanted = hashlib.sha256(to_yaml(recipe).encode()).hexdigest()
+    ended = re.compile(rf"runs/\w+-{re.escape(slug(recipe.name))}(-\d+)?/run\.json")
+    paths = filter(ended.fullmatch, store.backend.list("runs"))
+    for path in sorted(paths, key=lambda path: PurePosixPath(path).parts, reverse=True):
+        content = _read(store, path)
+        if content is None or content["files"].get("recipe.yaml") != wanted:
+            continue
+        if not content["summary"].get("search"):  # which judges some mixtures only
+            return PurePosixPath(path).parts[1], content
+    return None
+
+
+def _read(store: Store, path: str) -> Mapping[str, Any] | None:
+    """What a ``run.json`` holds; None, with a warning, where it is damaged or gone."""
+    try:
+        content = unseal(store.backend.read(path), path)
+    except (CorruptError, FileNotFoundError) as error:
+        LOG.warning("%s; that run is passed over", error)
+        return None
+    assert isinstance(content, dict)
+    return content
+
+
+def _chain(store: Store, recipe: Recipe) -> str:
+    """Name of the chain of manifests that a scan would go on with."""
+    config: Config = recipe.tokenizer
+    if isinstance(recipe.tokenizer, GivenTokenizer):
+        with scratch_store(store.url) as scratch:
+            config = Given(digest=given_tokenizer(scratch, recipe.tokenizer).digest)
+    base = recipe.base.source if isinstance(recipe.base, TrainBase) else None
+    return manifest.chain_name(recipe.corpus.name, rules_of(recipe.corpus, config, base))

@@ -1,0 +1,250 @@
+"""Really train a sample of mixtures, and see how far the ranking can be trusted.
+
+References are steps like any other: the base model trained on the union of a mixture's tokens, in as
+many steps as its partitions had together. They are cached, resumed, and reused by later validations;
+so are the same with other seeds, which tell how far references themselves agree. What else a verdict
+stands on costs evaluations alone: partition models by themselves, the midpoints of pairs, the base model.
+"""
+
+import random
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from flows.chain.ablation import BASE, Outcome, partitions_of, train
+from flows.chain.recipe import Recipe
+from flows.chain.runner import Runner
+from flows.chain.work import SweepPlan, SweepWork, losses_of
+from flows.runners.inline import REFERENCE
+from storage.step import Call, Handle
+from tasks.evaluation.group_sums import GroupSums
+from tasks.evaluation.losses import Losses, Rows
+from tasks.mixtures.mixture import Mixture
+from tasks.mixtures.spaces import enumerate_mixtures
+from tasks.partitions.manifest import Manifest
+from tasks.training.config import training_tokens
+from tasks.training.train import TRAIN
+from tasks.trust.barrier import barriers
+from tasks.trust.predictors import bits_per_byte, pair_up, per_token
+from tasks.trust.references import Budget, affordable, choose_references, parse_budget
+from tasks.trust.verdict import Trust, judge
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Validation:
+    """References and how well the proxies agree with them."""
+
+    chosen: list[Mixture]
+    """The mixtures that were really trained."""
+    references: dict[str, Handle]
+    """Model of each, by the mixture's label."""
+    trust: Trust
+    """How far they agree, and a verdict in words."""
+
+
+class References(NamedTuple):
+    """Mixtures that were really trained, and what their models are compared with."""
+
+    chosen: list[Mixture]
+    models: dict[str, Handle]
+    """Model of each, by the mixture's label."""
+    repeats: dict[int, Handle]
+    """Models of the first of them under other seeds, by seed."""
+    trained: Rows | None
+    """Losses of all of these; None in a plan."""
+    proxies: SweepWork
+    """The merged models that they are compared with: each of them, partitions alone, midpoints of
+    pairs."""
+    base: Rows | None
+    """Losses of the base model; None in a plan."""
+
+
+def train_references(run: Runner, recipe: Recipe, outcome: Outcome) -> References:
+    """Train and evaluate the references, and evaluate what they are compared with.
+
+    Raises:
+        ValueError: the recipe has fewer such mixtures, or the budget pays for fewer than two.
+    """
+    sample, evaluate = recipe.validation, recipe.evaluation.evaluate
+    losses = None if outcome.rows is None else _ranked_by(run, outcome)
+    chosen = _chosen(run, recipe, outcome.mixtures, losses)
+    seeds = [recipe.train.seed + number for number in range(1, sample.repeats + 1)]
+    calls = [_reference(recipe, outcome, mixture) for mixture in chosen]
+    again = [_reference(recipe, outcome, chosen[0], seed) for seed in seeds]
+    made = run.map([*calls, *again])
+    models = {m.label: handle for m, handle in zip(chosen, made[: len(chosen)], strict=True)}
+    repeats = dict(zip(seeds, made[len(chosen) :], strict=True))
+    # What the ranking lacks: a race may have screened out a mixture that is now to be compared.
+    known = {mixture.label for mixture in outcome.judged}
+    wanted = dict.fromkeys([*map(_alone, outcome.pool), *chosen, *_pairs(recipe, outcome)])
+    proxies = SweepWork([*wanted], outcome.pool, outcome.windows, evaluate)
+    lacking = [mixture for mixture in wanted if mixture.label not in known]
+    run.sweep(proxies._replace(mixtures=lacking))
+    # Named apart: the losses table also has the merged model of the same mixture.
+    trained = {call.label: handle for call, handle in zip([*calls, *again], made, strict=True)}
+    rows = run.sweep(_each(trained, outcome, recipe))
+    base = run.sweep(_each({BASE: outcome.base}, outcome, recipe))
+    return References(chosen, models, repeats, rows, proxies, base)
+
+
+def _each(models: Mapping[str, Handle], outcome: Outcome, recipe: Recipe) -> SweepWork:
+    """Models as they are, each a pool's only member."""
+    evaluate = recipe.evaluation.evaluate
+    return SweepWork([_alone(name) for name in models], models, outcome.windows, evaluate)
+
+
+def _alone(name: str) -> Mixture:
+    return Mixture.uniform([name])
+
+
+def _pairs(recipe: Recipe, outcome: Outcome) -> list[Mixture]:
+    """The midpoints that are looked at: all, or as many as the recipe allows."""
+    found = [Mixture.uniform(pair) for pair in combinations(sorted(outcome.pool), 2)]
+    most = recipe.validation.pairs
+    if len(found) <= most:
+        return found
+    return random.Random(recipe.validation.seed).sample(found, most)
+
+
+def refuse_early(run: Runner, recipe: Recipe, corpus: Manifest) -> None:
+    """Before anything is trained: are there enough mixtures, and does the budget pay for two?
+
+    Raises:
+        ValueError: one of both is not so.
+    """
+    budget = recipe.validation.budget
+    if budget is not None and parse_budget(budget).unit == "joules":
+        return  # what a training takes is measured first
+    domains = {entry.name: entry.domain for entry in partitions_of(corpus, recipe)}
+    _chosen(run, recipe, enumerate_mixtures(recipe.mixtures, domains), None)
+
+
+def _chosen(
+    run: Runner, recipe: Recipe, mixtures: list[Mixture], losses: Mapping[str, float] | None
+) -> list[Mixture]:
+    sample = recipe.validation
+    rules = (sample.sizes, sample.seed, losses)
+    if sample.budget is None:
+        return choose_references(mixtures, sample.references, *rules)
+    eligible = {m for m in mixtures if m.is_uniform and m.size in sample.sizes}
+    in_turn = choose_references(mixtures, len(eligible), *rules)
+    budget = parse_budget(sample.budget)
+    costs = [_price(run, recipe, mixture, budget) for mixture in in_turn]
+    if costs:
+        costs[0] *= 1 + sample.repeats
+    number = affordable(costs, budget)
+    if number < 2:
+        fewer = ", or set validation.repeats to 0" if sample.repeats else ""
+        raise ValueError(
+            f"validation.budget of {budget} pays for {number} references (the first is trained "
+            f"{1 + sample.repeats} times), and two are needed: give more{fewer}"
+        )
+    return in_turn[:number]
+
+
+def _ranked_by(run: Runner, outcome: Outcome) -> dict[str, float]:
+    """Macro mean of each mixture by label; what a race screened out comes by its estimate."""
+    assert outcome.rows is not None
+    losses = losses_of(run.store, outcome.rows, outcome.windows)
+    tokens = [counts.num_tokens for counts in losses.counts]
+    found = dict(zip(losses.mixtures, (losses.nll / tokens).mean(axis=1).tolist(), strict=True))
+    exits = [] if outcome.race is None else outcome.race.result.exits
+    return {outcome.mixtures[out.mixture].label: out.estimate for out in exits} | found
+
+
+def _price(run: Runner, recipe: Recipe, mixture: Mixture, budget: Budget) -> float:
+    if budget.unit == "trainings":
+        return 1.0
+    tokens = mixture.size * float(training_tokens(recipe.train))
+    return tokens if budget.unit == "tokens" else tokens * _joules_per_token(run)
+
+
+def _joules_per_token(run: Runner) -> float:
+    costs = [record.cost for record in run.store.records(TRAIN.name)]
+    known = [c["joules"] / c["tokens"] for c in costs if c.get("joules") and c.get("tokens")]
+    if not known:
+        raise ValueError(
+            "validation.budget is in joules, and no training in the store has measured any: give "
+            "it in trainings or tokens, or run the recipe first"
+        )
+    return float(statistics.median(known))
+
+
+def _reference(
+    recipe: Recipe, outcome: Outcome, mixture: Mixture, seed: int | None = None
+) -> Call[Any]:
+    members = sorted(mixture.members, key=lambda name: outcome.tokens[name].digest or name)
+    # Numbered by digest, so that the same union has one key whatever its partitions are called.
+    inputs = {f"tokens.{i:04d}": outcome.tokens[name] for i, name in enumerate(members)}
+    label = f"{REFERENCE}{mixture.label}"
+    if seed is not None:
+        changed = recipe.train.model_copy(update={"seed": seed})
+        recipe, label = recipe.model_copy(update={"train": changed}), f"{label} (seed {seed})"
+    return train(recipe, outcome.base, inputs, label, mixture.size)
+
+
+def validate(run: Runner, recipe: Recipe, outcome: Outcome) -> Validation:
+    """Train references and compare. Raises ValueError where there are too few mixtures."""
+    found = train_references(run, recipe, outcome)
+    assert found.trained is not None, "a plan has no losses to compare"
+    assert found.base is not None
+    # Not swept once more, or what was evaluated just now would be counted as found.
+    scratch = run.runtime.scratch
+    merged = SweepPlan.of(run.store, found.proxies, scratch).rows(scratch)
+    proxies, trained, base = (
+        losses_of(run.store, rows, outcome.windows) for rows in (merged, found.trained, found.base)
+    )
+    number = len(found.chosen)
+    references = _named(trained, [mixture.label for mixture in found.chosen], range(number))
+    pairs = pair_up(
+        proxies,
+        references,
+        found.chosen,
+        outcome.domains,
+        {entry.name: entry.domain for entry in outcome.sets},
+        {entry.name: entry.num_tokens for entry in outcome.partitions},
+    )
+    members = {mixture.label: mixture.members for mixture in found.chosen}
+    seeds = [recipe.train.seed, *found.repeats]
+    again = _named(
+        trained, [str(seed) for seed in seeds], [0, *range(number, len(trained.mixtures))]
+    )
+    repeats = _repeats(found.chosen[0].label, again) if found.repeats else None
+    barred = _barriers(found.proxies, proxies, base)
+    trust = judge(pairs, members, repeats, barred, seed=recipe.validation.seed)
+    return Validation(found.chosen, found.models, trust)
+
+
+def _named(losses: Losses, names: list[str], places: Iterable[int]) -> Losses:
+    """Some mixtures of ``losses`` under other names, without their sums per group of documents."""
+    return Losses(names, losses.sets, losses.nll[[*places]], losses.counts, GroupSums(0))
+
+
+def _repeats(mixture: str, seeds: Losses) -> "pd.DataFrame":
+    """Losses of one mixture that was trained with several seeds, which stand for its labels."""
+    import pandas as pd
+
+    found = {"reference": per_token(seeds), "reference_bits": bits_per_byte(seeds)}
+    columns = {name: table.stack() for name, table in found.items()}
+    frame = pd.DataFrame(columns).reset_index(names=["seed", "evaluation_set"])
+    return frame.assign(mixture=mixture, seed=frame["seed"].astype(int))
+
+
+def _barriers(merged: SweepWork, proxies: Losses, base: Losses) -> "pd.DataFrame":
+    losses, even = _by_label(proxies), [m for m in merged.mixtures if m.is_uniform]
+    singles = {m.members[0]: losses[m.label] for m in even if m.size == 1}
+    midpoints = {(m.members[0], m.members[1]): losses[m.label] for m in even if m.size == 2}
+    return barriers(singles, midpoints, _by_label(base)[BASE])
+
+
+def _by_label(losses: Losses) -> dict[str, dict[str, float]]:
+    rows = per_token(losses).to_numpy().tolist()
+    return {
+        m: dict(zip(losses.sets, row, strict=True))
+        for m, row in zip(losses.mixtures, rows, strict=True)
+    }

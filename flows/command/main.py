@@ -1,0 +1,280 @@
+"""The command line: one function per subcommand, which reads options, calls, and prints.
+
+Results go to stdout, bars and messages to stderr, so that ``--json`` gives one document. Heavy modules
+are imported where they are needed: a run in which everything is stored imports neither torch nor
+transformers, and ``--help`` next to nothing.
+"""
+
+import json
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.command.console import TerminalReporter, print_json, print_rows
+from flows.command.options import (
+    DEFAULT_STORE,
+    AsJson,
+    Overrides,
+    RecipeFile,
+    RuntimeOptions,
+    StoreUrl,
+    err,
+    faults,
+    open_store,
+    out,
+    read_recipe,
+    read_runtime,
+)
+from flows.command.report import report
+from flows.command.search import search
+from flows.command.server import deploy, landed, serve
+from flows.command.store import export, gc, show, verify
+
+if TYPE_CHECKING:
+    from flows.runners.planner import Plan
+    from storage.cache import Explanation
+
+app = typer.Typer(
+    name="mixpool",
+    help="Which data should we train on? One model per partition of a corpus, and every mixture "
+    "judged by averaging their weights. Exit codes: 0 done; 1 something is wrong with data or store; "
+    "2 wrong usage or recipe.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+WithPrefect = Annotated[bool, typer.Option("--prefect", help="Carry it out as a Prefect flow.")]
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    store: StoreUrl = DEFAULT_STORE,
+    overrides: Overrides = None,
+    runtime: RuntimeOptions = None,
+    as_json: AsJson = False,
+    prefect: WithPrefect = False,
+) -> None:
+    """Train what is missing, evaluate what is missing, rank every mixture."""
+    _run(recipe, store, overrides, runtime, as_json=as_json, prefect=prefect, references=False)
+
+
+@app.command()
+def validate(
+    recipe: RecipeFile,
+    references: Annotated[
+        int | None, typer.Option(help="Mixtures to train for real; default: the recipe's.")
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="What they may cost: '12 trainings', '5e6 tokens', '40 kJ'."),
+    ] = None,
+    store: StoreUrl = DEFAULT_STORE,
+    overrides: Overrides = None,
+    runtime: RuntimeOptions = None,
+    as_json: AsJson = False,
+    prefect: WithPrefect = False,
+) -> None:
+    """Run the recipe, and really train a sample of mixtures to see how far the ranking is true."""
+    changes = [*(overrides or [])]
+    if references is not None:
+        changes.append(f"validation.references={references}")
+    if budget is not None:
+        changes.append(f"validation.budget={json.dumps(budget)}")
+    _run(recipe, store, changes, runtime, as_json=as_json, prefect=prefect, references=True)
+
+
+def _run(
+    recipe: str,
+    store: str,
+    overrides: list[str] | None,
+    runtime: list[str] | None,
+    *,
+    as_json: bool,
+    prefect: bool,
+    references: bool,
+) -> None:
+    with faults():
+        loaded, settings = read_recipe(recipe, overrides), read_runtime(runtime)
+        if prefect:
+            from flows.command.summary import show_ledger
+            from flows.prefect.flow_runs import run_with_prefect
+
+            found = run_with_prefect(loaded, store, settings, with_references=references)
+            if not as_json:
+                show_ledger(out, found)
+        else:
+            from flows.command.summary import show_result
+            from flows.run.execute import execute
+            from flows.runners.inline import InlineRunner
+
+            with TerminalReporter(err) as reporter:
+                runner = InlineRunner(open_store(store, create=True), settings, reporter)
+                result = execute(runner, loaded, with_references=references)
+            found = {"run": result.folder, **result.summary}
+            if not as_json:
+                show_result(out, result)
+        if as_json:
+            print_json(found)
+        else:
+            out.print(f"report: {store.rstrip('/')}/{found['run']}/report.html", soft_wrap=True)
+
+
+@app.command()
+def plan(
+    recipe: RecipeFile,
+    store: StoreUrl = DEFAULT_STORE,
+    overrides: Overrides = None,
+    runtime: RuntimeOptions = None,
+    as_json: AsJson = False,
+    references: Annotated[
+        bool, typer.Option("--references", help="Plan a validation too.")
+    ] = False,
+    search: Annotated[
+        bool, typer.Option("--search", help="Plan a search instead of every mixture.")
+    ] = False,
+) -> None:
+    """Say what is stored, what would be built, at most how many, and at what cost."""
+    from tasks.readable import listed
+    from tasks.training.train import TRAIN
+
+    made = _plan(recipe, store, overrides, runtime, references=references, search=search)
+    tree = made.to_json()
+    if as_json:
+        print_json(tree)
+        return
+    missing = tree["losses_to_evaluate"]
+    rows = [
+        {
+            "step": step,
+            "in the store": len(found["cached"]),
+            "to build": len(found["build"]),
+            "which": listed(found["build"], 8),
+        }
+        for step, found in tree["steps"].items()
+    ]
+    rows.append({"step": "losses", "in the store": tree["losses_from_store"], "to build": missing})
+    print_rows(out, rows)
+    at_most = "at most " if tree["upper_bound"] else ""
+    out.print(
+        f"{tree['partitions']} partitions, {tree['mixtures']:,} mixtures; {at_most}"
+        f"{len(made.to_build(TRAIN))} trainings of {made.training_tokens:,} tokens and "
+        f"{missing:,} losses{made.then}; {_cost(made)}",
+        soft_wrap=True,
+    )
+    if references:
+        wanted = tree["references"]
+        out.print(
+            f"of these for the validation: {len(wanted['build'])} trainings of {wanted['tokens']:,} "
+            f"tokens; {len(wanted['cached'])} references are in the store",
+            soft_wrap=True,
+        )
+
+
+def _plan(
+    recipe: str,
+    store: str,
+    overrides: list[str] | None,
+    runtime: list[str] | None,
+    *,
+    references: bool = False,
+    search: bool = False,
+) -> "Plan":
+    with faults():
+        from flows.chain.recipe_file import UsageError
+        from flows.runners.planner import plan as make_plan
+
+        if references and search:
+            raise UsageError("plan a validation and a search one after the other")
+        loaded, settings = read_recipe(recipe, overrides), read_runtime(runtime)
+        with TerminalReporter(err) as reporter:
+            return make_plan(
+                store,
+                loaded,
+                settings,
+                reporter,
+                with_references=references,
+                with_search=search,
+            )
+
+
+def _cost(made: "Plan") -> str:
+    from tasks.readable import duration, joules
+
+    if made.seconds is None:
+        return "no earlier record to go by"
+    energy = f", {joules(made.joules)} for training" if made.joules else ""
+    return f"about {duration(made.seconds)}{energy}"
+
+
+@app.command()
+def explain(
+    recipe: RecipeFile,
+    store: StoreUrl = DEFAULT_STORE,
+    overrides: Overrides = None,
+    runtime: RuntimeOptions = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say why each step would run: the fields that differ from the nearest record."""
+    from tasks.training.train import TRAIN
+
+    made = _plan(recipe, store, overrides, runtime)
+    if as_json:
+        steps = [_explanation(explanation) for explanation in made.explanations]
+        print_json({"steps": steps, "losses_to_evaluate": made.pairs_missing})
+        return
+    for explanation in made.explanations:
+        out.print(str(explanation), soft_wrap=True)
+    if made.pairs_missing:
+        waiting = len(made.to_build(TRAIN))
+        why = f", for {waiting} models are not built" if waiting else ""
+        lacking = f"{made.pairs_missing:,} are not in the table"
+        out.print(f"losses: {lacking}{why}{made.then}", soft_wrap=True)
+    elif not made.explanations:
+        out.print("everything is in the store")
+
+
+def _explanation(explanation: "Explanation") -> dict[str, Any]:
+    nearest = explanation.nearest
+    return {
+        "step": explanation.call.step.name,
+        "label": explanation.call.label,
+        "nearest": None if nearest is None else nearest.key,
+        "differences": [difference._asdict() for difference in explanation.differences],
+    }
+
+
+@app.command()
+def demo(
+    store: StoreUrl = "demo-store",
+    corpus: Annotated[
+        str, typer.Option(help="Folder or fsspec URL for the demo's corpus.")
+    ] = "demo-corpus",
+    references: Annotated[
+        bool, typer.Option("--references", help="Also validate the ranking.")
+    ] = False,
+) -> None:
+    """Gather text from this Python environment, judge every mixture, let a domain arrive."""
+    from flows.command.demo import run_demo
+
+    with faults():
+        run_demo(store, corpus, references=references)
+
+
+for command in (search, report, show, verify, gc, export, serve, deploy, landed):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    # Nothing here forks after tokenizers has used threads, and its warning about that is noise.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # Threads that spin while they wait slow a training several times beside other work. It must be
+    # set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    app(prog_name="mixpool")  # also as `python -m mixpool`

@@ -1,0 +1,133 @@
+"""What the commands share: their options, how options become objects, how faults become messages.
+
+Whatever is wrong with input, data or store is one clear line and an exit code; anything else is a bug
+and shows its traceback.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flows.command.console import make_console
+from storage import ROOT
+
+if TYPE_CHECKING:
+    from flows.chain.recipe import Recipe
+    from storage.step import Runtime
+    from storage.store import Store
+
+out = make_console()
+err = make_console(stderr=True)
+
+RecipeFile = Annotated[str, typer.Argument(help="Recipe in YAML: a file or any fsspec URL.")]
+StoreUrl = Annotated[
+    str,
+    typer.Option(
+        "--store", envvar="MIXPOOL_STORE", help="Where results are kept: a folder or fsspec URL."
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a field: train.learning_rate=3e-4. May be repeated."),
+]
+RuntimeOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--runtime",
+        help="How it is computed, never what: device=cuda:0, threads=2, compile=true, "
+        "batch_tokens=16384, checkpoint_seconds=60, chunk=64, scratch=DIR, energy=codecarbon, "
+        "power_usage_effectiveness=1.2, grid_intensity=380. May be repeated.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+RunName = Annotated[str | None, typer.Option("--run", help="Name of a run; by default the latest.")]
+
+DEFAULT_STORE = "mixpool-store"
+DEMO_RECIPE = ROOT / "flows" / "recipes" / "demo.yaml"
+
+DONE, FAULT, USAGE = 0, 1, 2
+"""Exit codes: done; something is wrong with data or store; wrong usage or recipe."""
+
+CLIENTS = {
+    "aiobotocore",
+    "aiohttp",
+    "azure",
+    "botocore",
+    "gcsfs",
+    "google",
+    "httpx",
+    "prefect",
+    "requests",
+    "urllib3",
+}
+"""Libraries behind fsspec, whose faults (no credentials, no route) are not all OSErrors."""
+
+
+@contextmanager
+def faults() -> Iterator[None]:
+    """Turn faults of input, data and store into a message on stderr and an exit code."""
+    from flows.chain.recipe_file import RecipeError, UsageError
+
+    try:
+        yield
+    except (RecipeError, UsageError) as error:
+        raise _ended(error, USAGE) from None
+    except Exception as error:
+        if not _is_fault(error) or os.environ.get("MIXPOOL_DEBUG"):
+            raise
+        raise _ended(error, FAULT) from None
+
+
+def _is_fault(error: Exception) -> bool:
+    # A closed pipe is no fault: `mixpool show lineage | head` ends quietly.
+    if isinstance(error, OSError):
+        return error.errno != errno.EPIPE
+    is_client = type(error).__module__.partition(".")[0] in CLIENTS
+    return is_client or isinstance(error, ValueError | RuntimeError)
+
+
+def _ended(error: Exception, code: int) -> typer.Exit:
+    from storage.backends.secrets import without_users
+
+    words = str(error)
+    if isinstance(error, OSError) and error.filename is None:
+        words = error.strerror or words  # the number before it tells a person nothing
+    # A URL may hold a password, and messages end up in logs.
+    err.print(f"error: {without_users(words)}", soft_wrap=True)
+    return typer.Exit(code)
+
+
+def read_recipe(path: str, overrides: list[str] | None) -> "Recipe":
+    """The recipe at ``path`` with ``--set`` applied. Raises RecipeError."""
+    from flows.chain.recipe_file import load_recipe
+
+    return load_recipe(path, overrides or [])
+
+
+def read_runtime(options: list[str] | None) -> "Runtime":
+    """The runtime that ``--runtime`` describes. Raises RecipeError."""
+    from pydantic import ValidationError
+
+    from flows.chain.recipe_file import RecipeError, apply_override
+    from storage.step import Runtime
+
+    tree: dict[str, Any] = {}
+    for option in options or []:
+        apply_override(tree, option, "--runtime")
+    try:
+        return Runtime.model_validate(tree)
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        fields = ", ".join(Runtime.model_fields)
+        raise RecipeError(f"--runtime {'; '.join(wrong)}; its fields are {fields}") from None
+
+
+def open_store(url: str, *, create: bool = False) -> "Store":
+    """The store at ``url``. Raises StoreFormatError where there is none, or a newer one."""
+    from storage.store import Store
+
+    return Store(url, create=create)

@@ -1,0 +1,42 @@
+"""The command that makes a run's report again, with pictures and tables for use elsewhere."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.command.options import DEFAULT_STORE, RunName, StoreUrl, faults, open_store, out
+
+
+def report(
+    store: StoreUrl = DEFAULT_STORE,
+    run: RunName = None,
+    output: Annotated[
+        Path | None, typer.Option(help="New folder for it; by default one named after the run.")
+    ] = None,
+    pareto: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            help="The two evaluation sets of the Pareto front; else those that conflict most."
+        ),
+    ] = None,
+    dark: Annotated[bool, typer.Option("--dark", help="Also write the pictures in dark.")] = False,
+) -> None:
+    """Make a run's report again: the page, its plots as PNG, its tables as Parquet and CSV."""
+    with faults():
+        from flows.run.folder import read_report
+        from flows.run.pictures import write_folder
+        from flows.run.stored import find_run
+
+        opened = open_store(store)
+        found = find_run(opened, run)
+        data = replace(read_report(opened, found), pareto_sets=pareto or None)
+        folder = Path(found.name) if output is None else output
+        written = write_folder(data, folder, dark=dark)
+        pictures = sum(path.suffix == ".png" for path in written)
+        tables = sum(path.suffix == ".parquet" for path in written)
+        out.print(
+            f"report of {found.name}: {folder / 'report.html'}, {pictures} plots and {tables} tables",
+            soft_wrap=True,
+        )

@@ -1,0 +1,248 @@
+"""Commands that look into a store, take something out of it, or clean it up."""
+
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.command.console import TerminalReporter, print_json, print_rows
+from flows.command.options import (
+    DEFAULT_STORE,
+    FAULT,
+    AsJson,
+    RunName,
+    StoreUrl,
+    err,
+    faults,
+    open_store,
+    out,
+)
+
+if TYPE_CHECKING:
+    from flows.run.stored import Rows
+    from storage.store import Store
+
+
+class What(StrEnum):
+    """What ``mixpool show`` lists."""
+
+    RUNS = "runs"
+    PARTITIONS = "partitions"
+    MODELS = "models"
+    LOSSES = "losses"
+    RANKING = "ranking"
+    LINEAGE = "lineage"
+
+
+class SourceUnit(StrEnum):
+    """What a trainer samples from."""
+
+    DOMAIN = "domain"
+    PARTITION = "partition"
+
+
+def show(
+    what: Annotated[What, typer.Argument(help="What to list.")] = What.RUNS,
+    store: StoreUrl = DEFAULT_STORE,
+    run: RunName = None,
+    objective: Annotated[
+        str, typer.Option(help="For the ranking: 'macro mean' or an evaluation set.")
+    ] = "macro mean",
+    most: Annotated[int, typer.Option(min=1, help="For the ranking: rows at most.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List runs, partitions, models, parts of losses tables or a ranking, and where they lie.
+
+    Or draw a run's lineage with fingerprints. With --json folders are relative to the store.
+    """
+    from flows.run import stored, views
+
+    with faults():
+        opened = open_store(store)
+        if what is What.LINEAGE:
+            lines = list(views.lineage(opened, stored.find_run(opened, run)))
+            print_json(lines) if as_json else print("\n".join(lines))
+        elif what is What.RANKING:
+            from flows.command.summary import ranking_table
+            from tasks.report.tables import to_json
+
+            chosen = stored.find_run(opened, run)
+            ranking = stored.ranking(opened, chosen, objective)
+            title = f"{chosen.name}: best mixtures by {objective} ({len(ranking):,} judged)"
+            ranking = ranking.head(most)
+            print_json(to_json(ranking)) if as_json else out.print(ranking_table(title, ranking))
+            if (race := chosen.content["summary"].get("race")) and not as_json:
+                _print_lines(race["words"])
+        else:
+            listed = {
+                What.RUNS: views.runs,
+                What.PARTITIONS: views.partitions,
+                What.MODELS: views.models,
+                What.LOSSES: views.losses,
+            }
+            rows = listed[what](opened)
+            print_json(rows) if as_json else _print_table(opened, what, rows)
+
+
+def _print_table(opened: "Store", what: What, rows: "Rows") -> None:
+    """A table, and below it where things lie: whole paths, which a column would break."""
+    from flows.run import views
+
+    print_rows(out, [{name: row[name] for name in row if name != "folder"} for row in rows])
+    if what is What.RUNS:
+        page = views.place_of(opened, "index.html")
+        report = views.place_of(opened, "runs/RUN/report.html")
+        _print_lines([f"page with links to everything: {page}", f"report of a run: {report}"])
+    else:
+        _print_lines(views.places(opened, rows))
+
+
+def verify(
+    store: StoreUrl = DEFAULT_STORE,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Set aside what is damaged; the next run makes it anew."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Re-hash everything and say what is wrong; exit code 1 if anything is."""
+    from flows.run.index import refresh_index
+    from storage import audit
+
+    with faults():
+        opened = open_store(store)
+        with TerminalReporter(err) as reporter:
+            found = audit.verify(opened, reporter.task("verify"))
+        aside = audit.repair(opened, found) if repair else []
+        if aside:
+            refresh_index(opened)
+    if as_json:
+        print_json({"faults": [fault._asdict() for fault in found], "set_aside": aside})
+    else:
+        _print_lines(f"{fault.path}: {fault.what}" for fault in found)
+        _print_lines(f"set aside: {path}" for path in aside)
+        advice = "; the next run makes what was set aside anew" if aside else ""
+        if not aside and any(fault.is_damage for fault in found):
+            advice = "; `mixpool verify --repair` sets aside what is damaged"
+        if left := [path for path in audit.history(found) if repair]:
+            advice += f"; {len(left)} are history, which only a copy can restore: put one back, or "
+            advice += f"move away {', '.join(left)}"
+        out.print(f"{len(found)} faults{advice}")
+    if found:
+        raise typer.Exit(FAULT)
+
+
+def gc(
+    store: StoreUrl = DEFAULT_STORE,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="A run whose results stay. May be repeated.")
+    ] = None,
+    keep_all: Annotated[
+        bool, typer.Option("--keep-all", help="Every finished run's results stay.")
+    ] = False,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Really delete; otherwise only say what.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find, and with --delete remove, what the kept runs do not reach."""
+    from flows.run.index import refresh_index
+    from storage.garbage import collect, find_garbage
+
+    with faults():
+        opened = open_store(store)
+        if not (keep or keep_all):
+            raise typer.BadParameter(
+                "say what stays: --keep RUN (see `mixpool show`) or --keep-all"
+            )
+        find = collect if delete else find_garbage
+        garbage = find(opened, None if keep_all else keep)
+        if delete:
+            refresh_index(opened)
+    if as_json:
+        print_json({"deleted": delete, **garbage._asdict()})
+        return
+    for kind, paths in garbage._asdict().items():
+        _print_lines(f"{kind}: {path}" for path in (paths if isinstance(paths, list) else []))
+    what = "deleted" if delete else "would be deleted; nothing was (add --delete)"
+    out.print(f"{garbage.num_bytes:,} bytes {what}")
+
+
+def export(
+    mixture: Annotated[str, typer.Argument(help="'best', 'a + b' or '3 a + b'.")],
+    store: StoreUrl = DEFAULT_STORE,
+    run: RunName = None,
+    model: Annotated[
+        Path | None, typer.Option(help="New folder for the merged model (Hugging Face).")
+    ] = None,
+    format_name: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="Sampling weights as yaml, or for huggingface, olmo-core, megatron or nanotron.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File for --format; without it the text is printed.")
+    ] = None,
+    unit: Annotated[
+        SourceUnit, typer.Option(help="What a trainer samples from; yaml always has both.")
+    ] = SourceUnit.DOMAIN,
+    paths: Annotated[
+        list[str] | None,
+        typer.Option(help="A source's data: NAME=PATH, or a YAML file of them. May be repeated."),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="The same as --format yaml --output FILE.")
+    ] = None,
+) -> None:
+    """Write a mixture's merged model, its sampling weights for a trainer, or both."""
+    from flows.chain.recipe_file import UsageError
+    from flows.export import export as exports
+    from flows.export.formats import render, unplaced
+    from flows.run import stored
+
+    # Where weights are printed, nothing else is.
+    say = err if format_name is not None and output is None else out
+    with faults():
+        wanted = _formats(format_name, output, weights)
+        if model is None and not wanted:
+            raise UsageError(
+                "say what to write: --model FOLDER, --format FORMAT, --weights FILE, or several"
+            )
+        opened = open_store(store)
+        content = stored.find_run(opened, run)
+        chosen = exports.parse_mixture(mixture, content)
+        sampling = exports.sampling_of(content, chosen, unit.value, paths or [])
+        texts = [(render(name, sampling), file) for name, file in wanted]
+        if model is not None:
+            exports.export_model(opened, content, chosen, model)
+            say.print(f"merged model of {chosen.label}: {model}", soft_wrap=True)
+        for text, file in texts:
+            exports.write_text(file, text)
+            if file is not None:
+                say.print(f"sampling weights of {chosen.label}: {file}", soft_wrap=True)
+        if sampling.unplaced and {name for name, _ in wanted} - {"yaml"}:
+            err.print(f"note: {unplaced(sampling)}", soft_wrap=True)
+
+
+def _formats(
+    format_name: str | None, output: Path | None, weights: Path | None
+) -> list[tuple[str, Path | None]]:
+    """Formats that are wanted, each with its file; None where it is to be printed."""
+    from flows.chain.recipe_file import UsageError
+    from flows.export.formats import FORMATS, unknown_format
+
+    if format_name is not None and format_name not in FORMATS:
+        raise UsageError(unknown_format(format_name))
+    wanted: list[tuple[str, Path | None]] = []
+    if format_name is not None or output is not None:
+        wanted.append((format_name or "yaml", output))
+    return [*wanted, ("yaml", weights)] if weights is not None else wanted
+
+
+def _print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        out.print(line, soft_wrap=True)

@@ -1,0 +1,156 @@
+"""One run: carry out a recipe, rank, and leave a folder that tells what it used and said.
+
+``runs/<time>-<recipe>/`` holds ``recipe.yaml`` (written first), the tables and the page of the report
+(see ``flows.run.folder``) and, written last, ``run.json``: records, manifest and losses that were used,
+which is what ``gc`` keeps, a summary that programs read, and the texts of the report. Then the store's
+index page is written again.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from flows.chain.ablation import Outcome, ablate, scan_corpus
+from flows.chain.recipe import Recipe
+from flows.chain.recipe_file import to_yaml
+from flows.chain.runner import POLL_SECONDS, Runner
+from flows.chain.search import search
+from flows.chain.validation import Validation, refuse_early, validate
+from flows.run.folder import texts_of, write_files
+from flows.run.index import refresh_index
+from flows.run.report_data import rank_judged, report_of, summary_of
+from storage.artifact import seal, slug
+from storage.garbage import collector
+from storage.lease import Busy
+from storage.provenance import now
+from storage.store import Store
+from tasks.evaluation.losses_table import evaluation_key
+from tasks.partitions import manifest
+from tasks.partitions.manifest import Manifest
+from tasks.ranking.effects import best_changes
+from tasks.ranking.rank import MACRO_MEAN
+from tasks.report.data import ReportData
+from tasks.search.result import Found
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LOG = logging.getLogger("mixpool.run")
+
+
+@dataclass(frozen=True, eq=False)
+class RunResult:
+    """What a run has found and where it is kept."""
+
+    folder: str
+    """Folder in the store."""
+    outcome: Outcome
+    report: ReportData
+    validation: Validation | None
+    summary: dict[str, Any]
+    """What ``run.json`` has under ``summary``: plain JSON."""
+    content: dict[str, Any]
+    """All that ``run.json`` has."""
+
+    @property
+    def changes(self) -> "pd.DataFrame":
+        """Best single additions and removals for the macro mean."""
+        return best_changes(self.report.rankings[MACRO_MEAN], self.report.members)
+
+
+def execute(
+    run: Runner,
+    recipe: Recipe,
+    *,
+    with_references: bool = False,
+    with_search: bool = False,
+    announce: Callable[[Manifest], None] | None = None,
+) -> RunResult:
+    """Carry out a recipe and write the run's folder.
+
+    Args:
+        with_references: also train references and compare (``mixpool validate``).
+        with_search: look for the best mixture instead of judging all (``mixpool search``).
+        announce: called with the corpus once new data has been read, and before anything else is
+            computed.
+
+    Raises:
+        ValueError: data or recipe cannot be used; everything committed stays.
+    """
+    with _folder(run.store, recipe) as folder:
+        corpus = scan_corpus(run, recipe)
+        if announce is not None:
+            announce(corpus)
+        if with_references:
+            refuse_early(run, recipe, corpus)
+        outcome, found = _judged(run, recipe, corpus, with_search)
+        validation = validate(run, recipe, outcome) if with_references else None
+        trust = None if validation is None else validation.trust
+        ranked = rank_judged(run.store, outcome)
+        report = report_of(run, recipe, outcome, ranked, trust, found)
+        summary = summary_of(run, outcome, report)
+        files = write_files(run.store, folder, report)
+        files["recipe.yaml"] = hashlib.sha256(to_yaml(recipe).encode()).hexdigest()
+        content = {
+            "name": folder.rpartition("/")[2],
+            "recipe": recipe.name,
+            "created": now(),
+            "manifests": [manifest.path_of(outcome.manifest)],
+            "records": sorted({e.record.path for e in run.ledger.entries if e.record}),
+            "unread": outcome.manifest.unread,
+            "losses": [evaluation_key(recipe.evaluation.evaluate)],
+            "models": {name: handle.digest for name, handle in outcome.pool.items()},
+            "domains": outcome.domains,
+            "files": files,
+            "best": _best_parts(outcome, report),
+            "summary": summary,
+            "report": texts_of(report),
+        }
+        run.store.backend.create(f"{folder}/run.json", seal(content))
+        refresh_index(run.store)
+    return RunResult(folder, outcome, report, validation, summary, content)
+
+
+def _judged(
+    run: Runner, recipe: Recipe, corpus: Manifest, with_search: bool
+) -> tuple[Outcome, Found | None]:
+    """Judge every mixture, or those that a search looks at."""
+    if not with_search:
+        return ablate(run, recipe, corpus), None
+    searched = search(run, recipe, corpus)
+    return searched.outcome, searched.found
+
+
+@contextlib.contextmanager
+def _folder(store: Store, recipe: Recipe) -> Iterator[str]:
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    stem = f"{stamp}-{slug(recipe.name)}"
+    with contextlib.ExitStack() as held:
+        for name in (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1)):
+            with contextlib.suppress(Busy):
+                # While a run holds this, gc deletes nothing; one that began before is waited for.
+                held.enter_context(store.lease(f"run/{name}"))
+                while holder := collector(store):
+                    LOG.warning("%s is deleting garbage; waiting for it", holder)
+                    time.sleep(POLL_SECONDS)
+                if store.backend.create(f"runs/{name}/recipe.yaml", to_yaml(recipe).encode()):
+                    break
+                held.close()
+        yield f"runs/{name}"
+
+
+def _best_parts(outcome: Outcome, report: ReportData) -> dict[str, int]:
+    """Parts of what a search found best, else of the best for the macro mean.
+
+    A label is for people, and names may be such that it has two readings.
+    """
+    found = report.search
+    ranking = report.rankings[MACRO_MEAN] if found is None or found.best.empty else found.best
+    best = ranking.iloc[0]["mixture"]
+    return dict(next(m for m in outcome.mixtures if m.label == best).parts)

@@ -1,0 +1,71 @@
+"""A report as files for people: the page, every plot as a picture, every table as Parquet and CSV.
+
+A run leaves the page alone, as pictures take longer to draw than a run takes in which everything is
+stored. Pictures are for papers and slides: they stand on a plain background, light unless dark is asked
+for as well, with the names that the page's plots have.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from storage.artifact import slug
+from tasks.report.data import ReportData
+from tasks.report.page import write_report
+from tasks.report.specs import plot_specs
+from tasks.report.vega import png
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def write_folder(report: ReportData, folder: Path, *, dark: bool = False) -> list[Path]:
+    """Write ``report.html``, ``plots/*.png``, ``tables/*.parquet`` and ``tables/*.csv``.
+
+    Args:
+        folder: new, or empty.
+        dark: also write ``plots/*-dark.png``.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: the folder is not empty, or there is no such set for the Pareto front.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty: give a new folder with --output")
+    plots, frames = plot_specs(report), dict(_tables(report))
+    for name in ("plots", "tables"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    write_report(folder / "report.html", report)
+    written = [folder / "report.html"]
+    for name, spec in plots.items():
+        for is_dark in (False, True) if dark else (False,):
+            stem = _file_name(name, report) + ("-dark" if is_dark else "")
+            written.append(folder / "plots" / f"{stem}.png")
+            written[-1].write_bytes(png(spec, dark=is_dark))
+    for name, frame in frames.items():
+        paths = [folder / "tables" / f"{name}.{ending}" for ending in ("parquet", "csv")]
+        frame.to_parquet(paths[0], index=False)
+        # A cell of a CSV file has no place for a list.
+        frame.drop(columns="values", errors="ignore").to_csv(paths[1], index=False)
+        written += paths
+    return written
+
+
+def _tables(report: ReportData) -> "Iterator[tuple[str, pd.DataFrame]]":
+    import pandas as pd
+
+    yield "ranking", pd.concat(report.rankings.values(), ignore_index=True)
+    yield "losses", report.losses.frame(report.losses.mixtures)
+    yield "members", report.members
+    yield from report.frames().items()
+
+
+def _file_name(plot: str, report: ReportData) -> str:
+    """A plot's name; behind that of a set's plot, which has a number, the set's."""
+    stem, _, number = plot.rpartition("-")
+    if not number.isdigit():
+        return plot
+    name = sorted(report.losses.sets)[int(number) - 1]
+    return f"{stem}-{number}-{slug(name)}"

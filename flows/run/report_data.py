@@ -1,0 +1,212 @@
+"""What a run found as the tables and texts of its report, and as the summary that programs read."""
+
+from array import array
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from flows.chain.ablation import Outcome
+from flows.chain.recipe import Recipe
+from flows.chain.runner import Entry, Runner
+from flows.chain.work import losses_of
+from flows.run.costs import cost_frame, stated
+from storage.fingerprint import short
+from storage.lineage import tree
+from storage.provenance import now, provenance
+from storage.store import Store
+from tasks.evaluation.losses import Losses
+from tasks.ranking.rank import rank_all
+from tasks.report.data import ReportData
+from tasks.report.tables import to_json
+from tasks.search.result import Found
+from tasks.training.train import TRAIN
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tasks.trust.verdict import Trust
+
+
+class Ranked(NamedTuple):
+    """The mixtures that were judged, and their order."""
+
+    losses: Losses
+    members: "pd.DataFrame"
+    """What each is made of: mixture, partition, weight."""
+    rankings: "dict[str, pd.DataFrame]"
+    """By objective, see ``tasks.ranking.rank.rank_all``."""
+
+
+def rank_judged(store: Store, outcome: Outcome) -> Ranked:
+    """Rank what was judged.
+
+    Raises:
+        ValueError: the losses cannot be ranked (see ``tasks.ranking.rank.rank``).
+    """
+    assert outcome.rows is not None, "a plan has no losses to rank"
+    losses, members = losses_of(store, outcome.rows, outcome.windows), _members(outcome)
+    is_screened = outcome.race is not None and bool(outcome.race.result.exits)
+    return Ranked(losses, members, rank_all(losses, members, is_screened=is_screened))
+
+
+def report_of(
+    run: Runner,
+    recipe: Recipe,
+    outcome: Outcome,
+    ranked: Ranked,
+    trust: "Trust | None",
+    found: Found | None,
+) -> ReportData:
+    """All that the run's report tells; ``trust`` and ``found`` where it validated and sought."""
+    trainings = _trainings(run, outcome)
+    return ReportData(
+        title=recipe.name,
+        created=now(),
+        **ranked._asdict(),
+        partitions=_partitions(outcome, trainings),
+        sets=_sets(outcome),
+        cost=cost_frame(run.ledger, outcome.mixtures, trainings, run.runtime),
+        validation=trust,
+        notes=_notes(outcome),
+        lineage=_lineage(run, outcome),
+        provenance=provenance(run.runtime.device),
+        race=None if outcome.race is None else outcome.race.screening(outcome.mixtures),
+        search=found,
+        cost_words=stated(run.runtime),
+    )
+
+
+def _trainings(run: Runner, outcome: Outcome) -> dict[str, Entry]:
+    return {
+        entry.label: entry
+        for entry in run.ledger.entries
+        if entry.step == TRAIN and entry.label in outcome.pool
+    }
+
+
+def _members(outcome: Outcome) -> "pd.DataFrame":
+    import pandas as pd
+
+    mixtures: list[str] = []
+    partitions: list[str] = []
+    weights = array("d")
+    for mixture in outcome.judged:
+        total = mixture.total
+        mixtures += [mixture.label] * mixture.size
+        partitions += mixture.members
+        weights.extend(part / total for _, part in mixture.parts)
+    # Text as Python's own: one object for all rows that name it.
+    named = {"mixture": mixtures, "partition": partitions}
+    texts = {name: pd.Series(column, dtype=object) for name, column in named.items()}
+    return pd.DataFrame({**texts, "weight": weights})
+
+
+def _partitions(outcome: Outcome, trainings: dict[str, Entry]) -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.DataFrame(
+        [
+            {
+                "partition": entry.name,
+                "domain": entry.domain,
+                "num_documents": entry.num_documents,
+                "num_tokens": entry.num_tokens,
+                "repeats": _repeats(trainings[entry.name]),
+                "seconds": trainings[entry.name].cost.get("seconds"),
+                "fingerprint": short(outcome.pool[entry.name].digest),
+                "status": "trained now" if trainings[entry.name].built else "from the store",
+            }
+            for entry in outcome.partitions
+        ]
+    )
+
+
+def _repeats(entry: Entry) -> float:
+    assert entry.record is not None
+    return float(entry.record.details["repeats"])
+
+
+def _sets(outcome: Outcome) -> "pd.DataFrame":
+    import pandas as pd
+
+    rows = []
+    for entry in outcome.sets:
+        record = outcome.windows[entry.name].record
+        details = record.details if record is not None else {}
+        rows.append(
+            {
+                "evaluation_set": entry.name,
+                "domain": entry.domain,
+                "num_documents": entry.num_documents,
+                "num_tokens": details["num_tokens"],
+                "num_bytes": details["num_bytes"],
+                "removed": entry.removed,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _notes(outcome: Outcome) -> list[str]:
+    notes = list(outcome.manifest.problems)
+    if outcome.race is not None and not outcome.race.result.exits:
+        notes += outcome.race.words
+    if left_out := outcome.manifest.counts.get("left out", 0):
+        notes.append(
+            f"{left_out:,} documents are left out: their domains have as many partitions as "
+            "corpus.split.partitions_per_domain allows"
+        )
+    for entry in outcome.sets:
+        if entry.removed:
+            notes.append(
+                f"evaluation set {entry.name!r} lost {entry.removed} documents that training data "
+                "already held"
+            )
+    return notes
+
+
+def _lineage(run: Runner, outcome: Outcome) -> str:
+    made = {e.record.output.digest: e.record for e in run.ledger.entries if e.record is not None}
+    names = {entry.documents.digest: f"documents of {entry.name}" for entry in outcome.partitions}
+    names |= {entry.documents.digest: f"evaluation set {entry.name}" for entry in outcome.sets}
+    names[outcome.manifest.tokenizer.digest] = "tokenizer"
+    if outcome.manifest.base_documents is not None:
+        names[outcome.manifest.base_documents.digest] = "documents of the base model"
+    lines: list[str] = []
+    for handle in outcome.pool.values():
+        assert handle.digest is not None
+        lines += tree(handle.digest, made, names)
+    return "\n".join(lines)
+
+
+def summary_of(run: Runner, outcome: Outcome, report: ReportData) -> dict[str, Any]:
+    """What ``run.json`` has under ``summary``: plain JSON."""
+    trust, search = report.validation, report.search
+    ledger = run.ledger
+    top = ["rank", "mixture", "k", "loss", "perplexity", "bits_per_byte", "low", "high", "tied"]
+    return {
+        "partitions": len(outcome.partitions),
+        "mixtures": len(outcome.mixtures),
+        "evaluation_sets": len(outcome.sets),
+        "trained": [entry.label for entry in ledger.built(TRAIN)],
+        "trainings_from_store": [entry.label for entry in ledger.cached(TRAIN)],
+        "losses_evaluated": ledger.num_evaluated,
+        "losses_from_store": ledger.num_known,
+        "best": {n: to_json(table[top].head(1))[0] for n, table in report.rankings.items()},
+        "cost": to_json(report.cost),
+        "race": None if outcome.race is None else outcome.race.to_json(),
+        "validation": None if trust is None else to_json(trust.table),
+        "verdict": None if trust is None else trust.words,
+        "search": None if search is None else search.words,
+        "found": None if search is None else _found(search),
+        "problems": [*report.notes, *report.remarks],
+    }
+
+
+def _found(search: Found) -> dict[str, Any] | None:
+    """The answer of a search; None where no mixture keeps the caps."""
+    if search.best.empty:
+        return None
+    best = search.best.iloc[0]
+    return {
+        "mixture": best["mixture"],
+        "objective": float(best["objective"]),
+        "evaluations": len(search.trace),
+    }

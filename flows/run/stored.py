@@ -1,0 +1,75 @@
+"""Finished runs as they are kept in a store: found by name, with their rankings."""
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from storage.lineage import run_folders
+from storage.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class RunContent:
+    """A finished run as it is kept in the store."""
+
+    name: str
+    content: dict[str, Any]
+
+    @property
+    def models(self) -> dict[str, str]:
+        """Digest of each partition's model."""
+        return dict(self.content["models"])
+
+
+def find_run(store: Store, name: str | None) -> RunContent:
+    """The run of that name, or the latest finished one.
+
+    Raises:
+        ValueError: there is none.
+    """
+    finished = {run: content for run, content in run_folders(store).items() if content}
+    if name is None and finished:
+        name = max(finished)
+    if name is None or name not in finished:
+        wanted = "finished run" if name is None else f"finished run {name!r}"
+        known = ", ".join(finished) or "none; make one with `mixpool run`"
+        raise ValueError(f"there is no {wanted} in {store.url}; runs: {known}")
+    content = finished[name]
+    assert content is not None
+    return RunContent(name, content)
+
+
+def ranking(
+    store: Store, run: RunContent, objective: str, most: int | None = None
+) -> "pd.DataFrame":
+    """The ranking that a run left, for one objective (see ``tasks.ranking.rank.rank``).
+
+    Args:
+        most: rows of the best that are wanted; None is all of them.
+
+    Raises:
+        ValueError: the run has no such objective.
+    """
+    import pandas as pd
+    from pyarrow.parquet import ParquetFile
+
+    file = ParquetFile(io.BytesIO(store.backend.read(f"runs/{run.name}/ranking.parquet")))
+    chosen: list[pd.DataFrame] = []
+    known: dict[str, None] = {}
+    for number in range(file.num_row_groups):
+        frame: pd.DataFrame = file.read_row_group(number).to_pandas()
+        known |= dict.fromkeys(frame["objective"])
+        chosen.append(frame[frame["objective"] == objective])
+        if most is not None and sum(map(len, chosen)) >= most:
+            break
+    found = pd.concat(chosen, ignore_index=True)[:most]
+    if found.empty:
+        names = ", ".join(map(str, known))
+        raise ValueError(f"run {run.name} has no objective {objective!r}; it has: {names}")
+    return found.drop(columns="objective")

@@ -1,0 +1,101 @@
+"""What is in a store, as rows that are printed as a table or as JSON."""
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+from flows.run.stored import Rows, RunContent
+from storage.artifact import Record
+from storage.fingerprint import short
+from storage.lineage import producers, run_folders, tree
+from storage.store import Store
+from tasks.ranking.rank import MACRO_MEAN
+from tasks.training.train import TRAIN
+
+
+def runs(store: Store) -> Rows:
+    """Every run: what it trained and evaluated, and its best mixture."""
+    return [_run_row(name, content) for name, content in run_folders(store).items()]
+
+
+def _run_row(name: str, content: dict[str, Any] | None) -> dict[str, Any]:
+    folder = f"runs/{name}"
+    if content is None:
+        return {"run": name, "best mixture": "(never ended)", "folder": folder}
+    summary = content["summary"]
+    return {
+        "run": name,
+        "partitions": summary["partitions"],
+        "mixtures": summary["mixtures"],
+        "in full": (summary.get("race") or {}).get("finalists", summary["mixtures"]),
+        "trained": len(summary["trained"]),
+        "evaluated": summary["losses_evaluated"],
+        "best mixture": summary["best"][MACRO_MEAN]["mixture"],
+        "folder": folder,
+    }
+
+
+def partitions(store: Store) -> Rows:
+    """Every partition of every chain."""
+    return [
+        {
+            "partition": record.label,
+            "domain": record.details["domain"],
+            "documents": record.details["num_documents"],
+            "tokens": record.details["num_tokens"],
+            "digest": short(record.output.digest),
+            "folder": record.output.prefix,
+        }
+        for record in store.records("partition")
+    ]
+
+
+def models(store: Store) -> Rows:
+    """Every trained model: base, partition models, references."""
+    return [_model_row(record) for record in store.records(TRAIN.name)]
+
+
+def _model_row(record: Record) -> dict[str, Any]:
+    return {
+        "model": record.label,
+        "steps": record.config["steps"],
+        "final loss": round(record.details["final_loss"], 4),
+        "repeats": round(record.details["repeats"], 2),
+        "seconds": round(record.cost["seconds"], 1),
+        "key": short(record.key),
+        "digest": short(record.output.digest),
+        "folder": record.output.prefix,
+    }
+
+
+def losses(store: Store) -> Rows:
+    """Every part of every losses table."""
+    return [
+        {
+            "table": short(PurePosixPath(path).parts[1]),
+            "part": PurePosixPath(path).name,
+            "bytes": info.num_bytes,
+            "folder": PurePosixPath(path).parent.as_posix(),
+        }
+        for path, info in store.backend.list("losses").items()
+        if path.endswith(".parquet")
+    ]
+
+
+def places(store: Store, rows: Rows) -> Iterator[str]:
+    """Where the folders of rows lie in full, each once, behind what the row is called."""
+    named = {row["folder"]: next(iter(row.values())) for row in rows}
+    for folder, name in named.items():
+        yield f"{name}: {place_of(store, folder)}"
+
+
+def place_of(store: Store, path: str) -> str:
+    """Where a file or folder of the store lies, as the store itself was named."""
+    return f"{store.url.rstrip('/')}/{path}"
+
+
+def lineage(store: Store, run: RunContent) -> Iterator[str]:
+    """How each partition model of a run was made, with fingerprints."""
+    made = producers(store)
+    for digest in run.models.values():
+        yield from tree(digest, made, {})

@@ -1,0 +1,75 @@
+"""Chunks of a sweep: each is evaluated under a lease, by a sweeper that stays loaded between chunks."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows.chain.work import SweepWork, artifact_of
+from storage.fingerprint import fingerprint
+from storage.step import Handle, Progress, Runtime
+from storage.store import Store
+from tasks.evaluation.losses_table import LossesTable, identity
+from tasks.evaluation.sweep import Job, PreparedSet, Sweeper
+from tasks.machine.meter import Meter, energy_source
+
+if TYPE_CHECKING:
+    from flows.chain.runner import Ledger
+
+
+class ResidentSweeper:
+    """A sweeper that is loaded when first needed and stays for all chunks, and for other sets."""
+
+    def __init__(self, store: Store, work: SweepWork, runtime: Runtime) -> None:
+        self._store, self._work, self.runtime = store, work, runtime
+        self._sweeper: Sweeper | None = None
+
+    def get(self) -> Sweeper:
+        """The sweeper, with the whole pool and all sets."""
+        if self._sweeper is None:
+            models = {artifact_of(h).digest: self._fetch(h) for h in self._work.pool.values()}
+            self._sweeper = Sweeper(models, self._sets(), self._work.config, self.runtime)
+        return self._sweeper
+
+    def turn_to(self, work: SweepWork) -> None:
+        """Serve other work from now on; a pool that is the same stays where it is."""
+        # None while its sets are uncertain: one that could not be read must not leave others behind.
+        sweeper, self._sweeper = self._sweeper, None
+        if (work.pool, work.config) != (self._work.pool, self._work.config):
+            sweeper = None  # there may be no room for two pools
+        is_other, self._work = work.sets != self._work.sets, work
+        if sweeper is not None and is_other:
+            sweeper.load(self._sets())
+        self._sweeper = sweeper
+
+    def _sets(self) -> list[PreparedSet]:
+        return [
+            PreparedSet(name, artifact_of(handle).digest, self._fetch(handle))
+            for name, handle in self._work.sets.items()
+        ]
+
+    def _fetch(self, handle: Handle) -> Path:
+        return self._store.fetch(artifact_of(handle))
+
+
+def run_chunk(
+    store: Store,
+    table: LossesTable,
+    chunk: list[Job],
+    sweeper: ResidentSweeper,
+    ledger: "Ledger",
+    progress: Progress,
+) -> None:
+    """Evaluate one chunk under a lease, unless another run has done it meanwhile. Raises Busy."""
+    names = [[identity(job.mixture), list(job.sets)] for job in chunk]
+    with store.lease(f"sweep/{fingerprint('chunk', [table.key, names])[:32]}"):
+        table.refresh()
+        resident = sweeper.get()
+        left = [job for job in chunk if resident.lacks(table, job)]
+        source = energy_source(str(resident.device), how=sweeper.runtime.energy)
+        with Meter(resident.device, source) as meter:
+            rows = resident.evaluate(left, meter, progress)
+        cost = meter.cost.model_dump()
+        if rows:
+            table.append(rows, cost)
+            ledger.sweep_costs.append(cost)
+        ledger.num_evaluated += len(rows)
+        ledger.num_known += sum(len(job.sets) for job in chunk) - len(rows)

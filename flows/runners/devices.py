@@ -1,0 +1,167 @@
+"""The devices of a run: what must be computed takes a free one, whose process does it.
+
+A run looks up, waits and shows in its own process; trainings and chunks of a sweep go to a process for
+each device. So a machine with several GPUs uses them all, work that hangs can be ended all the same,
+and a crash of CUDA takes one piece of work with it, not the run. Nothing starts before it is needed.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from flows.chain.work import SweepWork
+from flows.runners.process import DeviceProcess, DeviceProcessError
+from flows.runners.stopping import Stopped, TimeLimitError, Watch, check, checked
+from flows.runners.worker import Swept, Worker
+from storage.step import Call, Handle, Progress, Runtime
+from tasks.evaluation.sweep import Job
+from tasks.machine.device import devices_of
+
+__all__ = ["Device", "DeviceProcessError", "Devices", "Stopped", "Swept", "TimeLimitError", "check"]
+
+WAIT_SECONDS = 0.5
+"""Seconds between two looks whether another run has let go of a device."""
+
+Guard = Callable[[str], AbstractContextManager[Any]]
+"""Entered with a device's name before it is used; TimeoutError says that another run has it."""
+
+
+class Device(Protocol):
+    """Computes one thing at a time."""
+
+    name: str
+    """The device as torch calls it."""
+
+    def build(self, call: Call[Any], progress: Progress, stop: threading.Event) -> Handle:
+        """The result of a call, which is looked up again first; logs and progress arrive here.
+
+        Raises:
+            Stopped: ``stop`` was set; a training has saved its resume point if that was quick.
+            TimeLimitError: the work took longer than the runtime allows.
+            DeviceProcessError: the process died by itself; the next use starts a new one.
+            Busy: another live run is building the same key.
+            Exception: whatever the step, the store or ``progress`` raises.
+        """
+
+    def sweep(
+        self, work: SweepWork, chunk: list[Job], progress: Progress, stop: threading.Event
+    ) -> Swept:
+        """Evaluate a chunk of a sweep into the losses table. Raises what ``build`` raises."""
+
+    def close(self) -> None:
+        """Let go of the device, after what it is at."""
+
+
+class DeviceHere:
+    """A device that is used in this process, for stores that no other process sees."""
+
+    def __init__(self, url: str, runtime: Runtime) -> None:
+        self.name = runtime.device
+        self._runtime, self._worker = runtime, Worker(url, runtime)
+
+    def build(self, call: Call[Any], progress: Progress, stop: threading.Event) -> Handle:
+        """See ``Device``; stop and time limit are looked at in reports of progress only."""
+        watch = Watch(call.name, self._runtime, stop)
+        return self._worker.build(call, checked(progress, watch.check))
+
+    def sweep(
+        self, work: SweepWork, chunk: list[Job], progress: Progress, stop: threading.Event
+    ) -> Swept:
+        """See ``Device``; stop and time limit are looked at in reports of progress only."""
+        watch = Watch("a chunk of the sweep", self._runtime, stop)
+        return self._worker.sweep(work, chunk, checked(progress, watch.check))
+
+    def close(self) -> None:
+        """Make room on the device."""
+        self._worker.rest()
+
+
+class Devices:
+    """The devices of one run on this machine.
+
+    Args:
+        url: of a store that is there.
+        runtime: with the devices to use.
+        guard: entered around each use of a device, see ``Guard``.
+    """
+
+    def __init__(self, url: str, runtime: Runtime, guard: Guard = nullcontext) -> None:
+        self._url, self._runtime, self._guard = url, runtime, guard
+        self._changed = threading.Condition()
+        self._devices: list[Device] = []
+        self._taken: set[Device] = set()
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The devices as torch calls them. Raises ValueError where torch knows no such device."""
+        names = devices_of(self._runtime)
+        # One process has one random state, so there it can use one device at a time.
+        return names[:1] if self._is_memory else names
+
+    @property
+    def _is_memory(self) -> bool:
+        return self._url.startswith("memory:")
+
+    @contextmanager
+    def take(self, stop: threading.Event) -> Iterator[Device]:
+        """A device of one's own, as soon as one is free.
+
+        Raises:
+            Stopped: ``stop`` was set before one was free.
+            ValueError: torch knows no such device.
+        """
+        while (found := self._attempt(stop)) is None:
+            with self._changed:
+                self._changed.wait(WAIT_SECONDS)
+        device, held = found
+        with held:
+            yield device
+
+    def _attempt(self, stop: threading.Event) -> tuple[Device, ExitStack] | None:
+        """A device and what to leave after its use; None while all are in use."""
+        for device in self._all():
+            check(stop)
+            with suppress(TimeoutError), ExitStack() as held:
+                if self._claim(device):
+                    held.callback(self._give_back, device)
+                    held.enter_context(self._guard(device.name))
+                    return device, held.pop_all()
+        return None
+
+    def _all(self) -> list[Device]:
+        kind = DeviceHere if self._is_memory else DeviceProcess
+        with self._changed:
+            if not self._devices:
+                one_each = [self._runtime.model_copy(update={"device": n}) for n in self.names]
+                self._devices = [kind(self._url, runtime) for runtime in one_each]
+            return self._devices
+
+    def _claim(self, device: Device) -> bool:
+        with self._changed:
+            is_free = device not in self._taken
+            self._taken.add(device)
+            return is_free
+
+    def _give_back(self, device: Device) -> None:
+        with self._changed:
+            self._taken.discard(device)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End all processes; work that goes on is waited for, so set its ``stop`` first."""
+        for device in self._devices:
+            device.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

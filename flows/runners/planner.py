@@ -1,0 +1,284 @@
+"""What a run would do: the same chain, looked up and counted, and nothing built in the store.
+
+New files must be read to know what they hold, so the scan runs for real, into a scratch folder laid
+over the store. Where an input is not built yet, what stands on it is counted as built too: equal
+bytes may turn up and be found, so the counts are upper bounds.
+"""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from flows.chain.ablation import Prepared, ablate, scan_corpus
+from flows.chain.recipe import Recipe
+from flows.chain.runner import Ledger, Quiet, Reporter, note
+from flows.chain.search import Searched, search
+from flows.chain.validation import train_references
+from flows.chain.work import SweepPlan, SweepWork
+from flows.runners.inline import REFERENCE, InlineRunner
+from storage.artifact import Record
+from storage.cache import Explanation, explain, look_ahead, lookup
+from storage.step import Call, Handle, Runtime, Step
+from storage.store import Store, scratch_store
+from tasks.evaluation.losses import Rows
+from tasks.evaluation.losses_table import LossesTable, identity
+from tasks.partitions.manifest import Manifest
+from tasks.search.descent import DESCEND
+from tasks.tokens.tokenizer import TRAIN_TOKENIZER
+from tasks.training.train import TRAIN
+
+
+class Planned(NamedTuple):
+    """One use of a step."""
+
+    call: Call[Any]
+    is_cached: bool
+
+
+@dataclass
+class PlannerRunner:
+    """Looks everything up and builds nothing (but the tokenizer that a first scan needs)."""
+
+    store: Store
+    runtime: Runtime = field(default_factory=Runtime)
+    reporter: Reporter = field(default_factory=Quiet)
+    ledger: Ledger = field(default_factory=Ledger)
+    planned: list[Planned] = field(default_factory=list)
+    pairs_known: int = 0
+    pairs_missing: int = 0
+    effort: float = 0.0
+    """The missing pairs; one on a part of a set counts as the part's share of the set."""
+    gives_rows: bool = False
+    """Whether a sweep whose losses are all there gives them, also outside races."""
+
+    def map(self, calls: Sequence[Call[Any]]) -> list[Handle]:
+        """Stored results, or handles without an artifact."""
+        look_ahead(self.store, calls)
+        return [self._look(call) for call in calls]
+
+    def _look(self, call: Call[Any]) -> Handle:
+        found = lookup(self.store, call)
+        self.planned.append(Planned(call, found is not None))
+        if found is not None:
+            return note(self.ledger, call, found)
+        if call.step is TRAIN_TOKENIZER:
+            return InlineRunner(self.store, self.runtime).map([call])[0]
+        return Handle(call.label, call.step.kind, None)
+
+    def rest(self) -> None:
+        """Nothing is held."""
+
+    def sweep(self, work: SweepWork) -> Rows | None:
+        """Count the losses that are missing; give them where all are there and a choice goes by them."""
+        pairs = len(work.mixtures) * len(work.sets)
+        handles = [*work.pool.values(), *work.sets.values()]
+        if all(handle.artifact is not None for handle in handles):
+            found = SweepPlan.of(self.store, work, self.runtime.scratch)
+            known = found.num_known
+            is_wanted = known == pairs and (work.stage is not None or self.gives_rows)
+            rows = found.rows(self.runtime.scratch) if is_wanted else None
+        else:
+            known, rows = _known_pairs(self.store, work), None
+        self.pairs_known += known
+        self.pairs_missing += pairs - known
+        self.effort += (pairs - known) * (work.stage.share if work.stage else 1.0)
+        return rows
+
+
+def _known_pairs(store: Store, work: SweepWork) -> int:
+    """Pairs in the table of mixtures and sets that are built already."""
+    table = LossesTable(store, work.config)
+    models = {name: handle.digest for name, handle in work.pool.items() if handle.digest}
+    sets = [handle.digest for handle in work.sets.values() if handle.digest]
+    return sum(
+        (identity(mixture.renamed(models)), digest) in table
+        for mixture in work.mixtures
+        if all(member in models for member in mixture.members)
+        for digest in sets
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do."""
+
+    planned: list[Planned]
+    pairs_known: int
+    pairs_missing: int
+    effort: float
+    """The missing pairs; one on a part of a set counts as the part's share of the set."""
+    is_open: bool
+    """Whether a race decides what else is to be evaluated."""
+    mixtures: int
+    partitions: int
+    train_records: list[Record]
+    seconds_per_pair: float | None
+    seconds_per_token: float | None
+    """Of evaluating, forward through a model."""
+    explanations: list[Explanation]
+    """Why each step that would be built is not in the store."""
+    is_search: bool = False
+    """Whether a search chooses, as it goes, which of the missing losses are evaluated."""
+
+    @property
+    def steps(self) -> list[Step[Any]]:
+        """The steps that are used, in order."""
+        return list(dict.fromkeys(p.call.step for p in self.planned))
+
+    def to_build(self, step: Step[Any] | None = None) -> list[Call[Any]]:
+        """Calls that would run, of one step or of all."""
+        return [p.call for p in self.planned if not p.is_cached and step in {None, p.call.step}]
+
+    def cached(self, step: Step[Any]) -> list[Call[Any]]:
+        """Calls of a step that the store has."""
+        return [p.call for p in self.planned if p.is_cached and p.call.step == step]
+
+    @property
+    def then(self) -> str:
+        """What follows the missing losses, in words that end a count of them."""
+        tokens = self.descent_tokens
+        descent = f", and a descent worth {tokens:,} evaluated tokens" if tokens else ""
+        if self.is_search:
+            return f", which the search chooses as it goes{descent}"
+        return ", then those that a race decides on" if self.is_open else descent
+
+    @property
+    def descent_tokens(self) -> int:
+        """Tokens whose evaluation would cost as much as the descents of a search."""
+        return _tokens(self.to_build(DESCEND))
+
+    @property
+    def training_tokens(self) -> int:
+        """Tokens that would be trained on."""
+        return _tokens(self.to_build(TRAIN))
+
+    @property
+    def references(self) -> list[Planned]:
+        """The trainings of a validation, those of partitions left out."""
+        trainings = (p for p in self.planned if p.call.step == TRAIN)
+        return [p for p in trainings if p.call.label.startswith(REFERENCE)]
+
+    @property
+    def joules(self) -> float | None:
+        """Estimate for what would be trained, from earlier records; None where none has measured any."""
+        known = [
+            r.cost["joules"] / r.cost["tokens"] for r in self.train_records if r.cost["joules"]
+        ]
+        return self.training_tokens * statistics.median(known) if known else None
+
+    @property
+    def seconds(self) -> float | None:
+        """Estimate from the costs of earlier records; None where there is none to go by."""
+        per_token = [
+            record.cost["seconds"] / record.cost["tokens"]
+            for record in self.train_records
+            if record.cost.get("tokens")
+        ]
+        known = bool(per_token) or not self.training_tokens
+        evaluated = (self.pairs_missing, self.seconds_per_pair)
+        descended = (self.descent_tokens, self.seconds_per_token)
+        if not known or any(count and each is None for count, each in (evaluated, descended)):
+            return None
+        trained = self.training_tokens * statistics.median(per_token) if per_token else 0.0
+        descent = self.descent_tokens * (self.seconds_per_token or 0.0)
+        return trained + self.effort * (self.seconds_per_pair or 0.0) + descent
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain JSON."""
+        return {
+            "steps": {
+                step.name: {
+                    "cached": [call.label for call in self.cached(step)],
+                    "build": [call.label for call in self.to_build(step)],
+                }
+                for step in self.steps
+            },
+            "partitions": self.partitions,
+            "mixtures": self.mixtures,
+            "losses_from_store": self.pairs_known,
+            "losses_to_evaluate": self.pairs_missing,
+            "race_decides_more": self.is_open,
+            "training_tokens": self.training_tokens,
+            "descent_tokens": self.descent_tokens,
+            "seconds": self.seconds,
+            "joules": self.joules,
+            "references": {
+                "cached": [p.call.label for p in self.references if p.is_cached],
+                "build": [p.call.label for p in self.references if not p.is_cached],
+                "tokens": _tokens(p.call for p in self.references if not p.is_cached),
+            },
+            "search_chooses": self.is_search,
+            "upper_bound": self.is_search or any(call.key is None for call in self.to_build()),
+        }
+
+
+def _tokens(calls: Iterable[Call[Any]]) -> int:
+    return int(sum(call.estimate.get("tokens", 0) for call in calls))
+
+
+def plan(
+    url: str,
+    recipe: Recipe,
+    runtime: Runtime,
+    reporter: Reporter,
+    *,
+    with_references: bool = False,
+    with_search: bool = False,
+    corpus: Manifest | None = None,
+) -> Plan:
+    """Count what a run of ``recipe`` on the store at ``url`` would do.
+
+    Args:
+        corpus: what ``scan_corpus`` has just found and published; None scans, and publishes nothing.
+        with_search: a search instead of every mixture: what it may still evaluate is counted in full.
+    """
+    with scratch_store(url) as store:
+        # The choice of references goes by the ranking, where there is one.
+        runner = PlannerRunner(store, runtime, reporter, gives_rows=with_references)
+        found = _searched(runner, recipe, corpus) if with_search else None
+        outcome = found.outcome if found else ablate(runner, recipe, corpus)
+        if with_references:
+            train_references(runner, recipe, outcome)
+        steps = {planned.call.step for planned in runner.planned}
+        records = {step: list(store.records(step.name)) for step in steps}
+        return Plan(
+            planned=runner.planned,
+            pairs_known=runner.pairs_known,
+            pairs_missing=runner.pairs_missing,
+            effort=runner.effort,
+            is_open=outcome.race is not None and not outcome.race.result.is_complete,
+            mixtures=len(outcome.mixtures) + (found.pending if found else 0),
+            partitions=len(outcome.partitions),
+            train_records=[r for r in records.get(TRAIN, []) if r.cost.get("tokens")],
+            seconds_per_pair=_seconds_per_pair(store, recipe, outcome),
+            seconds_per_token=_seconds_per_token(LossesTable(store, recipe.evaluation.evaluate)),
+            explanations=[
+                explain(p.call, records[p.call.step]) for p in runner.planned if not p.is_cached
+            ],
+            is_search=found is not None and found.pending > 0,
+        )
+
+
+def _searched(runner: PlannerRunner, recipe: Recipe, corpus: Manifest | None) -> Searched:
+    """Play a search as far as its losses are known, and count what may follow."""
+    found = search(runner, recipe, corpus or scan_corpus(runner, recipe))
+    uncounted = found.left * len(found.outcome.sets)
+    runner.pairs_missing += uncounted
+    runner.effort += uncounted
+    return found
+
+
+def _seconds_per_pair(store: Store, recipe: Recipe, outcome: Prepared) -> float | None:
+    table = LossesTable(store, recipe.evaluation.evaluate)
+    per_token = _seconds_per_token(table)
+    sizes = [h.record.details["forward_tokens"] for h in outcome.windows.values() if h.record]
+    if per_token is not None and sizes:  # rows of a race are on parts of sets: tokens tell more
+        return float(per_token * statistics.mean(sizes))
+    seconds = sum(cost["seconds"] for cost in table.costs())
+    return seconds / len(table) if len(table) else None
+
+
+def _seconds_per_token(table: LossesTable) -> float | None:
+    tokens = sum(cost["tokens"] for cost in table.costs())
+    return float(sum(cost["seconds"] for cost in table.costs()) / tokens) if tokens else None

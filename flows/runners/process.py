@@ -1,0 +1,193 @@
+"""The process of one device, as its owner sees it: give an order, hear how it goes, end it if need be.
+
+The process is started when it is first needed and stays for the next order. Whatever is raised here
+while an order is carried out (a stop, a time limit, an interrupt, a fault of whoever shows progress)
+ends that order: the process is told and has ``STOP_SECONDS`` to save and to release, then it is killed.
+A process that died, or that CUDA may have failed in, is replaced at the next order.
+"""
+
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import threading
+import time
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+from flows.chain.work import SweepWork
+from flows.runners.stopping import Watch
+from flows.runners.worker import STOP, STOP_SECONDS, Build, Done, Failed, Shown, Sweep, Swept, main
+from storage.step import Call, Handle, Progress, Runtime
+from tasks.evaluation.sweep import Job
+from tasks.machine.child import program_of, start_child
+
+POLL_SECONDS = 0.2
+"""Seconds in which a stop is noticed."""
+
+ENTRY = program_of(main)
+
+
+class DeviceProcessError(OSError):
+    """The process of a device died at work; the next order starts another one."""
+
+
+class Child(NamedTuple):
+    """A process that serves, and the line to it."""
+
+    process: subprocess.Popen[bytes]
+    line: Connection
+
+    @classmethod
+    def start(cls, url: str, runtime: Runtime) -> "Child":
+        """A new process for the one device of the runtime."""
+        # As the command line sets them, see flows.command.main.
+        defaults = {"TOKENIZERS_PARALLELISM": "true", "OMP_WAIT_POLICY": "passive"}
+        child = cls(*start_child(ENTRY, {**defaults, **os.environ}))
+        child.send(pickle.dumps((url, runtime)))
+        return child
+
+    def send(self, message: bytes) -> None:
+        """Say something; that nobody is left to hear it is noticed when an answer is awaited."""
+        with suppress(OSError):
+            self.line.send_bytes(message)
+
+    def end(self, patience: float) -> int | None:
+        """Its exit status; killed where it does not end by itself in so many seconds.
+
+        None where it outlives even that, as a process in the hands of a hanging driver does.
+        """
+        self.line.close()
+        with suppress(subprocess.TimeoutExpired):
+            return self.process.wait(patience)
+        self.process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            return self.process.wait(STOP_SECONDS)
+        return None
+
+
+class DeviceProcess:
+    """A device that is used in a process of its own, for one order at a time."""
+
+    def __init__(self, url: str, runtime: Runtime) -> None:
+        self.name = runtime.device
+        self._url, self._runtime = url, runtime
+        self._child: Child | None = None
+        self._turn = threading.Lock()
+
+    @property
+    def pid(self) -> int | None:
+        """The process, None while there is none."""
+        return None if self._child is None else self._child.process.pid
+
+    def build(self, call: Call[Any], progress: Progress, stop: threading.Event) -> Handle:
+        """See ``flows.runners.devices.Device``."""
+        found = self._ask(Build(call), call.name, progress, stop)
+        assert isinstance(found, Handle)
+        return found
+
+    def sweep(
+        self, work: SweepWork, chunk: list[Job], progress: Progress, stop: threading.Event
+    ) -> Swept:
+        """See ``flows.runners.devices.Device``."""
+        # The mixtures of a sweep are many, and the chunk has those that are meant. A sweep that
+        # differs in nothing else finds the pool resident.
+        order = Sweep(work._replace(mixtures=[], stage=None), chunk)
+        found = self._ask(order, "a chunk of the sweep", progress, stop)
+        assert isinstance(found, Swept)
+        return found
+
+    def close(self) -> None:
+        """End the process; an order that is being carried out is waited for."""
+        with self._turn:
+            self._end(STOP_SECONDS)
+
+    def _ask(
+        self, order: Build | Sweep, what: str, progress: Progress, stop: threading.Event
+    ) -> Any:
+        watch = Watch(what, self._runtime, stop)
+        with self._turn:
+            watch.check()
+            child = self._running()
+            child.send(pickle.dumps(order))
+            try:
+                while (answer := self._hear(child, what, progress)) is None:
+                    watch.check()
+            except DeviceProcessError:
+                raise
+            except BaseException:  # also an interrupt, and whatever progress raises
+                self._stop(child, what)
+                raise
+            if isinstance(answer, Done):
+                return answer.result
+            error = answer.error()
+            error.add_note(f"in the process of {self.name}:\n{answer.trace}")
+            if isinstance(error, RuntimeError):
+                self._end(0)  # after an error of CUDA nothing works in a process any more
+            raise error
+
+    def _running(self) -> Child:
+        # What it said or that it died while it had nothing to do, which is nobody's fault now.
+        with suppress(DeviceProcessError):
+            while self._child is not None and self._child.line.poll():
+                self._hear(self._child, "nothing", ignore)
+        if self._child is None:
+            self._child = Child.start(self._url, self._runtime)
+        return self._child
+
+    def _hear(self, child: Child, what: str, progress: Progress) -> Done | Failed | None:
+        """Pass on what the process says; its answer when it comes. Raises DeviceProcessError."""
+        try:
+            message = child.line.recv() if child.line.poll(POLL_SECONDS) else None
+        except (EOFError, OSError):
+            raise self._died(what) from None
+        if isinstance(message, Done | Failed):
+            return message
+        if isinstance(message, Shown):
+            progress(*message)
+        elif isinstance(message, logging.LogRecord):
+            logger = logging.getLogger(message.name)
+            if logger.isEnabledFor(message.levelno):
+                logger.handle(message)
+        return None
+
+    def _stop(self, child: Child, what: str) -> None:
+        """Have the order ended, and the process where it does not end the order in time."""
+        child.send(STOP)
+        latest = time.monotonic() + STOP_SECONDS
+        try:
+            while time.monotonic() < latest:
+                if self._hear(child, what, ignore) is not None:
+                    return
+        except DeviceProcessError:
+            return
+        except BaseException:  # a second interrupt is impatient
+            self._end(0)
+            raise
+        self._end(0)
+
+    def _died(self, what: str) -> DeviceProcessError:
+        # Its end of the line is closed a moment before it is gone.
+        status = self._end(POLL_SECONDS)
+        return DeviceProcessError(
+            f"the process of {self.name} {_in_words(status)} while it was at {what}; everything "
+            "committed is kept and unfinished training resumes: run again"
+        )
+
+    def _end(self, patience: float) -> int | None:
+        child, self._child = self._child, None
+        return None if child is None else child.end(patience)
+
+
+def ignore(done: int, total: int, unit: str) -> None:
+    """Progress that nobody wants to see."""
+
+
+def _in_words(status: int | None) -> str:
+    if status == -signal.SIGKILL:
+        return "was killed (SIGKILL, which is also how the system ends what takes too much memory)"
+    if status is not None and status < 0:
+        return f"crashed ({signal.Signals(-status).name})"
+    return f"ended with exit status {status}, after what it printed"

@@ -1,0 +1,257 @@
+"""What a Prefect server must know, so that people and events can start mixpool's flows.
+
+A work pool, one deployment for each flow with working defaults, the event that starts ``ingest``, a
+limit for each device, and the automation that ends runs whose process is gone. Registering again
+changes what differs and keeps the rest: runs, and schedules of one's own where all have slugs.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from prefect import Flow
+from prefect.automations import EventTrigger
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import (
+    ConcurrencyLimitConfig,
+    ConcurrencyLimitStrategy,
+    StateType,
+    WorkPool,
+)
+from prefect.deployments.runner import RunnerDeployment
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, Posture
+from prefect.events.schemas.deployment_triggers import DeploymentEventTrigger
+from prefect.exceptions import ObjectNotFound
+from prefect.schedules import Cron, Interval, Schedule
+from prefect.types.entrypoint import EntrypointType
+from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
+
+from flows.chain.recipe_file import UsageError
+from flows.prefect.flow_runs import FLOWS, ablate_flow, ingest_flow, search_flow, sweep_flow
+from flows.prefect.limits import limit_name, make_limit
+from flows.prefect.settings import CLIENT
+from flows.prefect.waiting import WAITING
+from flows.server.wanted import PROCESS, Deploy
+from storage.artifact import dashed
+from storage.step import Runtime
+
+LOG = logging.getLogger("mixpool.deploy")
+
+SCHEDULE = "mixpool"
+"""Slug of the schedule: registering again finds it, and leaves those that have other slugs."""
+LANDED = "corpus.data.landed"
+"""The event that starts ``ingest``."""
+ANY_CORPUS = "any"
+"""Stands for the corpus of an event that concerns every corpus."""
+
+WITH_RECIPE = (ablate_flow, ingest_flow, sweep_flow, search_flow)
+
+TAGS = {
+    "ablate": ["trains", "evaluates"],
+    "ingest": ["trains", "evaluates", "data"],
+    "sweep": ["evaluates"],
+    "search": ["trains", "evaluates"],
+    "report": ["reads"],
+    "verify": ["maintenance"],
+    "gc": ["maintenance"],
+}
+
+MISSED_BEATS = 3
+ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "Unchanged", "Covered")
+WAITS = ("Scheduled", "Late", "AwaitingRetry", "AwaitingConcurrencySlot", "Paused", "Suspended")
+"""Names of the states after which no beat is expected; events are called after these, not after types."""
+GONE = "mixpool: end runs whose process is gone"
+
+
+def deploy(wanted: Deploy) -> dict[str, str]:
+    """Register everything with the server at ``PREFECT_API_URL``.
+
+    Returns:
+        id of each deployment, by ``flow/name``.
+
+    Raises:
+        ValueError: the pool is there with another type, or the schedule is none.
+    """
+    schedule = schedule_of(wanted)
+    with get_client(sync_client=True) as client:
+        _make_pool(client, wanted)
+        _end_runs_that_are_gone(client)
+    deployments = list(deployments_of(wanted))
+    if wanted.pool_type == PROCESS:
+        _make_limits()
+    made = {deployment.full_name: str(deployment.apply()) for deployment in deployments}
+    if schedule is None:
+        _end_schedule(UUID(made[f"{ingest_flow.name}/{wanted.name}"]))
+    return made
+
+
+def _end_schedule(ingest: UUID) -> None:
+    """Take back the schedule that an earlier registration made; Prefect leaves it in force."""
+    with get_client(sync_client=True) as client:
+        for found in client.read_deployment_schedules(ingest):
+            if found.slug == SCHEDULE:
+                client.delete_deployment_schedule(ingest, found.id)
+
+
+def deployments_of(wanted: Deploy) -> Iterator[RunnerDeployment]:
+    """The deployment of each flow. Raises ValueError where the schedule is none."""
+    schedule = schedule_of(wanted)
+    for flow in FLOWS:
+        is_ingest = flow is ingest_flow
+        deployment = RunnerDeployment.from_flow(
+            flow,
+            name=wanted.name,
+            description=describe(flow),
+            tags=["mixpool", *TAGS[flow.name]],
+            parameters=_parameters(flow, wanted),
+            schedule=schedule if is_ingest else None,
+            triggers=[landed_trigger(wanted)] if is_ingest else [],
+            # Those that wait are answered by the one that works (flows.prefect.waiting).
+            concurrency_limit=ConcurrencyLimitConfig(
+                limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE
+            )
+            if is_ingest
+            else None,
+            work_pool_name=wanted.pool,
+            job_variables=_job_variables(wanted),
+            # The code is installed where workers are, so nothing has to be fetched.
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
+        # Not the module that defines it: the one that finds ours beside other packages of its name.
+        deployment.entrypoint = f"mixpool.{flow.name}_flow"
+        yield deployment
+
+
+def describe(flow: Flow[..., Any]) -> str:
+    """What a flow does: its docstring without the parameters, which the form describes."""
+    return (flow.description or "").split("Args:")[0].strip()
+
+
+def _parameters(flow: Flow[..., Any], wanted: Deploy) -> dict[str, Any]:
+    recipe = {"recipe": wanted.recipe} if flow in WITH_RECIPE else {}
+    return {**recipe, "store": wanted.store}
+
+
+def _job_variables(wanted: Deploy) -> dict[str, Any]:
+    place = {"working_dir": wanted.folder, "command": wanted.command, "image": wanted.image}
+    return {"env": CLIENT, **{name: value for name, value in place.items() if value is not None}}
+
+
+def schedule_of(wanted: Deploy) -> Schedule | None:
+    """When ``ingest`` looks by itself; None where nobody asked for it.
+
+    Raises:
+        UsageError: both ``every`` and ``cron`` are given, or one of them says nothing sensible.
+    """
+    if wanted.every is not None and wanted.cron is not None:
+        raise UsageError("both every and cron say when to look for new data: give one of them")
+    if wanted.every is not None:
+        if wanted.every < 1:
+            raise UsageError(f"every is {wanted.every:g} seconds: give at least one")
+        return Interval(timedelta(seconds=wanted.every), slug=SCHEDULE)
+    if wanted.cron is None:
+        return None
+    try:
+        return Cron(wanted.cron, timezone="UTC", slug=SCHEDULE)
+    except ValueError as error:
+        raise UsageError(f"cron {wanted.cron!r} says no time: give five fields of cron") from error
+
+
+def resource_id(corpus: str) -> str:
+    """What an event of landed data is about: ``corpus.<name>``."""
+    return f"corpus.{dashed(corpus)}"
+
+
+def landed_trigger(wanted: Deploy) -> DeploymentEventTrigger:
+    """Starts ``ingest`` for each event that says that data of its corpus has landed."""
+    return DeploymentEventTrigger(
+        name=f"mixpool: {wanted.name}: data landed in {wanted.corpus}",
+        expect={LANDED},
+        match={"prefect.resource.id": [resource_id(wanted.corpus), resource_id(ANY_CORPUS)]},
+        parameters={
+            "uri": {"__prefect_kind": "jinja", "template": "{{ event.payload.uri }}"},
+        },
+    )
+
+
+def _make_pool(client: SyncPrefectClient, wanted: Deploy) -> None:
+    pool = _find_pool(client, wanted.pool)
+    if pool is None:
+        make = get_default_base_job_template_for_infrastructure_type
+        template = wanted.job_template or asyncio.run(make(wanted.pool_type))
+        if template is None:
+            raise ValueError(
+                f"Prefect knows no work pools of the type {wanted.pool_type!r}: give process, docker "
+                "or kubernetes"
+            )
+        client.create_work_pool(
+            WorkPoolCreate(name=wanted.pool, type=wanted.pool_type, base_job_template=template)
+        )
+    elif pool.type != wanted.pool_type:
+        raise ValueError(
+            f"the work pool {wanted.pool!r} has the type {pool.type!r}, not {wanted.pool_type!r}: "
+            "give another name, or that type"
+        )
+
+
+def _find_pool(client: SyncPrefectClient, name: str) -> WorkPool | None:
+    try:
+        return client.read_work_pool(name)
+    except ObjectNotFound:
+        return None
+
+
+def _make_limits() -> None:
+    """One slot for each device of this host; workers make those of theirs when they need them."""
+    from tasks.machine.device import devices_of
+
+    for name in devices_of(Runtime()):
+        if make_limit(limit_name(name), 1):
+            LOG.info("made the concurrency limit %s", limit_name(name))
+
+
+def _end_runs_that_are_gone(client: SyncPrefectClient) -> None:
+    """Without it, a run whose worker was killed too would be shown as running for ever."""
+    beat = "prefect.flow-run.heartbeat"
+    seconds = MISSED_BEATS * int(CLIENT["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
+    automation = AutomationCore(
+        name=GONE,
+        description="A run that lives says so every half minute. The next run goes on from what it "
+        "had committed and from its resume points.",
+        tags=["mixpool"],
+        trigger=EventTrigger(
+            after={beat},
+            expect={beat, WAITING, *(f"prefect.flow-run.{end}" for end in (*ENDS, *WAITS))},
+            match={"prefect.resource.id": ["prefect.flow-run.*"]},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=seconds),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                name=None,
+                force=False,
+                state=StateType.CRASHED,
+                message=f"nothing was heard of its process for {seconds} seconds; run it again: it "
+                "goes on from what was committed and from its resume points",
+            )
+        ],
+    )
+    found = client.read_automations_by_name(GONE)
+    for known in found:
+        # An automation that is written again forgets the beats that it has heard.
+        if not _says_the_same(known, automation):
+            client.update_automation(known.id, automation)
+    if not found:
+        client.create_automation(automation)
+
+
+def _says_the_same(known: AutomationCore, wanted: AutomationCore) -> bool:
+    one, other = ((a.description, a.trigger, a.actions) for a in (known, wanted))
+    return one == other

@@ -1,0 +1,97 @@
+"""A store's pages over http, for this machine's browser: reports, tables, folders, as they lie there.
+
+Links in Prefect's pages must begin with ``http``, whatever the store is: a folder here, or a bucket that
+asks for keys. Read only, and answers only to this machine's own names, so that no page of another site
+can look at the store through the browser.
+"""
+
+import html
+import mimetypes
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from flows.run.index import INDEX
+from storage.backends.urls import file_system
+
+CHUNK = 1 << 20
+NAMES = ["127.0.0.1", "localhost", "[::1]", "::1"]
+
+
+def pages(store: str) -> Starlette:
+    """The application that shows the store at a URL."""
+    filesystem, root = file_system(store)
+
+    async def show(request: Request) -> Response:
+        return await run_in_threadpool(respond, filesystem, root, request.path_params["path"])
+
+    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=NAMES)]
+    return Starlette(routes=[Route("/{path:path}", show)], middleware=middleware)
+
+
+def respond(filesystem: Any, root: str, path: str) -> Response:
+    """A file of the store, or what is in a folder.
+
+    Raises:
+        HTTPException: 404 where there is nothing, 502 where the store does not answer.
+    """
+    if not path:
+        return RedirectResponse(f"/{INDEX}")
+    if ".." in path.split("/"):
+        raise HTTPException(404, f"there is no {path}")
+    place = f"{root.rstrip('/')}/{path.rstrip('/')}"
+    try:
+        filesystem.invalidate_cache()
+        info = filesystem.info(place)
+        if info["type"] == "directory":
+            return _folder(filesystem, place, path)
+        return _file(filesystem, place, int(info["size"]))
+    except FileNotFoundError as error:
+        if path == INDEX:
+            return HTMLResponse(
+                "<!doctype html><p>No run has ended yet: the first one writes this page."
+            )
+        raise HTTPException(404, f"there is no {path} in the store") from error
+    except ValueError as error:  # such as a null byte
+        raise HTTPException(404, f"there is no {path!r}") from error
+    except OSError as error:
+        raise HTTPException(502, f"the store does not answer: {error}") from error
+
+
+def _file(filesystem: Any, place: str, size: int) -> Response:
+    def parts() -> Iterator[bytes]:
+        with filesystem.open(place, "rb") as file:
+            while part := file.read(CHUNK):
+                yield part
+
+    kind = mimetypes.guess_type(place)[0] or "application/octet-stream"
+    if place.endswith((".yaml", ".yml", ".json")):
+        kind = "text/plain; charset=utf-8"  # to be read, not downloaded
+    return StreamingResponse(parts(), media_type=kind, headers={"Content-Length": str(size)})
+
+
+def _folder(filesystem: Any, place: str, path: str) -> Response:
+    if not path.endswith("/"):
+        return RedirectResponse(f"/{path}/")
+    found = filesystem.ls(place, detail=True)
+    names = sorted(
+        item["name"].rstrip("/").rpartition("/")[2] + ("/" if item["type"] == "directory" else "")
+        for item in found
+    )
+    rows = "".join(
+        f'<li><a href="{quote(name)}">{html.escape(name)}</a></li>' for name in names if name
+    )
+    title = html.escape(path)
+    return HTMLResponse(
+        f'<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
+        f"<title>{title}</title><h1>{title}</h1><ul><li><a href='../'>..</a></li>{rows}</ul>"
+    )

@@ -1,0 +1,274 @@
+"""Everything that one machine needs: Prefect's server with its page, the deployments, and a worker.
+
+Server and worker are processes of their own, in process groups of their own, so that Ctrl-C reaches
+only this one and it can end them in order: runs first, which keep what they have done and go on at the
+next start; then the worker; then the server. Prefect's database is in ``home``, where the next start
+finds it. This module imports Prefect only once the server's address is in the environment.
+"""
+
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from flows.prefect.links import VARIABLE as LINKS
+from flows.prefect.settings import CLIENT, SERVER
+from flows.server.services import ServeError, Service, alone_in, end_left_over, prefect_service
+from flows.server.wanted import Deploy
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+START_SECONDS = 180.0
+"""For the server to answer, and for the worker to be there; they take 10 to 30 s."""
+STOP_SECONDS = 40.0
+"""For runs to end; Prefect kills them after 30."""
+TELL_SECONDS = (10, 30, 50)
+"""When the server is told again of runs that wait to go on, after the start."""
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Serve:
+    """How the services are started."""
+
+    deploy: Deploy
+    """What is registered."""
+    home: Path
+    """Folder of Prefect's database and of what the services say."""
+    host: str = "127.0.0.1"
+    """Address the server listens at."""
+    port: int = 4200
+    """Its port; the store's pages are at the next one."""
+    runs: int = 1
+    """Runs at a time; trainings take turns on a device all the same."""
+
+    @property
+    def url(self) -> str:
+        """Where a browser finds the server."""
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def pages(self) -> str:
+        """Where a browser finds the store."""
+        return f"http://{self.host}:{self.port + 1}/"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What server, worker and this process need; the person's own settings stay in force."""
+        ours = {
+            "PREFECT_HOME": str(self.home),
+            "PREFECT_SERVER_API_HOST": self.host,
+            "PREFECT_SERVER_API_PORT": str(self.port),
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": self.url,
+            "PREFECT_API_URL": f"{self.url}/api",
+            "PREFECT_WORKER_QUERY_SECONDS": "2",  # not 10: a person has pressed Run
+            "PYTHONUNBUFFERED": "1",
+        }
+        if auth := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+            ours["PREFECT_API_AUTH_STRING"] = auth
+        if self.host in LOOPBACK:
+            links = filter(None, [f"{self.deploy.store} {self.pages}", os.environ.get(LINKS)])
+            ours[LINKS] = ",".join(links)
+        wanted = {n: os.environ.get(n, value) for n, value in {**CLIENT, **SERVER}.items()}
+        return {**wanted, **ours}
+
+
+def serve(wanted: Serve, say: Say) -> None:
+    """Start everything, and return when a signal has asked for the end and all have ended.
+
+    Raises:
+        ValueError: the host can be reached from outside and there is no authentication, or the port
+            is in use, or what is to be registered is wrong.
+        ServeError: a service did not start, or ended by itself.
+    """
+    _check_address(wanted)
+    os.environ.pop("PREFECT_PROFILE", None)
+    os.environ.update(wanted.environment)
+    wanted.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with alone_in(wanted.home), _asked_to_end() as end, contextlib.ExitStack() as started:
+        _check_schedule(wanted)
+        end_left_over(wanted.home, say)
+        _check_port(wanted)
+        server = started.enter_context(prefect_service(wanted.home, "server", ["server", "start"]))
+        _await("the server", server, lambda: _answers(f"{wanted.url}/api/health"), end)
+        if end.is_set():
+            return
+        _register(wanted, say)
+        _take_up(wanted, say)
+        # In the order of the end: runs end while there is a worker that can end them, and wait to
+        # go on when there is none that would take them up at once.
+        ended: list[FlowRun] = []
+        started.callback(_schedule_again, ended, say)
+        worker = started.enter_context(
+            prefect_service(wanted.home, "worker", _worker_command(wanted))
+        )
+        started.callback(_end_runs, wanted, ended, say)
+        _await("the worker", worker, lambda: _has_worker(wanted), end)
+        _show_pages(wanted)
+        say(f"mixpool is at {wanted.url} (recipe {wanted.deploy.recipe})")
+        if wanted.host in LOOPBACK:
+            say(f"the store {wanted.deploy.store} is at {wanted.pages}")
+        say("Ctrl-C ends it; runs that are going on keep what they have done, and go on next time")
+        for second in itertools.count():
+            if end.wait(1.0):
+                break
+            server.check()
+            worker.check()
+            if second in TELL_SECONDS:
+                _tell_waiting(wanted, say)
+        say("ending runs, worker and server ...")
+
+
+def _check_address(wanted: Serve) -> None:
+    if wanted.host not in LOOPBACK and not os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+        raise ValueError(
+            f"host {wanted.host!r} can be reached from other machines, and nobody would have to log "
+            "in: set PREFECT_SERVER_API_AUTH_STRING=user:password, or leave the host at 127.0.0.1"
+        )
+
+
+def _check_port(wanted: Serve) -> None:
+    for port in (wanted.port, wanted.port + 1):
+        with socket.socket() as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                trial.bind((wanted.host, port))
+            except OSError as error:
+                raise ValueError(
+                    f"port {port} of {wanted.host} is in use ({error.strerror}): end what listens "
+                    "there, or give another --port; it and the next one must be free"
+                ) from error
+
+
+def _check_schedule(wanted: Serve) -> None:
+    from flows.server.deployments import schedule_of
+
+    schedule_of(wanted.deploy)
+
+
+@contextlib.contextmanager
+def _asked_to_end() -> Iterator[threading.Event]:
+    """Set by the first signal; the second one ends this process at once."""
+    end = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        if end.is_set():
+            raise KeyboardInterrupt
+        end.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield end
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _worker_command(wanted: Serve) -> list[str]:
+    pool = ["--pool", wanted.deploy.pool, "--type", "process"]
+    return ["worker", "start", *pool, "--limit", str(wanted.runs), "--name", "mixpool-serve"]
+
+
+def _await(what: str, service: Service, is_there: Callable[[], bool], end: threading.Event) -> None:
+    limit = time.monotonic() + START_SECONDS
+    while not is_there() and not end.is_set():
+        service.check()
+        if time.monotonic() > limit:
+            raise ServeError(f"{what} is not there after {START_SECONDS:g} s; see {service.log}")
+        end.wait(0.5)
+
+
+def _answers(url: str) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+        return bool(answer.status == 200)
+    return False
+
+
+# What is done through the server -------------------------------------------------------------------
+
+
+def _register(wanted: Serve, say: Say) -> None:
+    from flows.server.deployments import deploy
+
+    command = f"{sys.executable} -m prefect.engine"
+    folder = wanted.deploy.folder or str(Path.cwd())
+    made = deploy(replace(wanted.deploy, command=command, folder=folder))
+    say(f"flows: {', '.join(made)}")
+
+
+def _has_worker(wanted: Serve) -> bool:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        path = f"/work_pools/{wanted.deploy.pool}/workers/filter"
+        found = client.request("POST", path, json={}).json()  # type: ignore[arg-type]
+    return any(worker["status"] == "ONLINE" for worker in found)
+
+
+def _take_up(wanted: Serve, say: Say) -> None:
+    """Let the runs go on that had not ended when everything was killed."""
+    from flows.prefect.waiting import broken_off_runs, schedule_again
+
+    if left := broken_off_runs(wanted.deploy.pool):
+        schedule_again(left)
+        say(f"{len(left)} runs that were broken off go on")
+
+
+def _tell_waiting(wanted: Serve, say: Say) -> None:
+    import httpx
+
+    from flows.prefect.waiting import tell_waiting
+
+    try:
+        tell_waiting(wanted.deploy.pool)
+    except httpx.HTTPError as error:  # the server may be busy, and what was told once mostly holds
+        say(f"the server was not told again of runs that wait ({error})")
+
+
+def _end_runs(wanted: Serve, ended: "list[FlowRun]", say: Say) -> None:
+    import httpx
+
+    from flows.prefect.waiting import end_runs
+
+    try:
+        ended.extend(end_runs(wanted.deploy.pool, STOP_SECONDS))
+    except httpx.HTTPError as error:  # must not hide that the server has ended
+        say(f"the server could not be asked to end runs ({error})")
+
+
+def _schedule_again(ended: "list[FlowRun]", say: Say) -> None:
+    from flows.prefect.waiting import schedule_again
+
+    if ended:
+        schedule_again(ended)
+    for run in ended:
+        say(f"run {run.name!r} goes on at the next start")
+
+
+def _show_pages(wanted: Serve) -> None:
+    """Serve the store's pages from a thread; only to this machine."""
+    if wanted.host not in LOOPBACK:
+        return
+    import uvicorn
+
+    from flows.server.pages import pages
+
+    config = uvicorn.Config(
+        pages(wanted.deploy.store), host=wanted.host, port=wanted.port + 1, log_level="warning"
+    )
+    server = uvicorn.Server(config)
+    threading.Thread(target=server.run, name="mixpool-pages", daemon=True).start()

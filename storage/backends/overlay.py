@@ -1,0 +1,96 @@
+"""A store that reads from one place and writes to another: what a plan tries, nobody else sees."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from storage.backends.backend import Backend, FileInfo
+from storage.backends.local import LocalBackend
+from storage.backends.urls import open_backend
+
+
+class OverlayBackend(Backend):
+    """``lower`` is only read; whatever is written goes to ``upper`` and hides it."""
+
+    is_remote = False
+
+    def __init__(self, lower: Backend, upper: LocalBackend) -> None:
+        super().__init__(lower.fs, lower.root)
+        self._lower = lower
+        self._upper = upper
+        self._deleted: set[str] = set()
+
+    def _is_above(self, path: str) -> bool:
+        return Path(self._upper.full(path)).exists()
+
+    def _holder(self, path: str) -> Backend:
+        if path in self._deleted:
+            raise FileNotFoundError(path)
+        return self._upper if self._is_above(path) else self._lower
+
+    def read(self, path: str) -> bytes:
+        return self._holder(path).read(path)
+
+    def read_each(self, paths: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
+        waiting = iter(paths)
+        while some := list(itertools.islice(waiting, 256)):
+            above = {path for path in some if self._is_above(path) or path in self._deleted}
+            below = dict(self._lower.read_each(path for path in some if path not in above))
+            for path in some:
+                yield self._one(path) if path in above else (path, below[path])
+
+    def _one(self, path: str) -> tuple[str, bytes | None]:
+        return next(super().read_each([path]))
+
+    def exists(self, path: str) -> bool:
+        return path not in self._deleted and (self._is_above(path) or self._lower.exists(path))
+
+    def fetch(self, path: str, target: Path) -> None:
+        self._holder(path).fetch(path, target)
+
+    def create(self, path: str, data: bytes) -> bool:
+        return self._is_free(path) and self._upper.create(path, data)
+
+    def create_from(self, path: str, source: Path) -> bool:
+        return self._is_free(path) and self._upper.create_from(path, source)
+
+    def _is_free(self, path: str) -> bool:
+        if path in self._deleted:
+            self._deleted.discard(path)
+            return True
+        return not self.exists(path)
+
+    def put(self, path: str, data: bytes) -> None:
+        self._upper.put(path, data)
+        self._deleted.discard(path)
+
+    def put_from(self, path: str, source: Path) -> None:
+        self._upper.put_from(path, source)
+        self._deleted.discard(path)
+
+    def delete(self, path: str) -> None:
+        self._deleted.add(path)
+        self._upper.delete(path)
+
+    def list(self, prefix: str) -> dict[str, FileInfo]:
+        found = self._lower.list(prefix) | self._upper.list(prefix)
+        return {path: info for path, info in sorted(found.items()) if path not in self._deleted}
+
+    def local(self, path: str) -> Path | None:
+        """Where it lies; None for a folder of which each of the two has a part."""
+        hidden = self._deleted | self._upper.list(path).keys()
+        if self._is_above(path) and self._lower.list(path).keys() - hidden - {path}:
+            return None
+        is_below = path not in self._deleted and not self._is_above(path)
+        return self._lower.local(path) if is_below else Path(self._upper.full(path))
+
+    def _now(self) -> float:
+        # The clock of ``lower`` may be read by writing a file there.
+        return self._upper._now()
+
+
+def overlay(url: str, folder: Path) -> OverlayBackend:
+    """The files at ``url`` with changes kept in a local ``folder``."""
+    upper = open_backend(str(folder))
+    assert isinstance(upper, LocalBackend)
+    return OverlayBackend(open_backend(url), upper)

@@ -1,0 +1,278 @@
+"""The files of a corpus, listed afresh, each under a path that stays when the corpus moves.
+
+A path counts from a root that the address itself fixes: the folder, or the last folder before a
+glob's first wildcard. So it is the same in another bucket, and does not depend on which other files
+happen to be there. Which files count is decided by their names alone: hidden files, markers such as
+``_SUCCESS`` and unknown suffixes are passed over where a folder or a wildcard swept them up, and
+refused where somebody named them. Where the corpus has a marker, the same listing tells which files
+it covers.
+"""
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, takewhile
+from typing import Any, NamedTuple
+
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate  # in no documentation, checked with fsspec 2026.9
+
+from storage.backends.urls import file_system
+from storage.fingerprint import fingerprint
+from tasks.corpus.formats import layout
+
+_WILDCARD = re.compile(r"[*?\[]")
+_UNFINISHED = frozenset({"_temporary", "_delta_log", "__MACOSX"})
+_STAMPS = "ETag etag md5Hash checksum LastModified last_modified updated mtime modified created"
+_UNTOLD = "listed"
+"""Stands in a stamp where a file system tells nothing by which two versions of a file differ."""
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+class EmptyCorpusError(ValueError):
+    """An address of a source matches no file that can be read."""
+
+
+class SourceFile(NamedTuple):
+    """One file of a corpus.
+
+    ``path`` is unique and the same wherever the corpus lies; ``size`` is in bytes (0 where unknown);
+    ``stamp`` changes when the file does, as far as its size and the file system's ETag or time tell:
+    it may spare a reading and never identifies anything. ``is_marked`` is False where a marker is
+    asked for and lies neither in the file's folder nor above it.
+    """
+
+    path: str
+    url: str
+    size: int
+    stamp: str
+    is_marked: bool = True
+
+
+def url_files(urls: Sequence[str], marker: str | None = None) -> list[SourceFile]:
+    """Every readable file that ``urls`` match (globs, folders, files), sorted by path.
+
+    Args:
+        marker: name of a file that must lie in a file's folder, or above it up to its root, for it
+            to be marked. It is never read itself. A file that is given by itself then costs one
+            more look, into its folder.
+
+    A folder, and a glob with ``**``, cost one listing; another glob one for each folder it reaches.
+
+    Raises:
+        EmptyCorpusError: a URL matches no readable file.
+        ValueError: a URL names a file, or a suffix, whose format is not known.
+    """
+    places = [_place(url, marker) for url in urls]
+    roots = list(dict.fromkeys(root for root, _ in places))
+    prefixes = dict(zip(roots, _prefixes(roots), strict=True))
+    files: dict[str, SourceFile] = {}
+    for root, found in places:
+        for file in found:
+            path = f"{prefixes[root]}/{file.path}".removeprefix("/")
+            first = files.setdefault(file.url, file._replace(path=path))
+            files[file.url] = first._replace(is_marked=first.is_marked or file.is_marked)
+    return sorted(files.values())
+
+
+def _prefixes(roots: Sequence[str]) -> list[str]:
+    """For several roots, the fewest last components that tell them apart; nothing for one root."""
+    tails = [""] * len(roots)
+    depth = 0
+    while len({*tails}) < len(roots):
+        depth += 1
+        tails = ["/".join(root.split("/")[-depth:]).strip("/") for root in roots]
+    return tails
+
+
+def _place(url: str, marker: str | None) -> tuple[str, list[SourceFile]]:
+    filesystem, path = file_system(url)
+    filesystem.invalidate_cache()
+    listed: list[str] = []
+    for kind in _kinds(filesystem, path):
+        start, root = _start(filesystem, url, path), _root(path, kind)
+        found, marked = _found(filesystem, path, kind, root, marker)
+        listed += found
+        if names := list(_readable(found, root, kind, path)):
+            return start + root, [
+                SourceFile(
+                    name[len(root) :].lstrip("/"),
+                    start + name,
+                    *size_and_stamp(found[name], start + name),
+                    marker is None or _is_below(name, marked),
+                )
+                for name in names
+            ]
+    raise EmptyCorpusError(_nothing_at(url, listed))
+
+
+def _kinds(filesystem: Any, path: str) -> Iterator[str]:
+    """What may lie at a path: file, directory, or what a pattern stands for; the likely one first."""
+    is_pattern = _WILDCARD.search(path) is not None
+    # A name may hold what looks like a wildcard, but where each question is a request it rarely does.
+    if is_pattern and not isinstance(filesystem, LocalFileSystem):
+        yield "glob"
+    try:
+        yield str(filesystem.info(path)["type"])
+    except (FileNotFoundError, NotADirectoryError):
+        if isinstance(filesystem, LocalFileSystem) and is_pattern:
+            yield "glob"
+
+
+def _start(filesystem: Any, url: str, path: str) -> str:
+    """What stands before a file system's own path in a URL: protocol, and host where it has one."""
+    whole = url.rstrip("/")
+    if "://" in whole and whole.endswith(path):
+        return whole.removesuffix(path)
+    return str(filesystem.unstrip_protocol(path)).removesuffix(path)
+
+
+def _root(path: str, kind: str) -> str:
+    if kind == "directory":
+        return path
+    folders = path.split("/")[:-1]
+    if kind == "glob":
+        folders = list(takewhile(lambda folder: not _WILDCARD.search(folder), folders))
+    return "/".join(folders)
+
+
+def _found(
+    filesystem: Any, path: str, kind: str, root: str, marker: str | None
+) -> tuple[dict[str, Mapping[str, Any]], set[str]]:
+    """The files that are meant, without markers, and the folders that hold a marker."""
+    listed = _listed(filesystem, path, kind, root)
+    marked = {folder for folder, _, last in (n.rpartition("/") for n in listed) if last == marker}
+    if marker is not None and kind == "file" and filesystem.isfile(f"{root}/{marker}"):
+        marked = {root}
+    matches = re.compile(glob_translate(path)).match if kind == "glob" else None
+    return {
+        name: info
+        for name, info in listed.items()
+        if (marker is None or name.rpartition("/")[2] != marker)
+        and (matches is None or matches(name))
+    }, marked
+
+
+def _listed(filesystem: Any, path: str, kind: str, root: str) -> dict[str, Mapping[str, Any]]:
+    """All files that may be meant; for a pattern those below its root, to the depth it reaches."""
+    if kind == "file":
+        return {path: filesystem.info(path)}
+    # What ``glob`` does as well, but markers do not match the pattern, and in object storage a name
+    # can be that of a file and of a folder, of which a glob tells the folder only.
+    depth = None if kind == "directory" or "**" in path else path[len(root) :].count("/")
+    found = filesystem.find(f"{root}/", maxdepth=depth, detail=True)
+    return {name: info for name, info in found.items() if info["type"] == "file"}
+
+
+def _is_below(name: str, folders: set[str]) -> bool:
+    above = accumulate(name.split("/")[:-1], "{}/{}".format)
+    return not folders.isdisjoint(above)
+
+
+def _readable(found: Mapping[str, Any], root: str, kind: str, path: str) -> Iterator[str]:
+    last = path.rpartition("/")[2].rpartition(".")[2]
+    named = kind == "file" or (kind == "glob" and not _WILDCARD.search(last))
+    for name in found:
+        if kind != "file" and _is_hidden(name[len(root) :]):
+            continue
+        if layout(name) is not None:
+            yield name
+        elif named:
+            raise ValueError(f"{name} is in no format that can be read: {_remedy(name)}")
+
+
+def _is_hidden(relative: str) -> bool:
+    return any(part.startswith(".") or part in _UNFINISHED for part in relative.split("/"))
+
+
+def _remedy(name: str) -> str:
+    if name.lower().endswith(".json"):
+        return "write JSON lines, one object per line, and call it .jsonl"
+    return "give .jsonl, .parquet, .arrow or text files; .gz, .zst, .bz2 or .lz4 may follow"
+
+
+def _nothing_at(url: str, found: Sequence[str]) -> str:
+    if found:
+        return f"{url} matches no readable file, only such as {min(found)}: {_remedy(min(found))}"
+    return f"{url} matches no file: correct it, or take it out of the source"
+
+
+def size_and_stamp(info: Mapping[str, Any], url: str = "") -> tuple[int, str]:
+    """Size in bytes and stamp of a file, from what its file system tells of it."""
+    # Where a file system tells nothing, the stamp is new each time, so that the file is read again.
+    tokens = [info[name] for name in _STAMPS.split() if info.get(name) is not None]
+    token = tokens[0] if tokens else f"{_UNTOLD} {time.time_ns()}"
+    size = info["size"] or 0
+    # Other files may have the same size and time (unpacked archives, rsync -t): local ones differ
+    # in inode and time of change, and a corpus at another address is read again.
+    local = [info[name] for name in ("ino", "created") if "ino" in info and name in info]
+    return size, " ".join(map(str, [size, token, *local, url])).rstrip().replace('"', "")
+
+
+def is_told(file: SourceFile) -> bool:
+    """Whether the file system tells anything but the size by which a file's versions differ."""
+    return file.stamp.split(" ")[1:2] != [_UNTOLD]
+
+
+def dataset_files(address: str, name: str | None, split: str) -> list[SourceFile]:
+    """The files of a data set of the library ``datasets``.
+
+    The Arrow files of a saved data set are listed one by one. A folder of data files, and a data
+    set on the hub, is one entry whose ``url`` is ``address``.
+
+    Raises:
+        EmptyCorpusError: there is no such folder, and the address is no hub name either.
+        ValueError: a saved data set has no such split.
+    """
+    filesystem, root = file_system(address)
+    filesystem.invalidate_cache()
+    folder = root
+    if filesystem.exists(f"{root}/dataset_dict.json"):
+        _require_split(address, split, json.loads(filesystem.cat(f"{root}/dataset_dict.json")))
+        folder = f"{root}/{split}"
+    if filesystem.exists(f"{folder}/state.json"):
+        return _saved_files(filesystem, address, root, folder)
+    path = "/".join(filter(None, [root.rpartition("/")[2], name, split]))
+    if "://" not in address and filesystem.isdir(root):
+        return [SourceFile(path, address, *_folder_stamp(root))]
+    if not _HUB_NAME.fullmatch(address):
+        raise EmptyCorpusError(
+            f"{address} is no folder that save_to_disk wrote, no local folder of data files and no "
+            "hub name: correct it, or give files in urls"
+        )
+    return [SourceFile(path, address, 0, _hub_stamp(address))]
+
+
+def _require_split(address: str, split: str, description: Mapping[str, Any]) -> None:
+    if split not in description["splits"]:
+        have = ", ".join(description["splits"])
+        raise ValueError(f"{address} has no split {split!r}: give one of {have}")
+
+
+def _saved_files(filesystem: Any, address: str, root: str, folder: str) -> list[SourceFile]:
+    # The folder may still hold files of an earlier, longer save; state.json names the valid ones.
+    state = json.loads(filesystem.cat(f"{folder}/state.json"))
+    start, parent = _start(filesystem, address, root), root.rpartition("/")[0]
+    names = [f"{folder}/{file['filename']}" for file in state["_data_files"]]
+    return [
+        SourceFile(
+            name[len(parent) :].lstrip("/"),
+            start + name,
+            *size_and_stamp(filesystem.info(name), start + name),
+        )
+        for name in sorted(names)
+    ]
+
+
+def _folder_stamp(root: str) -> tuple[int, str]:
+    filesystem, path = file_system(root)
+    found = filesystem.find(path, detail=True)
+    facts = {name[len(path) :]: size_and_stamp(info) for name, info in sorted(found.items())}
+    return sum(size for size, _ in facts.values()), fingerprint("data set folder", facts)
+
+
+def _hub_stamp(name: str) -> str:
+    from huggingface_hub import HfApi
+
+    return str(HfApi().dataset_info(name).sha)

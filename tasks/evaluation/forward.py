@@ -1,0 +1,282 @@
+"""The forward pass that a sweep needs: losses of the scored tokens, and nothing beside them.
+
+A causal language model multiplies every position's hidden state with the whole vocabulary; those
+logits are the largest tensor of all, and most of what a loss costs beside the matrix products.
+Where the model is a body with a linear head behind it (this is looked at, not assumed), only the
+scored positions meet the head, in tiles that stay in a processor's cache, with a running sum of
+exponentials (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"). Any other
+model gives its logits, of which the scored ones are taken.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tasks.evaluation.onednn import OnednnLayers, onednn_linear
+from tasks.evaluation.window import Windows
+from tasks.machine.compiled import compile_layers
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+TILE = 1024
+"""Positions, and entries of the vocabulary, in one tile on a CPU: 4 MB of float32 logits. Also the
+positions whose logits are lifted to float32 at once."""
+
+SMALL = 8192
+"""Up to so many entries a CPU keeps whole rows of logits, fewer at a time, in the same 4 MB."""
+
+LOWEST_BIAS = 100.0
+"""A head whose bias masks tokens gives its logits."""
+
+PIECE = 4096
+"""Positions whose logits are computed at once on a GPU."""
+
+CPU_BATCH, GPU_BATCH = 2048, 32768
+"""Positions in one batch if nobody says otherwise: above the knee where latency stops being flat,
+and on a CPU few enough that activations stay in its cache."""
+
+
+class TokenBatch(NamedTuple):
+    """B windows of at most T positions that are run together; S of their tokens are scored."""
+
+    inputs: "torch.Tensor"
+    """Token ids, int64, shape (B, T)."""
+    scored: "torch.Tensor"
+    """Positions in the flattened batch, int64, shape (S,)."""
+    targets: "torch.Tensor"
+    """The token that follows at each, int64, shape (S,)."""
+    group: np.ndarray
+    """Group of each one's document, shape (S,)."""
+
+
+def default_batch(device: str) -> int:
+    """Positions in one batch on a device."""
+    return GPU_BATCH if device.startswith("cuda") else CPU_BATCH
+
+
+def batches(windows: Windows, tokens: int, device: str) -> list[TokenBatch]:
+    """Windows in batches of at most ``tokens`` positions, of like length, shortest first.
+
+    The order depends on the windows alone, so a set's sums are added in one order.
+    """
+    order = np.argsort(windows.length, kind="stable")
+    found: list[list[int]] = []
+    for row in order.tolist():
+        # Sorted by length, so this row would be the longest of the batch.
+        if not found or int(windows.length[row]) * (len(found[-1]) + 1) > tokens:
+            found.append([])
+        found[-1].append(row)
+    return [_batch(windows, np.array(rows), device) for rows in found]
+
+
+def _batch(windows: Windows, rows: np.ndarray, device: str) -> TokenBatch:
+    import torch
+
+    length = int(windows.length[rows].max())
+    position = np.arange(length)
+    scored = (position >= windows.first[rows, None]) & (position < windows.length[rows, None])
+    inputs = windows.inputs[rows, :length].astype(np.int64)
+    targets = windows.targets[rows, :length][scored].astype(np.int64)
+    return TokenBatch(
+        torch.from_numpy(inputs).to(device),
+        torch.from_numpy(np.flatnonzero(scored)).to(device),
+        torch.from_numpy(targets).to(device),
+        np.repeat(windows.group[rows], scored.sum(1)),
+    )
+
+
+Linear = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor | None"], "torch.Tensor"]
+"""Inputs, weight and bias to outputs, as ``torch.nn.functional.linear``."""
+
+
+class Scorer:
+    """Nats of each scored token of a batch, in the fastest way that gives the model's own losses.
+
+    The model must hold sound weights when this is made; later they may be written over in place.
+
+    Args:
+        model: any causal language model of transformers, in evaluation mode.
+        compiled: whether torch.compile compiles the layers.
+        onednn: whether common batches are multiplied by oneDNN (``tasks.evaluation.onednn``): for float32 on a
+            CPU, where no gradients are asked for.
+    """
+
+    def __init__(
+        self, model: "PreTrainedModel", *, compiled: bool = False, onednn: bool = False
+    ) -> None:
+        import torch.nn.functional as F
+
+        self._model: Any = model
+        self._head: Any = model.get_output_embeddings()
+        self._body: Any = linear_body(model)
+        self._linear: Linear = onednn_linear if onednn else F.linear
+        if compiled:
+            compile_layers(model)
+        self._layers = OnednnLayers(model) if onednn else None
+
+    def expect(self, prepared: Iterable[TokenBatch]) -> None:
+        """Be fast at the commonest size of these batches: those of one set, whatever others there are."""
+        if self._layers is not None:
+            found = Counter(batch.inputs.numel() for batch in prepared)
+            self._layers.rows = max(found, key=lambda rows: (found[rows], rows), default=0)
+
+    def leave_onednn(self) -> bool:
+        """Do without oneDNN from now on; False if it was not used."""
+        import torch.nn.functional as F
+
+        if self._layers is None:
+            return False
+        self._layers.rows, self._layers, self._linear = 0, None, F.linear
+        return True
+
+    def __call__(self, batch: TokenBatch) -> "torch.Tensor":
+        """Nats, float32, shape (S,)."""
+        if self._body is None:
+            return _from_logits(self._model(input_ids=batch.inputs, use_cache=False), batch)
+        output = self._body(input_ids=batch.inputs, use_cache=False)
+        hidden = output.last_hidden_state.flatten(0, 1)
+        if len(batch.scored) < len(hidden):
+            hidden = hidden[batch.scored]
+        head = self._head
+        return head_losses(hidden, head.weight, head.bias, batch.targets, self._linear)
+
+
+def linear_body(model: "PreTrainedModel") -> "torch.nn.Module | None":
+    """The model without its head, if logits are one linear map of its last hidden state.
+
+    Caps, scales or masks of logits, and heads of other kinds, are seen by comparing what goes into
+    and comes out of the head with what the body and the model give; None where anything differs.
+    """
+    import torch
+
+    head, body = model.get_output_embeddings(), model.base_model
+    if type(head) is not torch.nn.Linear or body is model:
+        return None
+    # A tile's sum is told by its first logit, which must not drown in the others.
+    if head.bias is not None and not bool((head.bias > -LOWEST_BIAS).all()):
+        return None
+    seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def keep(_: object, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        seen.append((inputs[0], output, output.clone()))
+
+    ids = torch.arange(2, device=model.device)[None]
+    handle = head.register_forward_hook(keep)
+    try:
+        with torch.inference_mode():
+            logits = model(input_ids=ids, use_cache=False).logits
+            hidden = getattr(body(input_ids=ids, use_cache=False), "last_hidden_state", None)
+    finally:
+        handle.remove()
+    if len(seen) != 1 or hidden is None:
+        return None
+    entered, left, untouched = seen[0]
+    # The very tensor that left the head: a cap that changes no bit of small logits makes a new one.
+    same = logits.data_ptr() == left.data_ptr() and logits.equal(untouched)
+    return body if same and entered.equal(hidden) else None
+
+
+def _from_logits(output: Any, batch: TokenBatch) -> "torch.Tensor":
+    import torch
+    import torch.nn.functional as F
+
+    logits = output.logits.flatten(0, 1)
+    pieces = zip(torch.split(batch.scored, TILE), torch.split(batch.targets, TILE), strict=True)
+    # In pieces, because float32 logits of a whole batch are the largest tensor of all.
+    losses = [F.cross_entropy(logits[s].float(), t, reduction="none") for s, t in pieces]
+    return torch.cat(losses)
+
+
+def head_losses(
+    hidden: "torch.Tensor",
+    weight: "torch.Tensor",
+    bias: "torch.Tensor | None",
+    targets: "torch.Tensor",
+    linear: "Linear | None" = None,
+) -> "torch.Tensor":
+    """Cross-entropy of ``softmax(hidden @ weight.T + bias)``, without keeping the logits.
+
+    Args:
+        hidden: shape (S, width).
+        weight: shape (vocabulary, width).
+        bias: shape (vocabulary,), or None.
+        targets: int64, shape (S,).
+        linear: what multiplies full tiles; torch's own if None.
+
+    Returns:
+        Nats, float32, shape (S,).
+    """
+    import torch
+    import torch.nn.functional as F
+
+    if hidden.device.type == "cuda":
+        size, one = PIECE, _whole_rows
+    elif len(weight) <= SMALL:
+        size, one = max(1, TILE * TILE // len(weight)), _whole_rows
+    else:
+        size, one = TILE, _tiled_rows
+    rows = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
+    full = linear or F.linear
+    return torch.cat(
+        [one(h, weight, bias, t, full if len(h) == size else F.linear) for h, t in rows]
+    )
+
+
+def _whole_rows(
+    hidden: "torch.Tensor",
+    weight: "torch.Tensor",
+    bias: "torch.Tensor | None",
+    targets: "torch.Tensor",
+    linear: Linear,
+) -> "torch.Tensor":
+    import torch
+
+    # One kernel reads logits of any type and writes float32.
+    logits = linear(hidden, weight, bias)
+    return -torch.log_softmax(logits, 1, dtype=torch.float32).gather(1, targets[:, None])[:, 0]
+
+
+def _tiled_rows(
+    hidden: "torch.Tensor",
+    weight: "torch.Tensor",
+    bias: "torch.Tensor | None",
+    targets: "torch.Tensor",
+    linear: Linear,
+) -> "torch.Tensor":
+    import torch
+
+    column = targets[:, None]
+    wanted = torch.zeros(len(targets), 1, device=hidden.device)
+    normaliser = torch.full_like(wanted, -torch.inf)
+    for start in range(0, len(weight), TILE):
+        end = min(start + TILE, len(weight))
+        part = None if bias is None else bias[start:end]
+        logits = linear(hidden, weight[start:end], part).float()
+        here = (column >= start) & (column < end)
+        found = logits.gather(1, (column - start).clamp(0, end - start - 1))
+        wanted = torch.where(here, found, wanted)
+        # The one fused kernel that sums exponentials: any logit less its log-probability is the sum.
+        of_tile = logits[:, :1] - torch.log_softmax(logits, 1)[:, :1]
+        normaliser = torch.logaddexp(normaliser, of_tile)
+    return (normaliser - wanted)[:, 0]
+
+
+def group_losses(
+    score: Scorer, prepared: list[TokenBatch], num_groups: int, device: str, precision: str
+) -> np.ndarray:
+    """Sum of nats for each group of documents, float64, shape (num_groups,)."""
+    import torch
+
+    kind = torch.device(device).type
+    with (
+        torch.inference_mode(),
+        torch.autocast(kind, torch.bfloat16, enabled=precision == "bfloat16"),
+    ):
+        # Fetched once for a set: a GPU is not waited for between batches.
+        nll = torch.cat([score(batch) for batch in prepared]).double().cpu().numpy()
+    groups = np.concatenate([batch.group for batch in prepared])
+    return np.bincount(groups, weights=nll, minlength=num_groups)

@@ -1,0 +1,80 @@
+"""Step: one part of a prepared evaluation set, itself an evaluation set that a model is run on.
+
+A race looks at part 0 of every set first, then at part 1, and so on; each part is as large as all
+before it together. A group's place is decided by the digests of its documents (``tasks.evaluation.window``), so a
+part is a random sample of the set, the same for every mixture and whatever order the data came in.
+Parts do not overlap: what a mixture was evaluated on is never evaluated again, and sums are added.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from storage.fingerprint import Config
+from storage.step import Step, Workspace
+
+
+class PartConfig(Config):
+    """Which part of a set."""
+
+    number: int = Field(ge=0)
+    """Number of the part, counted from 0."""
+    share: float = Field(gt=0, le=1)
+    """Part 0 holds at least this share of the set's groups of documents."""
+    fewest: int = Field(ge=2)
+    """Part 0 holds at least so many groups of documents, where the set has as many."""
+
+
+def part_groups(config: PartConfig, num_groups: int) -> range:
+    """Which of a set's groups with text are in a part; none where earlier parts hold them all."""
+
+    def end(parts: int) -> int:
+        first = max(config.fewest, math.ceil(config.share * num_groups))
+        return min(num_groups, first << (parts - 1)) if parts else 0
+
+    return range(end(config.number), end(config.number + 1))
+
+
+def build(
+    config: PartConfig, inputs: Mapping[str, Path], output: Path, workspace: Workspace
+) -> Mapping[str, object]:
+    """Take the part out of ``inputs["windows"]``; its groups are counted from 0.
+
+    Raises:
+        ValueError: the parts before it hold the whole set.
+    """
+    from safetensors.numpy import load_file, save_file
+
+    arrays = load_file(inputs["windows"] / "windows.safetensors")
+    counts = arrays.pop("counts")
+    with_text = np.flatnonzero(counts[:, 0])
+    groups = with_text[part_groups(config, len(with_text))]
+    if not len(groups):
+        raise ValueError(
+            f"part {config.number} of an evaluation set with {len(with_text)} groups of documents is "
+            f"empty at a share of {config.share:g}: the parts before it hold the whole set"
+        )
+    kept = np.isin(arrays["group"], groups)
+    part = {name: array[kept] for name, array in arrays.items()}
+    part["group"] = np.searchsorted(groups, part["group"]).astype(np.int32)
+    part["counts"] = counts[groups]
+    save_file(part, output / "windows.safetensors")
+    tokens, num_bytes, words = (int(total) for total in part["counts"].sum(axis=0))
+    facts = {
+        "num_windows": int(kept.sum()),
+        "num_groups": len(groups),
+        "num_tokens": tokens,
+        "num_bytes": num_bytes,
+        "num_words": words,
+        "forward_tokens": int(part["length"].sum()),
+    }
+    (output / "windows.json").write_text(json.dumps(facts, sort_keys=True))
+    workspace.meter.add(tokens=tokens)
+    return facts
+
+
+PART = Step("part", 1, "windows", PartConfig, build)

@@ -1,0 +1,197 @@
+"""Judge many mixtures against one resident pool: average in memory, evaluate, write sums.
+
+A mixture's losses depend on its members, parts and the windows alone: not on its chunk, not on what
+was evaluated before it. What the losses table has is never evaluated again, and every chunk is
+written as soon as it is done, so a killed sweep loses one chunk. Where memory runs out, batches are
+halved and the sweep goes on.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from storage.step import Meter, Progress, Runtime
+from tasks.evaluation.forward import Scorer, TokenBatch, batches, default_batch, group_losses
+from tasks.evaluation.losses import Row
+from tasks.evaluation.losses_table import EvaluateConfig, LossesTable, identity
+from tasks.evaluation.onednn import NO_CODE, has_onednn
+from tasks.evaluation.window import Windows, load_windows
+from tasks.machine.device import choose_device
+from tasks.machine.flops import Attention, forward_flops
+from tasks.machine.memory import free_memory, kept_heap
+from tasks.merging.average import MergeError
+from tasks.merging.pool import MergedModel, Pool
+from tasks.mixtures.mixture import Mixture
+from tasks.models.folder import check_context
+
+LOG = logging.getLogger("mixpool.sweep")
+
+
+class Job(NamedTuple):
+    """One mixture and the sets it still lacks."""
+
+    mixture: Mixture
+    """Members are digests of models."""
+    label: str
+    """The mixture by the names of its partitions."""
+    sets: tuple[str, ...]
+    """Names of the evaluation sets to run."""
+
+
+class PreparedSet(NamedTuple):
+    """An evaluation set as the sweep needs it."""
+
+    name: str
+    """The set as people call it."""
+    digest: str
+    """Digest of its windows."""
+    folder: Path
+    """Where its windows are."""
+
+
+class LoadedSet(NamedTuple):
+    """An evaluation set in memory, its windows in batches."""
+
+    entry: PreparedSet
+    windows: Windows
+    batches: list[TokenBatch]
+    tokens: int
+    """Positions that a model is run on."""
+
+
+class Sweeper:
+    """A resident pool and the evaluation sets in batches: what every chunk of a sweep shares.
+
+    Raises:
+        MergeError: the models have other tensors, shapes, types or integer tensors.
+        ValueError: a set's windows are longer than the models' context.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Path],
+        sets: Sequence[PreparedSet],
+        config: EvaluateConfig,
+        runtime: Runtime,
+    ) -> None:
+        self.device = choose_device(runtime)
+        self._config = config
+        self._pool = Pool(models, self.device, runtime.pool_gigabytes, compiled=runtime.compile)
+        self._model = MergedModel(self._pool)
+        plain = self.device == "cpu" and config.precision == "float32" and not runtime.compile
+        self._score = Scorer(
+            self._model.model, compiled=runtime.compile, onednn=plain and has_onednn()
+        )
+        self._batch_tokens = runtime.batch_tokens or default_batch(self.device)
+        self.load(sets)
+
+    def load(self, sets: Sequence[PreparedSet]) -> None:
+        """Evaluate on these sets from now on.
+
+        Raises:
+            ValueError: a set's windows are longer than the models' context.
+        """
+        self._sets = {s.name: self._load(s, load_windows(s.folder)) for s in sets}
+        for loaded in self._sets.values():
+            length = loaded.windows.inputs.shape[1]
+            check_context(self._model.model, length, "evaluation.windows.context_length")
+
+    def _load(self, entry: PreparedSet, windows: Windows) -> LoadedSet:
+        ready = batches(windows, self._batch_tokens, self.device)
+        return LoadedSet(entry, windows, ready, int(windows.length.sum()))
+
+    def lacks(self, table: LossesTable, job: Job) -> bool:
+        """Whether the table still lacks a row of the job."""
+        name = identity(job.mixture)
+        return any((name, self._sets[s].entry.digest) not in table for s in job.sets)
+
+    def evaluate(self, jobs: Sequence[Job], meter: Meter, progress: Progress) -> list[Row]:
+        """Rows of all jobs.
+
+        Raises:
+            MergeError: members of a mixture do not agree.
+            ValueError: a loss is not finite.
+        """
+        rows = []
+        with kept_heap(self.device):
+            for done, job in enumerate(jobs):
+                self._merge(job)
+                for name in job.sets:
+                    sums = self._sums(self._sets[name])
+                    rows.append(self._row(job, self._sets[name], sums, meter))
+                progress(done + 1, len(jobs), "mixtures")
+        return rows
+
+    def _merge(self, job: Job) -> None:
+        import torch
+
+        dtype = torch.float64 if self._config.average == "float64" else torch.float32
+        try:
+            self._pool.merge_into(self._model.flat, job.mixture, dtype)
+        except MergeError as error:
+            raise MergeError(f"mixture {job.label!r}: {error}") from error
+
+    def _sums(self, loaded: LoadedSet) -> np.ndarray:
+        num_groups = len(loaded.windows.num_tokens)
+        while True:
+            self._score.expect(loaded.batches)
+            try:
+                return group_losses(
+                    self._score, loaded.batches, num_groups, self.device, self._config.precision
+                )
+            except (RuntimeError, MemoryError) as error:
+                # No smaller batch would give oneDNN room for its code.
+                if NO_CODE in str(error) and self._score.leave_onednn():
+                    continue
+                if not is_out_of_memory(error) or max(len(b.inputs) for b in loaded.batches) == 1:
+                    raise
+            # Outside of the handler, whose traceback holds what is to be given back.
+            loaded = self._halve(loaded)
+
+    def _halve(self, failed: LoadedSet) -> LoadedSet:
+        """Smaller batches of every set from now on, until those of the one that failed are smaller."""
+        largest = max(len(batch.inputs) for batch in failed.batches)
+        sets = [(one.entry, one.windows) for one in self._sets.values()]
+        failed.batches.clear()
+        self._sets = {}
+        free_memory()
+        while not failed.batches or max(len(b.inputs) for b in failed.batches) == largest:
+            self._batch_tokens //= 2
+            failed = self._load(failed.entry, failed.windows)
+        self._sets = {entry.name: self._load(entry, windows) for entry, windows in sets}
+        LOG.warning(
+            "out of memory: the sweep goes on with batches of %d tokens; set runtime.batch_tokens "
+            "to that from the start",
+            self._batch_tokens,
+        )
+        return self._sets[failed.entry.name]
+
+    def _row(self, job: Job, loaded: LoadedSet, sums: np.ndarray, meter: Meter) -> Row:
+        shape = Attention.of(self._model.model, loaded.windows.inputs.shape[1])
+        flops = forward_flops(self._model.num_parameters, loaded.tokens, shape)
+        meter.add(tokens=loaded.tokens, flops=flops)
+        if not np.isfinite(sums).all():
+            raise ValueError(
+                f"mixture {job.label!r} has a loss of {sums.sum()} on {loaded.entry.name!r}: a model "
+                "of it has weights that are not finite, or outputs beyond the range of the precision"
+            )
+        return Row(
+            mixture=identity(job.mixture),
+            windows=loaded.entry.digest,
+            label=job.label,
+            evaluation_set=loaded.entry.name,
+            nll=float(sums.sum()),
+            group_nll=sums.tolist(),
+        )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch, or Python, could not get the memory that it asked for."""
+    import torch
+
+    # On a CPU torch has no class for it; the text is checked with torch 2.13.
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or "can't allocate memory" in str(error)

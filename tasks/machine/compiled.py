@@ -1,0 +1,15 @@
+"""torch.compile, layer by layer: compiling a whole model makes attention slow (``tasks.training.gradients``)."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def compile_layers(model: "PreTrainedModel") -> None:
+    """Have torch.compile compile a model's layers, each when it is first called."""
+    import torch
+
+    lists = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList)]
+    for layer in [layer for part in lists for layer in part] or [model]:
+        layer.compile()

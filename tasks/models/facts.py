@@ -1,0 +1,57 @@
+"""The facts beside a model that decide whether it may be averaged with others.
+
+Beside the usual files a model folder has ``mixpool.json``: architecture, tokenizer, base model, number
+of steps. Models that differ in one of them are never averaged.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from storage.fingerprint import Config
+
+FACTS = "mixpool.json"
+
+
+class Facts(Config):
+    """What a merge compares."""
+
+    architecture: str
+    """Fingerprint of config.json without what does not matter."""
+    tokenizer: str
+    """Digest of the tokenizer."""
+    base: str | None
+    """Digest of the model that training started from; None for a model from outside."""
+    steps: int
+    """Optimizer steps since the base model."""
+
+
+def facts_of(folder: Path) -> Facts:
+    """The facts beside a stored model."""
+    return Facts.model_validate_json((folder / FACTS).read_bytes())
+
+
+class Difference(NamedTuple):
+    """A fact in which two models differ."""
+
+    what: str
+    """The fact, in words."""
+    one: object
+    """Its value for the one model, shortened for people."""
+    other: object
+    """Its value for the other."""
+
+
+def differences(one: Facts, other: Facts) -> list[Difference]:
+    """The facts in which two models differ, shortened for people."""
+    labels = {
+        "architecture": "architecture",
+        "tokenizer": "tokenizer",
+        "base": "base model",
+        "steps": "number of steps",
+    }
+
+    def shown(value: object) -> object:
+        return value[:10] if isinstance(value, str) else value
+
+    pairs = ((label, getattr(one, f), getattr(other, f)) for f, label in labels.items())
+    return [Difference(label, shown(a), shown(b)) for label, a, b in pairs if a != b]

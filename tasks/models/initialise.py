@@ -1,0 +1,100 @@
+"""A model of a given shape with random weights: the start of a base model that is trained here."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from storage.artifact import describe
+from storage.fingerprint import Config
+from storage.step import Step, Workspace
+from tasks.models.facts import Facts
+from tasks.models.folder import architecture_of, save_model
+
+
+class LlamaArchitecture(Config):
+    """A Llama-like model that starts from random weights."""
+
+    kind: Literal["llama"] = "llama"
+    """This choice's name."""
+    hidden_size: int = Field(ge=1)
+    """Width of the residual stream."""
+    num_layers: int = Field(ge=1)
+    """Number of transformer blocks."""
+    num_heads: int = Field(ge=1)
+    """Number of attention heads; divides the width."""
+    num_kv_heads: int | None = Field(default=None, ge=1)
+    """Number of key and value heads; None is as many as attention heads."""
+    intermediate_size: int = Field(ge=1)
+    """Width of the feed-forward layer."""
+    context_length: int = Field(ge=2)
+    """Tokens that the model sees at most."""
+    tie_embeddings: bool = True
+    """Whether input and output embeddings are one tensor."""
+    initializer_range: float = Field(default=0.02, gt=0)
+    """Standard deviation of the random weights."""
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    """Seed of the random weights."""
+
+
+class InitialiseConfig(Config):
+    """Random weights for an architecture and a tokenizer."""
+
+    architecture: LlamaArchitecture
+    """Shape and seed of the model."""
+
+
+def build_initial(
+    config: InitialiseConfig, inputs: Mapping[str, Path], output: Path, workspace: Workspace
+) -> Mapping[str, object]:
+    """A model with random weights for ``inputs["tokenizer"]``.
+
+    Raises:
+        ValueError: the head count does not divide the width.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from tasks.tokens.tokenizer import Encoder
+
+    encoder = Encoder(inputs["tokenizer"])
+    settings = llama_config(config.architecture, encoder.vocab_size, encoder.end_of_text)
+    torch.manual_seed(config.architecture.seed)
+    model = AutoModelForCausalLM.from_config(settings)
+    facts = Facts(
+        architecture=architecture_of(settings.to_dict()),
+        tokenizer=describe("tokenizer", inputs["tokenizer"]).digest,
+        base=None,
+        steps=0,
+    )
+    save_model(model, output, facts)
+    workspace.progress(1, 1, "model")
+    return {"num_parameters": model.num_parameters()}
+
+
+def llama_config(architecture: LlamaArchitecture, vocab_size: int, end_of_text: int) -> Any:
+    """The transformers configuration of an architecture."""
+    from transformers import LlamaConfig
+
+    if architecture.hidden_size % architecture.num_heads:
+        raise ValueError(
+            f"base.architecture.num_heads {architecture.num_heads} does not divide "
+            f"hidden_size {architecture.hidden_size}"
+        )
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=architecture.hidden_size,
+        num_hidden_layers=architecture.num_layers,
+        num_attention_heads=architecture.num_heads,
+        num_key_value_heads=architecture.num_kv_heads or architecture.num_heads,
+        intermediate_size=architecture.intermediate_size,
+        max_position_embeddings=architecture.context_length,
+        tie_word_embeddings=architecture.tie_embeddings,
+        initializer_range=architecture.initializer_range,
+        bos_token_id=end_of_text,
+        eos_token_id=end_of_text,
+    )
+
+
+INITIALISE = Step("initialise", 1, "model", InitialiseConfig, build_initial)

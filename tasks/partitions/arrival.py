@@ -1,0 +1,101 @@
+"""What has landed in a corpus: new files that are complete, and new files that had better wait.
+
+Only who uploads knows when it is done, so there are two signs. A marker, laid beside the data or above
+it as the last file, is certain. For uploads that leave none, a file counts as complete once its size
+and stamp have stayed the same for some seconds, which are counted here, between two listings: the
+times that files carry may be another machine's, or have been copied with them. Object storage never
+shows half an object, but half a folder it does. What waits is told to the run, and is in no manifest.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from tasks.corpus.listing import EmptyCorpusError, SourceFile, is_told
+from tasks.corpus.reading import list_files
+from tasks.partitions.config import CorpusConfig
+from tasks.partitions.manifest import Manifest
+
+LOG = logging.getLogger("mixpool.scan")
+
+SHOWN = 3
+"""Files that a note names."""
+
+
+class Landed(NamedTuple):
+    """A corpus as it was listed."""
+
+    files: list[SourceFile]
+    """All of its files, also those that wait."""
+    new: list[SourceFile]
+    """Files to read: complete, and not known with their stamp."""
+    notes: list[str]
+    """What waits for a later scan, in words."""
+
+
+def look(corpus: CorpusConfig, previous: Manifest | None, settle_seconds: float = 0.0) -> Landed:
+    """List the corpus and find what ``previous`` does not know.
+
+    With nothing new, or with 0 seconds to settle, this is one listing; else it takes so many seconds
+    and a second one, and only files that are the same in both are to be read.
+
+    Raises:
+        EmptyCorpusError: an address matches nothing; or ``previous`` is None, and all files wait.
+        ValueError: files are to settle where the file system tells neither version nor time.
+    """
+    files, growing = list_files(corpus.source, corpus.marker), list[SourceFile]()
+    new = _new(files, previous, is_marked=True)
+    if new and settle_seconds:
+        _check_told(new)
+        LOG.info(
+            "%d new files: looking again in %g s whether they change", len(new), settle_seconds
+        )
+        time.sleep(settle_seconds)
+        files, before = list_files(corpus.source, corpus.marker), {*new}
+        found = _new(files, previous, is_marked=True)
+        new = [file for file in found if file in before]
+        growing = [file for file in found if file not in before]
+    unmarked = _new(files, previous, is_marked=False)
+    notes = [
+        *_note(unmarked, f"for a marker {corpus.marker} in the same folder or above"),
+        *_note(growing, f"for the next scan, still changing within {settle_seconds:g} s"),
+    ]
+    if previous is None and not new:
+        raise EmptyCorpusError(
+            f"corpus {corpus.name!r} has no file that is complete yet: {'; '.join(notes)}"
+        )
+    return Landed(files, new, notes)
+
+
+def _new(
+    files: list[SourceFile], previous: Manifest | None, *, is_marked: bool
+) -> list[SourceFile]:
+    known = {} if previous is None else previous.files
+    return [f for f in files if f.is_marked == is_marked and known.get(f.path) != f.stamp]
+
+
+def unread_digest(files: Iterable[SourceFile], known: Mapping[str, str]) -> str:
+    """Names the versions of files that are none of ``known``; empty where there is none."""
+    unread = sorted((f.path, f.stamp) for f in files if known.get(f.path) != f.stamp)
+    text = repr(unread).encode(errors="backslashreplace")
+    return hashlib.sha256(text).hexdigest() if unread else ""
+
+
+def _check_told(files: list[SourceFile]) -> None:
+    for file in files:
+        if not is_told(file):
+            raise ValueError(
+                f"whether {file.url} still changes cannot be seen, as its file system tells neither "
+                "version nor time: set settle_seconds to 0, and have a marker (corpus.marker)"
+            )
+
+
+def _note(files: list[SourceFile], what: str) -> Iterator[str]:
+    if files:
+        # A name may be one that no JSON can hold.
+        names = [f.path.encode(errors="backslashreplace").decode() for f in files[:SHOWN]]
+        names += ["..."] if len(files) > SHOWN else []
+        count = f"{len(files):,} new files wait" if len(files) > 1 else "1 new file waits"
+        yield f"{count} {what}: {', '.join(names)}"

@@ -1,0 +1,121 @@
+"""What one scan reads, counts and stores, and the two configurations that tell it what to read."""
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from storage.artifact import Artifact
+from storage.cache import deposit
+from storage.step import Progress
+from storage.store import Store
+from tasks.corpus import documents
+from tasks.corpus.documents import DocumentWriter, StoredDocument
+from tasks.corpus.formats import UnreadableFileError
+from tasks.corpus.listing import SourceFile
+from tasks.corpus.reading import Document, Problems, read_documents
+from tasks.corpus.source import Source
+from tasks.partitions.config import CorpusConfig, EvaluationSetConfig
+from tasks.partitions.index import Known, Role, Seen
+from tasks.partitions.manifest import Manifest
+
+
+@dataclass
+class Intake:
+    """One attempt to bring a chain of manifests up to date."""
+
+    store: Store
+    corpus: CorpusConfig
+    sets: list[EvaluationSetConfig]
+    base_source: Source | None
+    progress: Progress
+    scratch: Path
+    seen: Seen
+    state: Manifest
+    """The manifest so far; its ``files`` and ``withdrawn`` are this scan's own and grow."""
+    pending: set[str]
+    """What is to be withdrawn and was not found yet, by digest or origin."""
+    counts: Counter[str] = field(default_factory=Counter)
+    problems: Problems = field(default_factory=Problems)
+
+    def update(self, **fields: object) -> None:
+        """Replace fields of the manifest."""
+        self.state = self.state.model_copy(update=fields)
+
+    def folder(self) -> Path:
+        """A new scratch folder."""
+        return Path(tempfile.mkdtemp(dir=self.scratch))
+
+    def deposit(self, step: str, label: str, folder: Path, details: dict[str, object]) -> Artifact:
+        """Move a scratch folder into the store; ``details`` tell people where it came from."""
+        origin = {"chain": self.state.chain, "manifest": self.state.number}
+        facts = {**details, **origin}
+        stored = deposit(self.store, step, "documents", label, folder, facts).artifact
+        assert stored is not None
+        shutil.rmtree(folder)
+        return stored
+
+    def copied(self, artifact: Artifact | None) -> DocumentWriter:
+        """A writer that begins with the documents of ``artifact``."""
+        writer = DocumentWriter(self.folder())
+        if artifact is not None:
+            for document in documents.read_all(self.store.fetch(artifact)):
+                writer.add(document)
+        return writer
+
+    def read(
+        self,
+        files: list[SourceFile],
+        source: Source,
+        problems: Problems,
+        done: dict[str, str] | None = None,
+    ) -> Iterator[Document]:
+        """Documents of the corpus; a damaged file is reported and tried again by the next scan.
+
+        Stamps of files that were read to their end go to ``done``.
+        """
+        for number, file in enumerate(files):
+            self.progress(number, len(files), "files")
+            if (name := file.path.encode(errors="backslashreplace").decode()) != file.path:
+                problems.file(name, "has a name that is not UTF-8: rename it")
+                continue
+            try:
+                yield from read_documents(file, source, problems)
+            except UnreadableFileError as error:
+                problems.file(file.path, f"{error}; it is tried again next time")
+                continue
+            if done is not None:
+                done[file.path] = file.stamp
+        self.progress(len(files), len(files), "files")
+
+    def read_pinned(self, files: list[SourceFile], source: Source, what: str) -> Iterator[Document]:
+        """Documents of something that is fixed for good, so that half a file is an error."""
+        for file in files:
+            try:
+                yield from read_documents(file, source, self.problems)
+            except UnreadableFileError as error:
+                raise ValueError(
+                    f"{what} cannot be made of a part of its files: {error}"
+                ) from error
+
+    def is_refused(self, document: Document, *names: str) -> bool:
+        """Whether a new document is to be withdrawn under one of its ``names``; it is noted then."""
+        if self.pending.isdisjoint(names):
+            return False
+        self.pending.difference_update(names)
+        self.withdraw(Known(document.digest, Role.TRAIN, "", document.origin))
+        self.counts["withdrawn"] += 1
+        return True
+
+    def withdraw(self, known: Known) -> None:
+        """Note that a document is withdrawn for good."""
+        self.seen.write(known._replace(role=Role.WITHDRAWN, place=""))
+        self.state.withdrawn[known.digest] = known.origin
+
+
+def stored(document: Document, num_tokens: int) -> StoredDocument:
+    """A document as it is kept in an artifact."""
+    digest, domain = document.digest, document.domain
+    return StoredDocument(digest, domain, document.origin, num_tokens, document.text)

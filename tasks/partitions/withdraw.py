@@ -1,0 +1,101 @@
+"""Documents taken out of a corpus: only the partition that holds one is made anew.
+
+A withdrawn document keeps a row in the index, so it never comes back. What is pinned (the base model's
+documents, evaluation sets of their own) cannot lose one without making everything anew, and says so.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+from tasks.corpus import documents
+from tasks.corpus.documents import DocumentWriter, StoredDocument
+from tasks.partitions.assign import store_heldout
+from tasks.partitions.index import Known, Role
+from tasks.partitions.job import Intake
+from tasks.partitions.manifest import DomainState, PartitionEntry
+from tasks.partitions.split import place_of, rewrite
+
+Gone = dict[tuple[str, str], set[str]]
+"""Digests to take out, by role and place."""
+
+
+def withdraw(job: Intake) -> dict[str, DomainState]:
+    """Take out what the recipe withdraws and the chain holds; what is unknown stays pending."""
+    gone: Gone = defaultdict(set)
+    in_sets = _in_sets(job) if job.pending else set()
+    for name in sorted(job.pending):
+        known = _movable(job, name, in_sets)
+        if known is not None and known.role != Role.WITHDRAWN:
+            gone[known.role, known.place].add(known.digest)
+            job.withdraw(known)
+    return {name: _without(job, name, state, gone) for name, state in job.state.domains.items()}
+
+
+def _movable(job: Intake, name: str, in_sets: set[str]) -> Known | None:
+    """The document of this name that can be taken out; where there is none, it is said why."""
+    found = job.seen.find(name)
+    free = [k for k in found if k.role not in {Role.BASE, Role.EVALUATION}]
+    if not found:
+        return None
+    job.pending.discard(name)
+    if len(free) > 1:
+        digests = ", ".join(known.digest for known in free)
+        job.problems.file(
+            name, f"is to be withdrawn and named several documents: give of {digests}"
+        )
+    elif not free or free[0].digest in in_sets:
+        held = "base documents" if found[0].role == Role.BASE else "an evaluation set"
+        job.problems.file(
+            name,
+            f"is to be withdrawn and stays in {held}, which is pinned: start a new chain (another "
+            "corpus.name) to be rid of it",
+        )
+    else:
+        return free[0]
+    return None
+
+
+def _in_sets(job: Intake) -> set[str]:
+    folders = [job.store.fetch(entry.documents) for entry in job.state.sets]
+    return {row["digest"] for folder in folders for row in documents.read(folder, ["digest"])}
+
+
+def report_unknown(job: Intake) -> None:
+    """Say which ids to withdraw were met nowhere, once everything has been read."""
+    for name in sorted(job.pending):
+        job.problems.file(
+            name,
+            "is to be withdrawn and was never seen; check the id (a text that stands in several "
+            "places is known by the first; its digest always works)",
+        )
+
+
+def _without(job: Intake, name: str, state: DomainState, gone: Gone) -> DomainState:
+    def rest(entry: PartitionEntry | None) -> PartitionEntry | None:
+        if entry is None or not (digests := gone.get((Role.TRAIN, place_of(entry)))):
+            return entry
+        kept = documents.read_all(job.store.fetch(entry.documents))
+        return rewrite(job, entry, _others(kept, digests))
+
+    partitions = [left for entry in state.partitions if (left := rest(entry)) is not None]
+    update: dict[str, object] = {"partitions": partitions, "remainder": rest(state.remainder)}
+    if digests := gone.get((Role.HELDOUT, name)):
+        update |= _heldout_without(job, name, state, digests)
+    return state.model_copy(update=update)
+
+
+def _heldout_without(
+    job: Intake, name: str, state: DomainState, digests: set[str]
+) -> dict[str, object]:
+    assert state.heldout is not None
+    with DocumentWriter(job.folder()) as writer:
+        for document in _others(documents.read_all(job.store.fetch(state.heldout)), digests):
+            writer.add(document)
+    if not writer.num_documents:
+        return {"heldout": None, "num_heldout": 0, "frozen": False}
+    kept = store_heldout(job, name, writer)
+    return {"heldout": kept, "num_heldout": writer.num_documents}
+
+
+def _others(found: Iterable[StoredDocument], digests: set[str]) -> Iterator[StoredDocument]:
+    return (document for document in found if document.digest not in digests)

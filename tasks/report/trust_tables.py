@@ -1,0 +1,154 @@
+"""The figures of a validation as tables for people.
+
+The long table of ``tasks.trust.agreement`` has a row for each set, scope, size and predictor; a person wants
+to see two things beside one another: the merged model against what needs no merging, and figures at a
+fixed number of partitions against pooled ones, which flatter. So predictors are rows here and sizes are
+columns, and every figure has its interval behind it.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tasks.ranking.rank import MACRO_MEAN
+from tasks.readable import count, number, text
+from tasks.report.tables import Columns, Table, table_of
+from tasks.trust.agreement import POOLED, WITHIN
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PROXY = "proxy"
+PREDICTORS = {
+    PROXY: "merged model (proxy)",
+    "individual": "mean of single partitions",
+    "nearest": "nearest single partition",
+    "tokens": "number of tokens",
+    "regression": "regression on mixture weights",
+}
+FIXED = "at fixed k"
+"""What people read for ``WITHIN``."""
+SCOPES = {"all": "all", "in": "that hold its domain", "out": "without its domain"}
+MEASURES = {
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "kendall": "Kendall",
+    "pairs_right": "pairs ordered right",
+}
+REGRETS: Columns = {
+    "regret_1": ("regret of the first", number(4)),
+    "regret_3": ("regret of the first 3", number(4)),
+}
+BARRIERS: Columns = {
+    "evaluation_set": ("evaluation set", text),
+    "pair": ("partitions", text),
+    "loss_first": ("loss of the first", number(4)),
+    "loss_second": ("of the second", number(4)),
+    "midpoint": ("of their merge", number(4)),
+    "base": ("of the base model", number(4)),
+    "barrier": ("above the worse", number(4)),
+    "told": ("merging breaks", text),
+}
+NOISE: Columns = {
+    "evaluation_set": ("evaluation set", text),
+    "mixture": ("mixture", text),
+    "runs": ("trainings", count),
+    "sd": ("spread, nats per token", number(4)),
+    "sd_bits": ("spread, bits per byte", number(4)),
+    "ceiling": ("largest Pearson possible", number(2)),
+}
+
+
+def sizes_of(table: "pd.DataFrame") -> list[str]:
+    """Values of ``k`` in their order: numbers, then within and pooled."""
+    known = set(table["k"])
+    numbers = sorted((k for k in known if k not in {WITHIN, POOLED}), key=int)
+    return [*numbers, *(k for k in (WITHIN, POOLED) if k in known)]
+
+
+def predictors_table(table: "pd.DataFrame") -> Table:
+    """Pearson for the macro mean: predictors as rows, sizes as columns."""
+    macro = table[(table["evaluation_set"] == MACRO_MEAN) & (table["scope"] == "all")]
+    sizes = sizes_of(macro)
+    rows = [
+        [words, *_cells(macro[macro["predictor"] == name], sizes)]
+        for name, words in PREDICTORS.items()
+        if name in set(macro["predictor"])
+    ]
+    heads = ["predicted by", *(_head(macro, k) for k in sizes)]
+    marked = [row[0] == PREDICTORS[PROXY] for row in rows]
+    return Table(heads, rows, [False, *(True for _ in sizes)], marked)
+
+
+def sets_table(table: "pd.DataFrame") -> Table:
+    """Pearson of the proxy for each set and scope: sizes as columns; the baseline as the last."""
+    chosen = table[table["evaluation_set"] != MACRO_MEAN]
+    sizes = sizes_of(table)
+    rows = []
+    for (name, scope), part in chosen.groupby(["evaluation_set", "scope"], sort=True):
+        proxy, single = (part[part["predictor"] == by] for by in (PROXY, "individual"))
+        cells = [*_cells(proxy, sizes), *_cells(single, [WITHIN])]
+        rows.append([str(name), SCOPES[str(scope)], *cells])
+    heads = ["evaluation set", "mixtures", *(_head(None, k) for k in sizes)]
+    heads.append(f"{FIXED}, by {PREDICTORS['individual']}")
+    return Table(heads, rows, [False, False, *(True for _ in heads[2:])], [False] * len(rows))
+
+
+def measures_table(table: "pd.DataFrame") -> Table:
+    """Every measure for the macro mean, by predictor and size."""
+    macro = table[(table["evaluation_set"] == MACRO_MEAN) & (table["scope"] == "all")]
+    order = {k: place for place, k in enumerate(sizes_of(macro))}
+    rank = {name: place for place, name in enumerate(PREDICTORS)}
+    macro = macro.assign(by=macro["predictor"].map(rank), at=macro["k"].map(order))
+    return _measured(macro.sort_values(["by", "at"]), {"words": ("predicted by", text)})
+
+
+def regrets_table(table: "pd.DataFrame") -> Table:
+    """Every measure of the proxy for each set, at fixed k."""
+    chosen = table[(table["predictor"] == PROXY) & (table["k"] == WITHIN)]
+    chosen = chosen[chosen["scope"] == "all"].sort_values("evaluation_set")
+    return _measured(chosen, {"evaluation_set": ("evaluation set", text)})
+
+
+def _measured(rows: "pd.DataFrame", first: Columns) -> Table:
+    shown = {name: [_figure(row, name) for row in rows.to_dict("records")] for name in MEASURES}
+    sizes = rows["k"].replace(WITHIN, FIXED)
+    rows = rows.assign(**shown, k=sizes, words=rows["predictor"].map(PREDICTORS))
+    columns: Columns = {
+        **first,
+        "k": ("k", text),
+        "references": ("references", count),
+        **{name: (head, str) for name, head in MEASURES.items()},
+        **REGRETS,
+    }
+    has_others = rows["predictor"].nunique() > 1
+    return table_of(rows, columns, (rows["predictor"] == PROXY) & has_others)
+
+
+def _head(table: "pd.DataFrame | None", k: str) -> str:
+    words = {WITHIN: FIXED, POOLED: POOLED}.get(k, f"k = {k}")
+    if table is None:
+        return words
+    references = table.loc[table["k"] == k, "references"].max()
+    return f"{words} ({count(references)})"
+
+
+def _cells(rows: "pd.DataFrame", sizes: list[str]) -> list[str]:
+    by_size = {row["k"]: row for row in rows.to_dict("records")}
+    return [_figure(by_size.get(k, {}), "pearson") for k in sizes]
+
+
+def _figure(row: Mapping[Any, Any], name: str) -> str:
+    """A figure with its interval: ``0.94 (0.88 to 0.97)``."""
+    shown = number(2)(row.get(name))
+    low, high = (number(2)(row.get(f"{name}_{end}")) for end in ("low", "high"))
+    return shown if low == number(2)(None) else f"{shown} ({low} to {high})"
+
+
+def barriers_table(barriers: "pd.DataFrame", most: int) -> Table:
+    """The ``most`` highest barriers, those where merging breaks first and marked."""
+    rows = barriers.sort_values(["broken", "barrier"], ascending=False).head(most)
+    rows = rows.assign(
+        pair=rows["first"] + " + " + rows["second"],
+        told=["yes" if broken else "" for broken in rows["broken"]],
+    )
+    return table_of(rows, BARRIERS, rows["broken"])

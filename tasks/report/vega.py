@@ -1,0 +1,164 @@
+"""How plots are drawn: colours, SVG and PNG, and what all specifications share.
+
+A specification (``tasks.report.ranking_plots``, ``tasks.report.choice_plots``) holds data and shapes but no colour of its
+own: colours come from a theme, a Vega-Lite config, so that the same specification is drawn for light
+and for dark pages and turned into a PNG elsewhere. What colour says is also said by shape or by a
+number, for those who cannot see the difference and for paper.
+
+Mixtures, partitions and sets are drawn by number; their names are a parameter that the axis looks up,
+so that any text may stand in them and two long names never become one. Names are shortened here and
+the font is a single one, as measuring text is what drawing spends its time on (600 ms against 30).
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Spec: TypeAlias = dict[str, Any]
+
+WIDTH = 380
+"""Of the usual plot, in pixels."""
+FEW_TICKS = {"tickCount": 5, "labelFlush": False, "labelOverlap": True}
+SHAPES = (
+    "circle",
+    "square",
+    "triangle-up",
+    "diamond",
+    "cross",
+    "triangle-down",
+    "stroke",
+    "triangle-right",
+)
+"""One for each colour of ``KINDS``."""
+KINDS = "ordinal"
+"""Name of the range of colours that tell kinds of points apart."""
+
+_NOT_XML = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]"
+)  # one of them in a label voids an SVG
+
+
+def _theme(
+    colours: Sequence[str], kinds: Sequence[str], ramp: Sequence[str], both: Sequence[str]
+) -> Spec:
+    text, faint, strong, weak = colours
+    axis = {"labelColor": text, "titleColor": text, "gridColor": faint, "domainColor": faint}
+    return {
+        "background": None,
+        "aria": False,  # an <img> has one text for all; without this the file is twice as large
+        "font": "sans-serif",
+        "view": {"stroke": None},
+        "axis": {**axis, "tickColor": faint, "labelFontSize": 12, "titleFontSize": 12}
+        | {"titleFontWeight": "normal", "labelLimit": 0},
+        "legend": {"labelColor": text, "titleColor": text, "titleFontWeight": "normal"}
+        | {"labelLimit": 0, "titleLimit": 0, "columnPadding": 36}
+        | {"labelFontSize": 12, "titleFontSize": 12},
+        "title": {"color": text, "fontSize": 13, "fontWeight": 600, "anchor": "start"},
+        "range": {"category": [strong, weak], "ramp": list(ramp), "heatmap": list(ramp)}
+        | {KINDS: list(kinds), "diverging": list(both)},
+        "style": {"strong": {"color": strong}, "weak": {"color": weak}, "text": {"color": text}}
+        | {"member": {"color": text}},
+    }
+
+
+_PLAIN = (
+    ("#1f2933", "#e4e7eb"),  # text
+    ("#d5dae1", "#3a424d"),  # faint
+    ("#0b62c4", "#6db3ff"),  # strong
+    ("#8a94a0", "#8a94a0"),  # weak
+)
+"""Plain colours, each on light and on dark pages."""
+_KINDS = (
+    ("#0b62c5", "#6db3fe"),
+    ("#c2410c", "#fb923c"),
+    ("#0f766e", "#2dd4bf"),
+    ("#9333ea", "#c89bff"),
+    ("#a16207", "#facc15"),
+    ("#be185d", "#f472b6"),
+    ("#4d7c0f", "#a3e635"),
+    ("#78350f", "#e7c6a0"),
+)
+"""Colours of kinds of points, as ``_PLAIN``."""
+_RAMPS = (
+    ["#eef4fb", "#9cc4ec", "#3f86cf", "#0b4587"],
+    ["#1c2733", "#24568a", "#4f97e0", "#cfe5ff"],
+)
+_DIVERGING = (["#eaa45f", "#f4f5f7", "#7db4ef"], ["#95560d", "#1f2831", "#2467b0"])
+PAPER = ("#ffffff", "#12171d")
+"""Backgrounds of pictures that stand alone, light and dark."""
+LIGHT, DARK = (
+    _theme([pair[i] for pair in _PLAIN], [pair[i] for pair in _KINDS], _RAMPS[i], _DIVERGING[i])
+    for i in (0, 1)
+)
+_DARKENED = dict([*_PLAIN, *_KINDS])
+_TAG = re.compile("<[^>]*>")
+_COLOUR = re.compile('(fill|stroke)="([^"]*)"')
+
+
+def svg(spec: Spec, theme: Spec) -> str:
+    """``spec`` drawn with the colours of ``LIGHT`` or ``DARK``, as the text of an SVG file."""
+    import vl_convert
+
+    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", vl_convert.vegalite_to_svg(spec, config=theme))
+
+
+def svg_pair(spec: Spec) -> tuple[str, str]:
+    """``spec`` drawn for light and for dark pages; drawn once where that tells both."""
+    light = svg(spec, LIGHT)
+    if '="rgb' in light:  # a colour that lies between those of a ramp
+        return light, svg(spec, DARK)
+
+    def darkened(tag: re.Match[str]) -> str:
+        return _COLOUR.sub(lambda at: f'{at[1]}="{_DARKENED.get(at[2], at[2])}"', tag[0])
+
+    return light, _TAG.sub(darkened, light)
+
+
+def png(spec: Spec, *, dark: bool = False) -> bytes:
+    """``spec`` as a PNG for print or slides, two pixels for each of its own, on a plain background."""
+    import vl_convert
+
+    theme = DARK if dark else LIGHT
+    return vl_convert.svg_to_png(svg(spec, theme | {"background": PAPER[dark]}), scale=2)
+
+
+def values_of(frame: "pd.DataFrame") -> Spec:
+    """Rows of ``frame`` as inline data; NaN becomes null, which JSON has."""
+    import pandas as pd
+
+    plain = frame.astype(object).where(pd.notna(frame), None)
+    return {"values": plain.to_dict("records")}
+
+
+def shortened(name: str, most: int) -> str:
+    """``name`` in at most ``most`` characters: the middle goes, as both ends tell names apart."""
+    if len(name) <= most:
+        return name
+    return f"{name[: (most - 1) // 2].rstrip()} … {name[len(name) - most // 2 + 2 :].lstrip()}"
+
+
+def names_param(param: str, names: Iterable[str], most: int = 44) -> Spec:
+    """A parameter of a plot: the names of the rows or columns 0, 1, 2 ..."""
+    return {"name": param, "value": [shortened(name, most) for name in names]}
+
+
+def room(names: Iterable[str], most: int = 44) -> Spec:
+    """Padding for a reader whose font is a fifth wider than the one that names are measured in."""
+    longest = max((len(shortened(name, most)) for name in names), default=0)
+    return {"left": 5 + 1.3 * longest, "right": 25, "top": 5, "bottom": 5}
+
+
+def by_name(field: str, param: str, title: str | None = None, **axis: Any) -> Spec:
+    """The channel of a column of numbers whose axis shows ``param``'s names instead."""
+    axis = {"labelExpr": f"{param}[datum.value]", "labelAngle": 0, **axis}
+    return {"field": field, "type": "ordinal", "title": title, "axis": axis}
+
+
+def evenly(frame: "pd.DataFrame", most: int) -> "pd.DataFrame":
+    """At most ``most`` rows at even distances, first and last included: a sample without chance."""
+    if len(frame) <= most:
+        return frame
+    return frame.iloc[[round(index * (len(frame) - 1) / (most - 1)) for index in range(most)]]

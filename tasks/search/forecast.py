@@ -1,0 +1,64 @@
+"""What a fitted surrogate expects of any weights: losses, the objective, an order, a doubt.
+
+Caps come first in the order: a mixture that is expected to break one stands behind all that keep them,
+by how far it breaks it. So a search in which nothing keeps the caps yet walks towards them.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from tasks.arrays import Floats, Ints
+from tasks.search.objective import Objective
+from tasks.surrogates.gaussian_process import GaussianProcess
+from tasks.surrogates.kinds import Surrogate
+
+_STEEP = 10.0  # what a bit per byte above a cap costs a descent, in bits per byte of the objective
+
+
+class Expected:
+    """Surrogates of one kind, one per evaluation set, seen through an objective.
+
+    Args:
+        models: fitted surrogates by set, in the order of ``objective.sets``.
+        objective: over these sets.
+        base: the base model's bits per byte, shape (S,); None only where there are no caps.
+    """
+
+    def __init__(
+        self, models: Mapping[str, Surrogate], objective: Objective, base: Floats | None
+    ) -> None:
+        self._models, self._objective, self._base = list(models.values()), objective, base
+        self.smooth = all(model.smooth for model in self._models)
+
+    def losses(self, weights: Floats) -> Floats:
+        """Expected bits per byte of ``weights`` (n, p); shape (n, S)."""
+        return np.stack([model.predict(weights) for model in self._models], axis=1)
+
+    def values(self, weights: Floats, losses: Floats) -> Floats:
+        """The objective at ``losses`` (n, S); shape (n,)."""
+        return self._objective.values(losses, weights)
+
+    def order(self, weights: Floats, losses: Floats, credit: Floats | float = 0.0) -> Ints:
+        """Numbers of the rows, the best first, by ``losses`` (n, S); ``credit`` (n,) is taken off."""
+        above = np.maximum(self._objective.excess(losses, self._base), 0)
+        return np.lexsort((self.values(weights, losses) - credit, above))
+
+    def slope_values(self, weights: Floats) -> Floats:
+        """One number per row that a descent makes small: the objective, and a price on broken caps."""
+        weights = np.maximum(weights, 0)  # an optimiser may step a hair outside
+        losses = self.losses(weights)
+        above = np.maximum(self._objective.excess(losses, self._base), 0)
+        found: Floats = self.values(weights, losses) + _STEEP * above
+        return found
+
+    def doubt(self, weights: Floats) -> Floats | None:
+        """Standard deviation of the objective; None where the surrogates tell none.
+
+        As if all sets were wrong in the same direction: the largest that it can be.
+        """
+        stds = [m.predict_std(weights) for m in self._models if isinstance(m, GaussianProcess)]
+        if len(stds) < len(self._models):
+            return None
+        found: Floats = np.stack(stds, axis=1) @ self._objective.shares
+        return found

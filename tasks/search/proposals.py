@@ -1,0 +1,177 @@
+"""Which mixtures to evaluate next: those that the best surrogate expects most of, and a few to learn.
+
+One surrogate per evaluation set is fitted to what was evaluated so far. The kind that orders unseen
+rows best makes the proposals; part of them goes where it is unsure, for a search that only follows its
+own belief stops at its first mistake. No mixture is proposed twice, and each keeps its constraints
+exactly.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from tasks.arrays import Floats, Ints
+from tasks.mixtures.constraints import Feasible
+from tasks.mixtures.mixture import Mixture
+from tasks.search.candidates import candidates
+from tasks.search.first_design import start
+from tasks.search.forecast import Expected
+from tasks.search.objective import Objective
+from tasks.surrogates.kinds import SURROGATES, Surrogate, choose, cross_validate, fit
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+__all__ = ["Proposal", "Proposals", "propose", "start"]
+
+FEWEST_ROWS = 5
+"""Proposals are made from this many evaluated mixtures on."""
+
+EXPLORED = 0.25
+"""Share of a batch that goes where the surrogates are unsure."""
+
+_SPACING = 0.05  # summed absolute distance of the weights of two proposals, while there are others
+_DOUBT = 2.0  # standard deviations by which an unsure mixture is taken for better than expected
+
+
+class Proposal(NamedTuple):
+    """A mixture to evaluate next."""
+
+    mixture: Mixture
+    proposed_by: str
+    """Name of the surrogate."""
+    predicted: float
+    """Its objective in bits per byte, as the surrogate expects it."""
+    losses: Floats
+    """Expected bits per byte by set, shape (S,)."""
+
+
+class Proposals(NamedTuple):
+    """What to evaluate next, and the grounds."""
+
+    proposals: list[Proposal]
+    """The most promising first; fewer than asked for (none, at the end) where no more are allowed."""
+    chosen: str
+    """Name of the surrogate that made them."""
+    surrogates: "pd.DataFrame"
+    """``surrogate``, ``target`` (a set), ``spearman``, ``pearson``, ``rmse`` (bits per byte), ``rows``,
+    ``chosen``: the cross-validation of this round."""
+    notes: list[str]
+    """Sentences for the reader."""
+    fitted: Mapping[str, Surrogate]
+    """The chosen surrogate by set, fitted to all rows."""
+
+
+def propose(
+    weights: Floats,
+    losses: Floats,
+    base: Floats | None,
+    objective: Objective,
+    feasible: Feasible,
+    count: int,
+    generator: np.random.Generator,
+    names: Sequence[str] = tuple(SURROGATES),
+    folds: int = 5,
+) -> Proposals:
+    """The next ``count`` mixtures to evaluate.
+
+    Args:
+        weights: of n evaluated mixtures of the units, shape (n, p); rows sum to 1, and are distinct.
+            Allowed or not: all of them teach.
+        losses: their bits per byte, shape (n, S), columns as in ``objective.sets``.
+        base: the base model's bits per byte, shape (S,); None only where there are no caps.
+        objective: over the sets and over ``feasible.names``.
+        feasible: what may be proposed.
+        count: how many to propose at most.
+        generator: its state decides every random draw.
+        names: the surrogates to compare.
+        folds: of the cross-validation.
+
+    Raises:
+        ValueError: fewer than ``FEWEST_ROWS`` evaluated mixtures, shapes that do not fit, losses
+            that are not finite, or no surrogate could be fitted.
+    """
+    _refuse_unusable(weights, losses, objective)
+    by_set = dict(zip(objective.sets, losses.T, strict=True))
+    seed = int(generator.integers(2**31))
+    table, notes = cross_validate(weights, by_set, names, folds, seed)
+    chosen = choose(table, dict(zip(objective.sets, objective.shares.tolist(), strict=True)))
+    usable = [chosen, *(name for name in names if name in set(table["surrogate"]) - {chosen})]
+    models = {name: fit(name, weights, by_set) for name in usable}
+    notes += dict.fromkeys(note for model in models[chosen].values() for note in model.notes)
+    expected = {name: Expected(models[name], objective, base) for name in usable}
+    order = expected[chosen].order(weights, losses)
+    pool = candidates(feasible, weights[order], expected[chosen], generator)
+    made = _picked(feasible, pool, expected, count)
+    table["chosen"] = table["surrogate"] == chosen
+    return Proposals(made, chosen, table, notes, models[chosen])
+
+
+def _refuse_unusable(weights: Floats, losses: Floats, objective: Objective) -> None:
+    if losses.shape != (len(weights), len(objective.sets)):
+        raise ValueError(
+            f"losses of shape {losses.shape} do not fit {len(weights)} mixtures and "
+            f"{len(objective.sets)} evaluation sets: give one row per mixture, one column per set"
+        )
+    if len(weights) < FEWEST_ROWS:
+        raise ValueError(
+            f"{len(weights)} evaluated mixtures are too few to propose from: evaluate {FEWEST_ROWS} "
+            "at least"
+        )
+    if not (finite := np.isfinite(losses)).all():
+        row, column = np.argwhere(~finite)[0]
+        raise ValueError(
+            f"the loss of evaluated mixture {row + 1} on {objective.sets[column]!r} is "
+            f"{losses[row, column]}: leave that mixture out"
+        )
+
+
+def _picked(
+    feasible: Feasible, pool: Ints, expected: "Mapping[str, Expected]", count: int
+) -> list[Proposal]:
+    """Of the ``pool``, the best by the first of ``expected``, then those in most doubt."""
+    if not len(pool) or count < 1:
+        return []
+    weights = feasible.weights(pool)
+    chosen = next(iter(expected.values()))
+    losses = chosen.losses(weights)
+    values, order = chosen.values(weights, losses), chosen.order(weights, losses)
+    explored = int(EXPLORED * count)
+    first = _apart(weights, order, [], count - explored)
+    rest = np.setdiff1d(order, first)
+    doubt = chosen.doubt(weights[rest])
+    if doubt is not None:
+        by_doubt = rest[chosen.order(weights[rest], losses[rest], _DOUBT * doubt)]
+    else:
+        by_doubt = _disputed(weights, order[np.isin(order, rest)], expected)
+    picked = _apart(weights, by_doubt, first, explored)
+    made_by = next(iter(expected))
+    return [
+        Proposal(feasible.mixture(pool[row]), made_by, float(values[row]), losses[row])
+        for row in [*first, *picked]
+    ]
+
+
+def _disputed(weights: Floats, order: Ints, expected: "Mapping[str, Expected]") -> Ints:
+    """The better quarter of the rows in ``order``, those first about which surrogates differ most."""
+    better = order[: max(1, len(order) // 4)]
+    values = [one.values(weights[better], one.losses(weights[better])) for one in expected.values()]
+    return better[np.argsort(-np.std(values, axis=0), kind="stable")]
+
+
+def _apart(weights: Floats, order: Ints, taken: list[int], count: int) -> list[int]:
+    """The first ``count`` rows in ``order`` with some distance to one another and to those ``taken``.
+
+    Where too few keep the distance, the first of the others follow.
+    """
+    found: list[int] = []
+    for spacing in (_SPACING, 0.0):
+        for row in order.tolist():
+            if len(found) == count:
+                return found
+            near = weights[[*taken, *found]]
+            if row not in found and (np.abs(near - weights[row]).sum(axis=1) > spacing).all():
+                found.append(row)
+    return found

@@ -1,0 +1,43 @@
+"""A surrogate of gradient-boosted trees (LightGBM), for losses that no smooth function follows."""
+
+from typing import Self
+
+import numpy as np
+
+from tasks.arrays import Floats
+from tasks.surrogates.linear import refuse_unusable
+
+
+class LightGBM:
+    """Boosted trees; leaves are kept large enough for the few rows that a search has."""
+
+    smooth = False
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def fit(self, weights: Floats, losses: Floats) -> Self:
+        import lightgbm
+
+        refuse_unusable(weights, losses)
+        self._mean, self._spread = float(np.mean(losses)), float(np.std(losses)) or 1.0
+        options = {
+            "objective": "regression",
+            "learning_rate": 0.05,
+            "num_leaves": 15,
+            "min_data_in_leaf": min(20, max(2, len(losses) // 15)),
+            "min_data_in_bin": 1,
+            "seed": 0,
+            "deterministic": True,
+            "force_row_wise": True,
+            "num_threads": 1,
+            "verbosity": -1,
+        }
+        values = (losses - self._mean) / self._spread
+        rows = lightgbm.Dataset(np.ascontiguousarray(weights), values, params=options)
+        self._trees = lightgbm.train(options, rows, num_boost_round=300)
+        return self
+
+    def predict(self, weights: Floats) -> Floats:
+        found: Floats = self._trees.predict(weights, num_threads=1)
+        return self._mean + self._spread * found

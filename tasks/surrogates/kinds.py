@@ -1,0 +1,174 @@
+"""Cheap stand-ins for an evaluation: a function from weights to a loss, fitted to what was evaluated.
+
+Which kind fits best depends on the pool, so none is preferred: each is judged by how well it orders
+rows that it has not seen, and the simplest of the best is taken. A surrogate says where to look next;
+it is never the answer, since every proposal is evaluated for real.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
+
+import numpy as np
+
+from tasks.arrays import Floats
+from tasks.mixtures.units import unknown
+from tasks.surrogates.boosted_trees import LightGBM
+from tasks.surrogates.gaussian_process import GaussianProcess
+from tasks.surrogates.linear import FEWEST_ROWS, Linear, Quadratic
+from tasks.surrogates.log_linear import LogLinear
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+COLUMNS = ["surrogate", "target", "spearman", "pearson", "rmse", "rows"]
+"""Of the table that ``cross_validate`` makes."""
+
+
+class Surrogate(Protocol):
+    """A function from weights to one loss.
+
+    Attributes:
+        smooth: whether a gradient says where to go.
+        notes: sentences for the reader, filled by ``fit``.
+    """
+
+    smooth: bool
+    notes: list[str]
+
+    def fit(self, weights: Floats, losses: Floats) -> Self:
+        """Fit to ``weights`` (n, p), rows summing to 1, and ``losses`` (n,).
+
+        Raises:
+            ValueError: fewer than ``FEWEST_ROWS`` rows, or numbers that are not finite.
+        """
+
+    def predict(self, weights: Floats) -> Floats:
+        """Losses of ``weights`` (n, p), in the unit of the fit; shape (n,)."""
+
+
+SURROGATES: dict[str, Callable[[], Surrogate]] = {
+    "linear": Linear,
+    "log-linear": LogLinear,
+    "quadratic": Quadratic,
+    "gaussian process": GaussianProcess,
+    "lightgbm": LightGBM,
+}
+"""Factories by name, the simplest first."""
+
+
+class Validated(NamedTuple):
+    """What cross-validation found."""
+
+    table: "pd.DataFrame"
+    """``surrogate``, ``target``, ``spearman``, ``pearson`` and ``rmse`` of the held-out predictions
+    (RMSE in the unit of the losses), ``rows``. A surrogate that predicts one value for all rows
+    orders nothing: its correlations are 0."""
+
+    notes: list[str]
+    """Sentences: which surrogates failed and were left out, and why."""
+
+
+def cross_validate(
+    weights: Floats,
+    losses: Mapping[str, Floats],
+    names: Sequence[str] = tuple(SURROGATES),
+    folds: int = 5,
+    seed: int = 0,
+) -> Validated:
+    """How well each surrogate predicts rows that it was not fitted to.
+
+    Args:
+        weights: shape (n, p), rows summing to 1.
+        losses: by target, shape (n,) each.
+        names: keys of ``SURROGATES``.
+        folds: the rows are cut into this many parts, or as many as there are rows.
+        seed: of the cut, which is the same for all surrogates and targets.
+
+    Raises:
+        ValueError: an unknown name, too few rows, or no surrogate could be fitted.
+    """
+    import pandas as pd
+
+    known(names)
+    if len(weights) <= FEWEST_ROWS or folds < 2:
+        raise ValueError(
+            f"{len(weights)} rows in {folds} folds cannot be cross-validated: {FEWEST_ROWS + 1} rows "
+            "and 2 folds are needed at least"
+        )
+    rows, notes = [], []
+    for name in names:
+        try:
+            predicted = {t: _unseen(name, weights, losses[t], folds, seed) for t in losses}
+        except Exception as error:  # whatever a library raises: the other surrogates go on
+            notes.append(f"The {name} surrogate was left out, since it failed: {error}")
+            continue
+        rows += [(name, t, *errors(losses[t], predicted[t]), len(weights)) for t in losses]
+    if not rows:
+        raise ValueError(f"no surrogate could be fitted: {' '.join(notes)}")
+    return Validated(pd.DataFrame(rows, columns=COLUMNS), notes)
+
+
+def known(names: Iterable[str]) -> None:
+    """Raise a ValueError for a name that is no surrogate's, or where there is none."""
+    names = list(names)
+    for name in names:
+        if name not in SURROGATES:
+            raise unknown(name, "the list of surrogates", SURROGATES)
+    if not names:
+        raise ValueError(f"no surrogate is named: give one or more of {list(SURROGATES)}")
+
+
+def _unseen(name: str, weights: Floats, losses: Floats, folds: int, seed: int) -> Floats:
+    """Each row predicted by a fit to the other folds; shape (n,)."""
+    order = np.random.default_rng(seed).permutation(len(losses))
+    found = np.empty(len(losses))
+    for held in np.array_split(order, min(folds, len(losses))):
+        seen = np.setdiff1d(order, held)
+        found[held] = SURROGATES[name]().fit(weights[seen], losses[seen]).predict(weights[held])
+    if not np.isfinite(found).all():
+        raise ValueError("it predicts a loss that is not finite")
+    return found
+
+
+def errors(losses: Floats, predicted: Floats) -> tuple[float, float, float]:
+    """Spearman and Pearson correlation, root mean squared error; 0 where there is no order."""
+    from scipy.stats import pearsonr, spearmanr
+
+    error = float(np.sqrt(np.mean((predicted - losses) ** 2)))
+    # Equal but for rounding is equal: there is no order in it.
+    if min(np.ptp(predicted), np.ptp(losses)) <= 1e-12 * np.abs(losses).max():
+        return 0.0, 0.0, error
+    spearman, pearson = spearmanr(losses, predicted), pearsonr(losses, predicted)
+    return float(spearman.statistic), float(pearson.statistic), error
+
+
+def choose(table: "pd.DataFrame", shares: Mapping[str, float] | None = None) -> str:
+    """The surrogate with the largest mean cross-validated Spearman; ties (0.001) to the simpler.
+
+    Args:
+        table: of ``cross_validate``.
+        shares: weight of each target in the mean; None: all alike.
+    """
+    weights = table["target"].map(shares or dict.fromkeys(table["target"], 1.0)).fillna(0.0)
+    means = {
+        str(name): float(np.average(rows["spearman"], weights=weights[rows.index]))
+        for name, rows in table.groupby("surrogate")
+    }
+    simplest_first = [name for name in SURROGATES if name in means]
+    return max(simplest_first, key=lambda name: round(means[name], 3))
+
+
+def fit(name: str, weights: Floats, losses: Mapping[str, Floats]) -> dict[str, Surrogate]:
+    """One fitted surrogate per target.
+
+    Args:
+        name: key of ``SURROGATES``.
+        weights: shape (n, p), rows summing to 1.
+        losses: by target, shape (n,) each.
+
+    Raises:
+        ValueError: an unknown name, or rows that cannot be fitted.
+    """
+    known([name])
+    return {target: SURROGATES[name]().fit(weights, losses[target]) for target in losses}

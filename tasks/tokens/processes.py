@@ -1,0 +1,189 @@
+"""Encoding by several processes: batches of text go out ahead, results come back in their order.
+
+Looking words up is Python, so one process uses one core. Once a process has encoded some megabytes,
+others are started to do it, each with a table of words of its own; they stay for the next step, end
+by themselves when nothing comes for a while, and with their parent in any case. What they return is
+what ``Encoder`` returns here, and where one cannot be started or dies, it is done here.
+
+Pickle is safe: only our own parent and child hold the two ends of the socket.
+"""
+
+import logging
+import os
+import queue
+import subprocess
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
+
+from tasks.machine.child import program_of, start_child
+from tasks.tokens.tokenizer import Encoder
+from tasks.tokens.vocabulary import Vocabulary, serve, shared
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+T = TypeVar("T")
+
+LOG = logging.getLogger("mixpool.encoders")
+
+BATCH_CHARACTERS = 1 << 18
+"""Characters of a batch, about: an encoding may take a hundred times the memory of its text."""
+START_CHARACTERS = 1 << 20
+"""Characters encoded in this process before others are started, for that takes half a second."""
+MAX_PROCESSES = 16
+"""Each takes some 100 MB of memory; reading keeps no more of them busy."""
+END_SECONDS = 5.0
+"""Seconds in which a process that is told to end does so, or it is killed."""
+
+_ENTRY = program_of(serve)
+
+
+class Encoders:
+    """The encoder of a tokenizer's ``folder``, in up to ``threads`` processes; None is all cores."""
+
+    def __init__(self, folder: Path, threads: int | None = None) -> None:
+        self.vocabulary = Encoder(folder).vocabulary
+        size = min(threads or _cores(), MAX_PROCESSES)
+        self._pool = shared_pool(self.vocabulary, size, os.getpid()) if size > 1 else None
+
+    def count(self, batches: Iterable[list[str]]) -> Iterator[list[int]]:
+        """Number of tokens of each text, batch by batch; see ``Ids.count``.
+
+        Of ``batches``, here and below, some are taken before the results of earlier ones are given.
+        """
+        return self._each("count", batches)
+
+    def encode(self, batches: Iterable[list[str]]) -> Iterator[list[bytes]]:
+        """Token ids of each text, batch by batch; see ``Ids.encode``."""
+        return self._each("encode", batches)
+
+    def _each(self, what: str, batches: Iterable[list[str]]) -> Iterator[Any]:
+        waiting: deque[Callable[[], Any]] = deque()
+        for texts in batches:
+            here = partial(getattr(shared(self.vocabulary), what), texts)
+            pool = self._pool if self._pool is not None and self._pool.takes(texts) else None
+            waiting.append(here if pool is None else pool.submit(what, texts, here))
+            while waiting and len(waiting) > (0 if pool is None else 2 * pool.size):
+                yield waiting.popleft()()
+        while waiting:
+            yield waiting.popleft()()
+
+
+def batches(items: Iterable[T], text: Callable[[T], str]) -> Iterator[list[T]]:
+    """Items in lists whose texts have ``BATCH_CHARACTERS`` together, or a little more."""
+    batch: list[T] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += len(text(item))
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+class Pool:
+    """Processes for one tokenizer, and for each a thread that waits for its answer."""
+
+    def __init__(self, vocabulary: Vocabulary, size: int) -> None:
+        self.size = size
+        self._characters = 0
+        self._starts: list[Future[Any]] = []
+        self._threads = ThreadPoolExecutor(size, "encoders")
+        self._free: queue.SimpleQueue[_Process] = queue.SimpleQueue()
+        for _ in range(size):
+            self._free.put(_Process(vocabulary))
+
+    def takes(self, texts: list[str]) -> bool:
+        """Whether processes run, which are started when so much has come that they pay."""
+        self._characters += sum(map(len, texts))
+        if not self._starts and self._characters > START_CHARACTERS:
+            starts = (self._threads.submit(self._do, "count", [], list) for _ in range(self.size))
+            self._starts = list(starts)
+        return bool(self._starts) and all(start.done() for start in self._starts)
+
+    def submit(self, what: str, texts: list[str], here: Callable[[], Any]) -> Callable[[], Any]:
+        """Have a batch encoded; the result is a call away. ``here`` does it in this process."""
+        return self._threads.submit(self._do, what, texts, here).result
+
+    def _do(self, what: str, texts: list[str], here: Callable[[], Any]) -> Any:
+        process = self._free.get()
+        try:
+            return here() if process.is_lost else process.ask((what, texts))
+        except (OSError, EOFError) as error:
+            LOG.warning("a process that encodes is lost (%r): going on without it", error)
+            process.is_lost = True
+            return here()
+        finally:
+            self._free.put(process)
+
+
+@lru_cache(maxsize=1)
+def shared_pool(vocabulary: Vocabulary, size: int, pid: int) -> Pool:
+    """The processes that this process has for a tokenizer."""
+    del pid  # one that was forked has none of its parent's threads
+    return Pool(vocabulary, size)
+
+
+class _Process:
+    """A process that is started when it is needed, also when it has ended by itself meanwhile."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._child: _Child | None = None
+        self._end: Callable[[], object] = bool
+        self.is_lost = False
+
+    def ask(self, order: tuple[str, list[str]]) -> Any:
+        """The answer to an order. Raises OSError or EOFError where there can be none."""
+        if self._child is None:
+            self._child = _Child.start(self._vocabulary)
+            self._end = weakref.finalize(self, self._child.end)
+        process, line = self._child
+        try:
+            line.send(order)
+            return line.recv()
+        except (OSError, EOFError):
+            self._end()
+            self._child = None
+            if process.returncode:
+                raise
+        return self.ask(order)
+
+
+class _Child(NamedTuple):
+    """A running process, and the line to it."""
+
+    process: subprocess.Popen[bytes]
+    line: "Connection"
+
+    @classmethod
+    def start(cls, vocabulary: Vocabulary) -> Self:
+        """A new process for one tokenizer."""
+        alone = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+        child = cls(*start_child(_ENTRY, {**os.environ, **alone}))
+        child.line.send(vocabulary)
+        return child
+
+    def end(self) -> None:
+        """Have it end, or kill it."""
+        self.line.close()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(END_SECONDS)
+            return
+        self.process.kill()
+        self.process.wait()
+
+
+def _cores() -> int:
+    # Of these, a container or a job scheduler may have left a process fewer than there are.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,97 @@
+"""Token ids of texts as bytes, and the process that does nothing but make them.
+
+Everything that encodes whole documents comes through here: words are looked up where the tokenizer
+allows it, else the library encodes. This module and ``tasks.tokens.word_table`` import little, because processes
+that are started to encode should begin at once.
+"""
+
+import json
+import signal
+import sys
+from array import array
+from contextlib import suppress
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from tasks.tokens.word_table import Words, is_separable
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+IDLE_SECONDS = 20.0
+"""Seconds without work after which a process ends."""
+
+
+class Vocabulary(NamedTuple):
+    """What makes token ids of text: all that another process must be told."""
+
+    text: str
+    """The content of ``tokenizer.json``."""
+    end_of_text: int
+    """The id behind each document."""
+    size: int
+    """Number of ids."""
+
+    @property
+    def dtype(self) -> str:
+        """Smallest unsigned integer type that holds every id."""
+        return "uint16" if self.size <= 1 << 16 else "uint32"
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one id."""
+        return 2 if self.dtype == "uint16" else 4
+
+
+class Ids:
+    """A loaded tokenizer; nothing is added to a text but end-of-text."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.tokenizer = _loaded(vocabulary.text)
+        self._code = {"uint16": "H", "uint32": "I"}[vocabulary.dtype]
+        self._end = array(self._code, [vocabulary.end_of_text]).tobytes()
+        is_fast = is_separable(json.loads(vocabulary.text))
+        self._encode = Words(self._by_library).encode if is_fast else self._by_library
+
+    def encode(self, texts: list[str]) -> list[bytes]:
+        """Ids of each text, end-of-text last, as the bytes of an array of the vocabulary's dtype."""
+        return [ids + self._end for ids in self._encode(texts)]
+
+    def count(self, texts: list[str]) -> list[int]:
+        """Number of ids of each text, end-of-text included."""
+        return [len(ids) // len(self._end) + 1 for ids in self._encode(texts)]
+
+    def _by_library(self, texts: list[str]) -> list[bytes]:
+        encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [array(self._code, found.ids).tobytes() for found in encoded]
+
+
+@lru_cache(maxsize=1)
+def shared(vocabulary: Vocabulary) -> Ids:
+    """The ``Ids`` of a vocabulary that this process uses, with the words that they have met."""
+    return Ids(vocabulary)
+
+
+def _loaded(text: str) -> "Tokenizer":
+    from tokenizers import Tokenizer
+
+    tokenizer: Tokenizer = Tokenizer.from_str(text)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    # Post-processors add special tokens and shorten offsets; what a text says is never special.
+    tokenizer.post_processor = None
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def serve() -> None:
+    """Answer on the socket whose number is the first argument, until nothing is asked for a while."""
+    from multiprocessing.connection import Connection
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    line = Connection(int(sys.argv[1]))
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        ids = Ids(line.recv())
+        while line.poll(IDLE_SECONDS):
+            what, texts = line.recv()
+            line.send(getattr(ids, what)(texts))

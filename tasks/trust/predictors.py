@@ -1,0 +1,164 @@
+"""What is known of a mixture without training it, paired with what a reference found.
+
+One row holds a mixture on one evaluation set: the losses of its proxy and its reference, and what
+predictors say that need no merging. All come from losses that are in the store anyway, but for the
+regression, which is fitted to the other references.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tasks.arrays import Floats
+from tasks.evaluation.losses import Losses
+from tasks.mixtures.mixture import Mixture
+from tasks.ranking.rank import MACRO_MEAN
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def pair_up(
+    proxies: Losses,
+    references: Losses,
+    chosen: Sequence[Mixture],
+    domains: Mapping[str, str],
+    set_domains: Mapping[str, str | None],
+    tokens: Mapping[str, int],
+) -> "pd.DataFrame":
+    """What is known of each chosen mixture on each evaluation set, beside what was found by training.
+
+    Args:
+        proxies: merged models of the mixtures, and every partition's own model, by label.
+        references: the trained models, under the mixtures' labels.
+        domains: domain of each partition.
+        set_domains: domain of each evaluation set; None where it has none.
+        tokens: number of distinct tokens of each partition.
+
+    Returns:
+        One row per mixture and set; the macro mean, the mean over sets of each number, is one more
+        set. ``mixture``; ``k``; ``evaluation_set``; ``own``, "in" where the set's domain is among the
+        mixture's, "out" where it is in the pool alone, else None; ``proxy`` and ``reference`` in nats
+        per token; ``proxy_bits`` and ``reference_bits`` in bits per byte; and what needs no merging,
+        the less the better: ``individual``, the members' own losses averaged by their weights;
+        ``tokens``, minus the mixture's distinct tokens; ``nearest``, the least loss of any member;
+        ``regression`` (see ``tasks.trust.predictors.left_out``; alone of all it costs references).
+
+    Raises:
+        ValueError: a loss, a domain or a number of tokens is not known.
+    """
+    labels = [mixture.label for mixture in chosen]
+    partitions = sorted({name for mixture in chosen for name in mixture.members})
+    _check(proxies, [*labels, *partitions], "proxies")
+    _check(references, labels, "references")
+    for known, what in ((domains, "domain"), (tokens, "number of distinct tokens")):
+        if lacking := [name for name in partitions if name not in known]:
+            raise ValueError(f"the {what} of partition {lacking[0]!r} is not given: add it")
+    sets = proxies.sets
+    losses = {
+        "proxy": per_token(proxies).loc[labels],
+        "reference": per_token(references).loc[labels, sets],
+        "proxy_bits": bits_per_byte(proxies).loc[labels],
+        "reference_bits": bits_per_byte(references).loc[labels, sets],
+    }
+    columns = {name: table.to_numpy() for name, table in losses.items()}
+    weights = np.array([[float(m.weights.get(name, 0)) for name in partitions] for m in chosen])
+    columns |= _individual(weights, per_token(proxies).loc[partitions].to_numpy())
+    distinct = [-float(sum(tokens[name] for name in mixture.members)) for mixture in chosen]
+    columns["tokens"] = np.repeat(np.array(distinct)[:, None], len(sets), axis=1)
+    columns["regression"] = left_out(weights, columns["reference"])
+    own = [_own(m, set_domains.get(name), domains) for m in chosen for name in sets]
+    return _long(chosen, sets, own, columns)
+
+
+def _individual(weights: Floats, alone: Floats) -> dict[str, Floats]:
+    """What the members' own losses say; each argument has a row per mixture, or per partition."""
+    # By members, as the loss of a partition with weight 0 need not be finite.
+    members = [(row[row > 0], alone[row > 0]) for row in weights]
+    return {
+        "individual": np.stack([shares @ losses for shares, losses in members]),
+        "nearest": np.stack([losses.min(axis=0) for _, losses in members]),
+    }
+
+
+def _long(
+    chosen: Sequence[Mixture],
+    sets: Sequence[str],
+    own: Sequence[str | None],
+    columns: Mapping[str, Floats],
+) -> "pd.DataFrame":
+    """Columns of shape (mixtures, sets) as rows, with the mean over sets behind each mixture's."""
+    import pandas as pd
+
+    keys = [
+        (mixture.label, mixture.size, name) for mixture in chosen for name in [*sets, MACRO_MEAN]
+    ]
+    table = pd.DataFrame(keys, columns=["mixture", "k", "evaluation_set"])
+    is_set = table["evaluation_set"] != MACRO_MEAN
+    table["own"] = pd.Series([None] * len(table), dtype=object)
+    table.loc[is_set, "own"] = own
+    means = {n: np.column_stack([values, values.mean(axis=1)]) for n, values in columns.items()}
+    return table.assign(**{name: values.ravel() for name, values in means.items()})
+
+
+def per_token(losses: Losses) -> "pd.DataFrame":
+    """Nats per token by mixture (index) and evaluation set (columns)."""
+    return _divided(losses, [counts.num_tokens for counts in losses.counts])
+
+
+def bits_per_byte(losses: Losses) -> "pd.DataFrame":
+    """Bits per byte by mixture (index) and evaluation set (columns)."""
+    return _divided(losses, [counts.num_bytes * math.log(2) for counts in losses.counts])
+
+
+def _divided(losses: Losses, by: Sequence[float]) -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.DataFrame(losses.nll / np.array(by), index=losses.mixtures, columns=losses.sets)
+
+
+def _check(losses: Losses, labels: Iterable[str], where: str) -> None:
+    if lacking := set(labels).difference(losses.mixtures):
+        raise ValueError(
+            f"the {where} lack losses of {min(lacking)!r} ({len(lacking)} in all): evaluate it, or "
+            "leave it out of the comparison"
+        )
+
+
+def _own(mixture: Mixture, domain: str | None, domains: Mapping[str, str]) -> str | None:
+    if domain is None or domain not in domains.values():
+        return None
+    return "in" if domain in {domains[name] for name in mixture.members} else "out"
+
+
+_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # against weights whose squares sum to a few
+
+
+def left_out(weights: Floats, losses: Floats) -> Floats:
+    """Each mixture's losses as a ridge regression on mixture weights of the other mixtures tells them.
+
+    The mean of the others falls where the one left out is high, so with it even a regression on nothing
+    would predict, the wrong way round. Slopes are therefore learnt from the others alone, and the mean is
+    that of all, which orders nothing. The penalty is chosen anew for each mixture left out.
+
+    Args:
+        weights: shape (n, partitions).
+        losses: shape (n, sets); rows that are not finite teach nothing.
+
+    Returns:
+        Shape (n, sets); NaN where fewer than three others are known.
+    """
+    from sklearn.linear_model import RidgeCV
+
+    found = np.full_like(losses, np.nan)
+    known = np.isfinite(losses).all(axis=1)
+    for place in range(len(losses)):
+        others = known & (np.arange(len(losses)) != place)
+        if others.sum() < 3:
+            continue
+        model = RidgeCV(_PENALTIES, alpha_per_target=True).fit(weights[others], losses[others])
+        shift = weights[place] - weights[others].mean(axis=0)
+        found[place] = losses[known].mean(axis=0) + shift @ model.coef_.T
+    return found

@@ -1,0 +1,294 @@
+"""The grounds of a verdict, in sentences: each function here says one thing, or nothing.
+
+All speak of mixtures of the same number of partitions k, where it is not said otherwise, and of the macro
+mean, where no evaluation set is named. Rules are constants with their reason; ``standing`` applies them.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from tasks.ranking.calibration import student_quantile
+from tasks.ranking.rank import MACRO_MEAN
+from tasks.readable import number
+from tasks.trust.agreement import POOLED, SCOPES, WITHIN
+from tasks.trust.measures import FEWEST_PAIRS, SURE, margin
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ENOUGH_RIGHT = 0.8
+"""Share of pairs that a trusted ranking orders right. DataDecide found about 80 % for rankings by small
+models that were really trained on the data: merging should do no worse."""
+FEWEST_REFERENCES = 6
+"""Of five points, a correlation below 0.88 is not told from chance at 5 %."""
+FEWEST_RUNS = 3
+"""Of two runs the standard deviation says next to nothing of the largest correlation possible."""
+HIGHEST_CEILING = 0.995
+"""A ceiling that reads as 1.00 is none."""
+MOST_NAMED = 6
+"""More names than this are counted, not listed."""
+
+Standing: TypeAlias = Literal["trusted", "wrong", "unknown"]
+Figures: TypeAlias = Mapping[Any, float]
+"""A row of an ``agreement`` table, by column."""
+Rows: TypeAlias = Mapping[tuple[str, str, str, str], Figures]
+"""Rows of an ``agreement`` table by evaluation set, scope, k and predictor."""
+
+_BASELINES = {
+    "individual": "the mean of single partitions",
+    "tokens": "the number of tokens",
+    "nearest": "the nearest single partition",
+    "regression": "a regression on mixture weights, which is fitted to references and so costs them",
+}
+
+FIXED = ("all", WITHIN, "proxy")
+"""Scope, k and predictor of the row that a set is judged by."""
+
+
+def standing(figures: Figures) -> Standing:
+    """What a row of an ``agreement`` table says of its predictor.
+
+    "trusted": enough pairs are ordered right, and the interval of the Pearson correlation is above 0.
+    "wrong": surely fewer pairs are, or the correlation is above 0 and still too few are. "unknown": there
+    are too few references, or too few to tell the correlation from none.
+    """
+    if figures["references"] < FEWEST_REFERENCES or math.isnan(figures["pearson"]):
+        return "unknown"
+    if figures["pearson_low"] > 0:
+        return "trusted" if figures["pairs_right"] >= ENOUGH_RIGHT else "wrong"
+    return "wrong" if figures["pairs_right_high"] < ENOUGH_RIGHT else "unknown"
+
+
+def why(figures: Figures) -> str:
+    """Why nothing can be told."""
+    count = int(figures["references"])
+    if count < FEWEST_REFERENCES:
+        return f"not enough references ({count}; {FEWEST_REFERENCES} are the least)"
+    if math.isnan(figures["pearson"]):
+        return f"the proxies or the references of all {count} mixtures have the same loss"
+    return (
+        f"not enough references (with {count} the interval of the Pearson correlation, "
+        f"{_span(figures, 'pearson')}, includes 0)"
+    )
+
+
+def fixed_and_pooled(rows: Rows, sizes: Sequence[str]) -> Iterator[str]:
+    """The macro mean at fixed k, at each k, and pooled."""
+    fixed, pooled = rows[MACRO_MEAN, *FIXED], rows[MACRO_MEAN, "all", POOLED, "proxy"]
+    if math.isnan(fixed["pearson"]):
+        return
+    yield (
+        f"{MACRO_MEAN.capitalize()} at fixed k, {fixed['references']} references: Pearson "
+        f"{_n(fixed['pearson'])} (95 % interval {_span(fixed, 'pearson')}), Spearman "
+        f"{_n(fixed['spearman'])}, {percent(fixed['pairs_right'])} of pairs ordered right. Taking the "
+        f"proxies' first costs {number(4)(fixed['regret_1'])} bits per byte against the best that was "
+        f"trained, the best of their first three {number(4)(fixed['regret_3'])}."
+    )
+    if len(sizes) == 1:
+        yield f"All references have k = {sizes[0]}: mixtures of other sizes were not tested."
+        return
+    yield _by_size({k: rows[MACRO_MEAN, "all", k, "proxy"] for k in sizes})
+    if fixed["references"] < FEWEST_REFERENCES:
+        return
+    inflated = pooled["pearson"] > fixed["pearson"]
+    yield (
+        f"Pooled over all k the Pearson correlation of the {MACRO_MEAN} is {_n(pooled['pearson'])}, at "
+        f"fixed k {_n(fixed['pearson'])}: "
+        + (
+            "the first is inflated by k itself."
+            if inflated
+            else "here k itself does not inflate it."
+        )
+    )
+
+
+_OF_SIZES: Mapping[Standing, str] = {
+    "trusted": "it can be trusted",
+    "wrong": "it cannot be trusted",
+    "unknown": "this validation cannot tell",
+}
+
+
+def _by_size(figures: Mapping[str, Figures]) -> str:
+    """What holds at each k alone, then the figures of each."""
+    at: dict[Standing, list[str]] = {name: [] for name in _OF_SIZES}
+    for k, of_size in figures.items():
+        at[standing(of_size)].append(k)
+    said = [f"at k = {listed(sizes)} {_OF_SIZES[name]}" for name, sizes in at.items() if sizes]
+    each = [
+        f"k = {k}: {row['references']} references"
+        + (
+            ""
+            if math.isnan(row["pairs_right"])
+            else f", {percent(row['pairs_right'])} of pairs right"
+        )
+        for k, row in figures.items()
+    ]
+    return f"By number of partitions: {'; '.join(said)}. In figures: {'; '.join(each)}."
+
+
+def apart(rows: Rows) -> Iterator[str]:
+    """Mixtures with a set's own domain and without it."""
+    names = dict.fromkeys(name for name, scope, _, _ in rows if scope != "all")
+    found = [values for name in names if (values := _by_scope(rows, name))]
+    if not names:
+        return
+    if not found:
+        yield (
+            "Mixtures with and without the domain of an evaluation set cannot be judged apart: none has "
+            f"{FEWEST_REFERENCES} references of both kinds."
+        )
+        return
+    together, inside, outside = (sum(values) / len(found) for values in zip(*found, strict=True))
+    inflated = together > max(inside, outside)
+    yield (
+        f"Over the evaluation sets whose domain is in the pool ({len(found)}) the mean Pearson "
+        f"correlation at fixed k is {_n(inside)} among mixtures with that domain, {_n(outside)} among "
+        f"those without it, and {_n(together)} among all"
+        + (": the last is inflated by whether the domain is in the mixture." if inflated else ".")
+    )
+
+
+def _by_scope(rows: Rows, name: str) -> list[float]:
+    """Pearson within k over all, in-domain and out-of-domain mixtures; empty where there are too few."""
+    found = [rows.get((name, scope, WITHIN, "proxy"), {}) for scope in SCOPES]
+    enough = all(figures.get("references", 0) >= FEWEST_REFERENCES for figures in found)
+    values = [figures["pearson"] for figures in found] if enough else []
+    return [] if any(map(math.isnan, values)) else values
+
+
+def differences(pairs: "pd.DataFrame", rows: Rows) -> Iterator[str]:
+    """From which difference of proxies on the better mixture is told."""
+    if rows[MACRO_MEAN, *FIXED]["references"] < FEWEST_REFERENCES:
+        return
+    of_set = {str(name): margin(part) for name, part in pairs.groupby("evaluation_set", sort=True)}
+    if (found := of_set.pop(MACRO_MEAN)) is None:
+        yield (
+            f"No difference of proxies on the {MACRO_MEAN} is large enough to be sure of: even of the "
+            f"pairs that differ most, fewer than {percent(SURE)} were ordered right, or there are fewer "
+            f"than {FEWEST_PAIRS}."
+        )
+    else:
+        yield (
+            f"On the {MACRO_MEAN}, of two mixtures of the same k whose proxies differ by "
+            f"{number(5)(found.difference)} bits per byte or more, the better one was told in "
+            f"{found.right} of {found.pairs} pairs; closer ones should be taken as equal."
+        )
+    told = {
+        name: it for name, it in of_set.items() if it and standing(rows[name, *FIXED]) == "trusted"
+    }
+    if told and len(of_set) > 1:
+        each = [
+            f"{name} {number(5)(it.difference)} ({it.right} of {it.pairs})"
+            for name, it in told.items()
+        ]
+        yield f"The same difference on the evaluation sets that can be trusted: {listed(each)}."
+
+
+def gained(rows: Rows, added: "pd.DataFrame") -> Iterator[str]:
+    """What merging adds on the macro mean over each predictor that needs none."""
+    if (count := int(rows[MACRO_MEAN, *FIXED]["references"])) < FEWEST_REFERENCES:
+        yield (
+            "Whether merging orders better than predictors that merge nothing cannot be told yet: not "
+            f"enough references ({count}; {FEWEST_REFERENCES} are the least)."
+        )
+        return
+    lines = added[added["evaluation_set"] == MACRO_MEAN].set_index("baseline").to_dict("index")
+    for baseline, line in lines.items():
+        name = _BASELINES[str(baseline)]
+        other = rows[MACRO_MEAN, "all", WITHIN, str(baseline)]["pearson"]
+        by = f"{_n(line['difference'])}, 95 % interval {_n(line['low'])} to {_n(line['high'])}"
+        if math.isnan(other):
+            yield f"Nothing can be said of {name}: at fixed k it is the same for all, or not known."
+        elif (count := int(line["references"])) < FEWEST_REFERENCES:
+            yield f"Nothing can be said of {name} yet: it is known for {count} references only."
+        elif line["low"] > 0:
+            yield f"Merging orders better than {name} (Pearson {_n(other)} at fixed k; difference {by})."
+        elif line["high"] < 0:
+            yield f"Merging orders worse than {name} (Pearson {_n(other)} at fixed k; difference {by})."
+        else:
+            yield (
+                f"Merging adds nothing that these references can show over {name} (Pearson {_n(other)} "
+                f"at fixed k; difference {by})."
+            )
+
+
+def repeated(noise: "pd.DataFrame | None") -> Iterator[str]:
+    """What repeated references agree to; the ceiling only where there are enough runs to speak of it."""
+    told = () if noise is None else noise[noise["evaluation_set"] == MACRO_MEAN].to_dict("records")
+    told = [row for row in told if row["runs"] > 1]
+    if not told:
+        yield "No reference was trained twice, so how far references agree with themselves is not known."
+    for row in told:
+        # Of a few runs the standard deviation itself is uncertain: hence Student's t.
+        least = student_quantile(0.975, row["runs"] - 1) * math.sqrt(2) * row["sd_bits"]
+        tells = row["runs"] >= FEWEST_RUNS and row["ceiling"] < HIGHEST_CEILING
+        yield (
+            f"Trained with {row['runs']} seeds, {row['mixture']} has a standard deviation of "
+            f"{number(4)(row['sd_bits'])} bits per byte on the {MACRO_MEAN}. Two references that differ "
+            f"by less than {number(4)(least)} may be in either order"
+            + (
+                ", and no predictor can be expected to pass a Pearson correlation of "
+                f"{_n(row['ceiling'])} at fixed k."
+                if tells
+                else "."
+            )
+        )
+
+
+def lost_references(pairs: "pd.DataFrame") -> Iterator[str]:
+    macro = pairs[pairs["evaluation_set"] == MACRO_MEAN]
+    finite = np.isfinite(macro[["proxy", "reference"]].to_numpy(dtype=float)).all(axis=1)
+    if lost := [str(label) for label in macro["mixture"].to_numpy()[~finite]]:
+        yield (
+            f"Left out are {len(lost)} of {len(macro)} references, as their own loss or their proxies' is "
+            f"not finite: {listed(lost)}."
+        )
+
+
+def broken_pairs(barriers: "pd.DataFrame") -> Iterator[str]:
+    """Whether pairs of partition models can be averaged."""
+    count = len(barriers[["first", "second"]].drop_duplicates())
+    worst = barriers[barriers["broken"].astype(bool)].sort_values("barrier", ascending=False)
+    worst = worst.drop_duplicates(["first", "second"])
+    if worst.empty:
+        yield (
+            f"None of the {count} pairs of partition models that were looked at has a barrier: no "
+            "midpoint is worse than both models and than the base model."
+            if count
+            else "No midpoint of two partition models was looked at, so barriers are not known."
+        )
+        return
+    named = [
+        f"{row['first']} with {row['second']} ({number(3)(row['barrier'])} nats per token above the worse "
+        f"of them on {row['evaluation_set']})"
+        for row in worst.to_dict("records")
+    ]
+    yield (
+        f"Warning: averaging breaks for {len(worst)} of {count} pairs of partition models, whose midpoint "
+        f"is worse than both and than the base model: {listed(named)}. The learning rate is too large "
+        "or the training too long for merging: lower train.learning_rate or train.steps."
+    )
+
+
+_n = number(2)
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _span(figures: Figures, name: str) -> str:
+    return f"{_n(figures[f'{name}_low'])} to {_n(figures[f'{name}_high'])}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``; many are counted, and the macro mean gets its article."""
+    names = [f"the {name}" if name == MACRO_MEAN else name for name in names]
+    if len(names) > MOST_NAMED:
+        names = [*names[:MOST_NAMED], f"{len(names) - MOST_NAMED} more"]
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last

@@ -1,0 +1,152 @@
+"""Whether a ranking by proxies can be trusted: the verdict of a validation, with its grounds.
+
+A table of correlations leaves the judgement to its reader. Here it is made by rules that are stated: a
+set's ranking is trusted where references of the same number of partitions k were ordered well enough,
+and beyond doubt better than by chance. Where there are too few references to tell, that is said instead.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from tasks.ranking.rank import MACRO_MEAN
+from tasks.trust.agreement import POOLED, WITHIN, agreement, gains
+from tasks.trust.noise_floor import noise_floor
+from tasks.trust.sentences import (
+    ENOUGH_RIGHT,
+    FEWEST_REFERENCES,
+    FIXED,
+    Rows,
+    Standing,
+    apart,
+    broken_pairs,
+    differences,
+    fixed_and_pooled,
+    gained,
+    listed,
+    lost_references,
+    percent,
+    repeated,
+    standing,
+    why,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Trust(NamedTuple):
+    """How far a ranking can be trusted, as a report tells of it."""
+
+    words: list[str]
+    """The verdict and its grounds, in sentences (see ``verdict``)."""
+    table: "pd.DataFrame"
+    """Figures (see ``tasks.trust.agreement.agreement``)."""
+    pairs: "pd.DataFrame"
+    """What they are made of (see ``tasks.trust.predictors.pair_up``)."""
+    noise: "pd.DataFrame | None"
+    """Repeated references (see ``tasks.trust.noise_floor.noise_floor``); None where there are none."""
+    barriers: "pd.DataFrame"
+    """Midpoints of pairs of partition models (see ``tasks.trust.barrier.barriers``)."""
+
+
+def judge(
+    pairs: "pd.DataFrame",
+    members: Mapping[str, Sequence[str]],
+    repeats: "pd.DataFrame | None",
+    barriers: "pd.DataFrame",
+    draws: int = 1000,
+    seed: int = 0,
+) -> Trust:
+    """All figures of a validation, and the verdict.
+
+    Args:
+        pairs: as ``tasks.trust.predictors.pair_up`` gives them.
+        members: partitions of each reference's mixture, by label.
+        repeats: as for ``tasks.trust.noise_floor.noise_floor``; None where no reference was repeated.
+        barriers: as ``tasks.trust.barrier.barriers`` gives them.
+        draws: number of bootstrap draws over partitions, by ``seed``.
+    """
+    table = agreement(pairs, members, draws, seed)
+    noise = None if repeats is None else noise_floor(repeats, pairs)
+    added = gains(pairs, members, draws, seed)
+    return Trust(verdict(table, pairs, noise, barriers, added), table, pairs, noise, barriers)
+
+
+def verdict(
+    table: "pd.DataFrame",
+    pairs: "pd.DataFrame",
+    noise: "pd.DataFrame | None",
+    barriers: "pd.DataFrame",
+    added: "pd.DataFrame",
+) -> list[str]:
+    """The verdict as the first sentence, a warning where merging breaks, then the grounds.
+
+    ``added`` is of ``tasks.trust.agreement.gains``, the rest as ``Trust`` holds it. The verdict is about mixtures
+    of the same number of partitions k: a reference of k partitions is trained k times as long as a
+    part, and its loss compares with none of another k.
+    """
+    rows: Rows = {
+        (row["evaluation_set"], row["scope"], row["k"], row["predictor"]): row
+        for row in table.to_dict("records")
+    }
+    sizes = [k for k in dict.fromkeys(table["k"]) if k not in {WITHIN, POOLED}]
+    broken = bool(barriers["broken"].any())
+    return [
+        *_first(rows, sizes),
+        *(broken_pairs(barriers) if broken else ()),
+        *fixed_and_pooled(rows, sizes),
+        *apart(rows),
+        *differences(pairs, rows),
+        *gained(rows, added),
+        *repeated(noise),
+        *lost_references(pairs),
+        *(() if broken else broken_pairs(barriers)),
+    ]
+
+
+def _first(rows: Rows, sizes: Sequence[str]) -> Iterator[str]:
+    """The verdict, and what it leaves out."""
+    found = {name: row for (name, scope, k, by), row in rows.items() if (scope, k, by) == FIXED}
+    named: dict[Standing, list[str]] = {"trusted": [], "wrong": [], "unknown": []}
+    for name in [MACRO_MEAN, *sorted(set(found) - {MACRO_MEAN})]:
+        named[standing(found[name])].append(name)
+    trusted, wrong, unknown = named.values()
+    few = f"fewer than {percent(ENOUGH_RIGHT)} of the pairs of mixtures of the same k are ordered right"
+    if trusted:
+        among = _among(rows, sizes)
+        yield _trusted(trusted, len(found), among, _wrong_sizes(rows, sizes))
+    elif wrong:
+        yield f"Do not trust this ranking: {few} on {listed(wrong)}."
+    else:
+        yield f"This validation cannot tell: {why(found[MACRO_MEAN])}."
+    if trusted and wrong:
+        yield f"On {listed(wrong)} {few}."
+    if unknown and (trusted or wrong):
+        yield f"On {listed(unknown)} this validation cannot tell: {why(found[unknown[0]])}."
+
+
+def _among(rows: Rows, sizes: Sequence[str]) -> str:
+    """Which mixtures may be compared; where that rests on all k together, it is said."""
+    if any(rows[MACRO_MEAN, "all", k, "proxy"]["references"] >= FEWEST_REFERENCES for k in sizes):
+        return "among mixtures of the same k"
+    return (
+        f"among mixtures of the same k, over k = {', '.join(sizes)} together (no single k has "
+        f"{FEWEST_REFERENCES} references)"
+    )
+
+
+def _trusted(names: Sequence[str], total: int, among: str, wrong_sizes: Sequence[str]) -> str:
+    """The verdict where some of ``total`` sets, the macro mean among them, are trusted."""
+    everything = f"the {MACRO_MEAN} and all evaluation sets ({total - 1})"
+    what = everything if len(names) == total else listed(names)
+    if wrong_sizes:
+        return f"Trust the ranking for {what} only, and not among mixtures of k = {listed(wrong_sizes)}."
+    if len(names) < total:
+        return f"Trust the ranking for {what} only, {among}."
+    return f"The ranking can be trusted for {what}, {among}."
+
+
+def _wrong_sizes(rows: Rows, sizes: Sequence[str]) -> list[str]:
+    """At which k too few pairs are ordered right on the macro mean, if it is trusted over all."""
+    at = {k: standing(rows[MACRO_MEAN, "all", k, "proxy"]) for k in (*sizes, WITHIN)}
+    return [k for k in sizes if at[WITHIN] == "trusted" and at[k] == "wrong"]

@@ -1,0 +1,330 @@
+"""Recipes: what is read is what was meant, and what is wrong is named with its path and remedy."""
+
+import copy
+import json
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flows.chain.recipe import Recipe
+from flows.chain.recipe_file import (
+    Loader,
+    RecipeError,
+    apply_override,
+    load_recipe,
+    override_recipe,
+    parse_recipe,
+    to_yaml,
+)
+from storage.fingerprint import fingerprint
+
+TREE: dict[str, Any] = {
+    "name": "small",
+    "corpus": {
+        "name": "small",
+        "source": {"urls": ["corpus/*.jsonl"]},
+        "split": {"tokens_per_partition": 1000, "base_fraction": 0.3, "heldout_fraction": 0.2},
+    },
+    "base": {
+        "kind": "train",
+        "architecture": {
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 2,
+            "intermediate_size": 64,
+            "context_length": 64,
+        },
+        "train": {"steps": 3, "context_length": 64},
+    },
+    "evaluation": {"windows": {"context_length": 64}},
+    "train": {"steps": 2, "context_length": 64},
+    "mixtures": {"spaces": [{"kind": "subsets", "sizes": [1, 2]}]},
+}
+
+
+def parsed(*overrides: str) -> Recipe:
+    tree = copy.deepcopy(TREE)
+    for override in overrides:
+        apply_override(tree, override)
+    return parse_recipe(tree, "small.yaml")
+
+
+def test_a_recipe_without_overrides_is_not_read_again() -> None:
+    recipe = parsed()
+    assert override_recipe(recipe, []) is recipe
+    assert override_recipe(recipe, ["train.steps=3"]) == parsed("train.steps=3")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("5e-4", 5e-4),
+        ("5.0e-4", 5e-4),
+        ("5.e-4", 5e-4),
+        (".5e-3", 5e-4),
+        ("1e3", 1000.0),
+        ("+1E+3", 1000.0),
+        ("-2e-1", -0.2),
+        ("3", 3),
+        ("1_000", 1000),
+        ("'5e-4'", "5e-4"),
+        ("e-4", "e-4"),
+        ("5e-4x", "5e-4x"),
+        ("v1e3", "v1e3"),
+    ],
+)
+def test_numbers_are_read_as_people_write_them(text: str, value: object) -> None:
+    found = yaml.load(text, Loader=Loader)
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_loading_leaves_yaml_itself_alone() -> None:
+    assert yaml.safe_load("5e-4") == "5e-4"
+
+
+SINGLE = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(
+    lambda text: "://" not in text
+)
+
+
+@given(
+    name=SINGLE,
+    domains=st.lists(SINGLE, min_size=1, unique=True),
+    rate=st.floats(min_value=1e-300, max_value=1e10),
+    looks=st.from_regex(r"[-+]?[0-9]{1,3}(\.[0-9]?)?[eE][-+]?[0-9]", fullmatch=True),
+)
+def test_yaml_round_trip_keeps_recipe_and_fingerprint(
+    name: str, domains: list[str], rate: float, looks: str
+) -> None:
+    tree = copy.deepcopy(TREE)
+    tree["name"] = name
+    tree["train"]["learning_rate"] = rate
+    tree["mixtures"]["spaces"][0]["only"] = [*domains, looks]
+    recipe = parse_recipe(tree)
+    again = parse_recipe(yaml.load(to_yaml(recipe), Loader=Loader))
+    assert again == recipe
+    assert fingerprint("recipe", again) == fingerprint("recipe", recipe)
+
+
+def test_unicode_is_written_as_it_is() -> None:
+    assert "Bücher-日本" in to_yaml(parsed("name=Bücher-日本"))
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("train.learning_rate=5e-4", ["train", "learning_rate"], 5e-4),
+        ("mixtures.spaces.0.sizes=[3]", ["mixtures", "spaces", 0, "sizes"], [3]),
+        ("mixtures.spaces.0.sizes.1=7", ["mixtures", "spaces", 0, "sizes"], [1, 7]),
+        (
+            "mixtures.spaces=[{kind: grid, steps: 4}]",
+            ["mixtures", "spaces"],
+            [{"kind": "grid", "steps": 4}],
+        ),
+        ("validation.references=5", ["validation", "references"], 5),
+        ("name=a=b", ["name"], "a=b"),
+        ("corpus.source.include_domains=[ä, '5e-4']", ["corpus", "source"], None),
+    ],
+)
+def test_overrides_reach_everywhere(override: str, path: list[Any], value: object) -> None:
+    tree = copy.deepcopy(TREE)
+    apply_override(tree, override)
+    place: Any = tree
+    for step in path:
+        place = place[step]
+    assert value is None or place == value
+    assert parse_recipe(tree).model_dump() == Recipe.model_validate(tree).model_dump()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train", "write it as field.path=value"),
+        ("=3", "write it as field.path=value"),
+        ("train.steps=[1", "--set train.steps: its value is no YAML"),
+        ("train.steps.x=2", "'x' lies in a plain value"),
+        ("mixtures.spaces.1.kind=grid", "'1' is no position in a list of 1"),
+        ("mixtures.spaces.x.kind=grid", "'x' is no position in a list of 1"),
+    ],
+)
+def test_overrides_that_lead_nowhere(override: str, said: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parsed(override)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.lr=1", ["train.lr: is no field here", "learning_rate"]),
+        ("base.train.lr=1", ["base.train.lr: is no field here", "learning_rate"]),
+        ("nmae=x", ["nmae: is no field here", "validation"]),
+        ("mixtures.spaces.0.foo=1", ["mixtures.spaces[0].foo: is no field", "always, kind"]),
+        ("train.schedule=foo", ["train.schedule", "'constant', 'cosine' or 'linear'", "'foo'"]),
+        ("train.steps=0", ["train.steps", "greater than or equal to 1", "it is 0"]),
+        ("train.steps=1.5", ["train.steps", "integer", "1.5"]),
+        ("train.learning_rate=.nan", ["train.learning_rate"]),
+        ("train.learning_rate=.inf", ["train.learning_rate", "finite"]),
+        ("train=3", ["train: it is no mapping of the fields batch_size", "steps"]),
+        ("mixtures.spaces.0.kind=cube", ["mixtures.spaces[0]", "'cube'", "subsets, grid"]),
+        ("mixtures.spaces=[{sizes: [1]}]", ["mixtures.spaces[0]", "not given", "subsets, grid"]),
+        ("tokenizer.kind=x", ["tokenizer", "'x'", "train, given"]),
+        ("base.kind=given", ["base.path: Field required"]),
+        ("corpus.source.urls=[]", ["corpus.source", "give either urls"]),
+    ],
+)
+def test_faults_name_the_path_and_what_is_allowed(override: str, said: list[str]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parsed(override)
+    message = str(caught.value)
+    assert message.startswith("small.yaml cannot be used:")
+    assert [text for text in said if text not in message] == []
+
+
+def choices(
+    schema: dict[str, Any], place: list[Any], seen: tuple[str, ...]
+) -> Iterator[tuple[list[Any], list[str]]]:
+    """Places of a JSON schema that have a discriminator, and the tags allowed there."""
+    if name := schema.get("$ref"):
+        if name not in seen:
+            below = DEFINITIONS[name.rpartition("/")[2]]
+            yield from choices(below, place, (*seen, name))
+        return
+    if told := schema.get("discriminator"):
+        yield place, [*told["mapping"]]
+    for one in (*schema.get("anyOf", ()), *schema.get("oneOf", ())):
+        yield from choices(one, place, seen)
+    for name, below in schema.get("properties", {}).items():
+        yield from choices(below, [*place, name], seen)
+    if "items" in schema:
+        yield from choices(schema["items"], [*place, 0], seen)
+
+
+SCHEMA = Recipe.model_json_schema()
+DEFINITIONS = SCHEMA["$defs"]
+CHOICES = list(choices(SCHEMA, [], ()))
+
+
+@pytest.mark.parametrize(("place", "tags"), CHOICES, ids=lambda value: ".".join(map(str, value)))
+def test_each_choice_of_a_recipe_is_named_by_its_path(place: list[Any], tags: list[str]) -> None:
+    def faults(value: object) -> str:
+        tree = copy.deepcopy(TREE)
+        at: Any = tree
+        for part, below in zip(place, [*place[1:], None], strict=True):
+            empty: Any = value if below is None else [{}] if below == 0 else {}
+            if below is None or part not in at:
+                at[part] = empty
+            at = at[part]
+        with pytest.raises(RecipeError) as caught:
+            parse_recipe(tree)
+        return str(caught.value)
+
+    where = "".join(f"[{part}]" if part == 0 else f".{part}" for part in place).lstrip(".")
+    for tag in tags:
+        assert f"  {where}.nonsense: is no field here; fields are " in faults(
+            {"kind": tag, "nonsense": 1}
+        )
+    _, found, allowed = faults({"kind": "cube"}).partition(
+        f"  {where}: its kind is 'cube'; allowed are "
+    )
+    assert found
+    assert sorted(allowed.splitlines()[0].split(", ")) == sorted(tags)
+
+
+def test_the_choices_of_a_recipe_are_found() -> None:
+    found = [".".join(map(str, place)) for place, _ in CHOICES]
+    assert {"tokenizer", "base", "mixtures.spaces.0"} <= {*found}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["base.train.context_length=65"], "base.train.context_length 65 is more than"),
+        (["evaluation.windows.context_length=65"], "evaluation.windows.context_length 65 is"),
+        (["train.optimizer_state=carried"], "set base.train.keep_optimizer to true"),
+        (["corpus.split.base_fraction=0"], "it has no documents"),
+        (["corpus.split.heldout_fraction=0"], "there is nothing to evaluate on"),
+        (["evaluation.heldout=false"], "there is nothing to evaluate on"),
+        (
+            ["base={kind: given, path: m}", "tokenizer={kind: given, path: m}"],
+            "corpus.split.base_fraction puts documents aside that nothing uses",
+        ),
+        (
+            [
+                "evaluation.sets=[{name: a, source: {urls: [x.txt]}}, "
+                "{name: a, source: {urls: [y.txt]}}]"
+            ],
+            "have a name twice",
+        ),
+    ],
+)
+def test_contradictions_are_found_before_anything_runs(overrides: list[str], said: str) -> None:
+    with pytest.raises(RecipeError, match="cannot be used") as caught:
+        parsed(*overrides)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "corpus.source.urls=['s3://me:hunter2@bucket/x']",
+        "corpus.source.urls='s3://me:hunter2@bucket/x'",
+        "base={kind: given, path: 'https://me:hunter2@host/model'}",
+        "tokenizer={kind: given, path: 'https://me:hunter2@host/model'}",
+        "name='https://me:hunter2@host/model'",
+        "train.password=hunter2",
+        "train.steps='hunter2",
+    ],
+)
+def test_credentials_are_refused_and_not_repeated(override: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parsed(override)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_bytes_that_are_no_text_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"name: .* unicode"):
+        parse_recipe(TREE | {"name": "a\udcff"})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a: [", "is no YAML"),
+        (b"\xff\xfe", "is no YAML"),
+        (b"", "holds no mapping"),
+        (b"- 1", "holds no mapping"),
+        (None, "there is no recipe at"),
+    ],
+)
+def test_files_that_are_no_recipe(tmp_path: Path, content: bytes | None, said: str) -> None:
+    file = tmp_path / "recipe.yaml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(file)
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe(tmp_path)
+
+
+def test_recipes_are_read_from_any_fsspec_url() -> None:
+    import fsspec
+
+    with fsspec.open("memory://recipes/small.yaml", "wt") as file:
+        json.dump(TREE, file)
+    assert load_recipe("memory://recipes/small.yaml") == parsed()
+
+
+def test_the_demo_recipe_is_valid() -> None:
+    recipe = load_recipe(str(resources.files("flows") / "recipes" / "demo.yaml"))
+    assert recipe.name == "demo"
+    assert recipe.train.learning_rate == 5e-4

@@ -1,0 +1,179 @@
+"""Each surrogate recovers the law it is made for; what cannot be fitted is said."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from tasks.surrogates.kinds import SURROGATES, Surrogate, choose, cross_validate, fit
+from tasks.surrogates.log_linear import LogLinear
+
+Floats = NDArray[np.float64]
+UNITS = 5
+SLOPES = np.array([-2.0, -1.0, 0.0, 0.5, 1.5])
+OPTIMUM = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
+
+
+def simplex(rows: int, seed: int = 0) -> Floats:
+    return np.random.default_rng(seed).dirichlet(np.ones(UNITS), rows)
+
+
+def linear(weights: Floats) -> Floats:
+    found: Floats = 1.0 + weights @ SLOPES
+    return found
+
+
+def bowl(weights: Floats) -> Floats:
+    found: Floats = 0.8 + ((weights - OPTIMUM) ** 2 @ np.array([1.0, 2.0, 3.0, 1.0, 2.0]))
+    return found
+
+
+def law(weights: Floats) -> Floats:
+    found: Floats = 0.7 + 0.5 * np.exp(weights @ SLOPES)
+    return found
+
+
+def stepwise(weights: Floats) -> Floats:
+    return 1.0 - 0.3 * (weights[:, 0] > 0.2) - 0.2 * (weights[:, 1] > 0.15) + 0.1 * weights[:, 2]
+
+
+def order(surrogate: Surrogate, of: Callable[[Floats], Floats], rows: int = 300) -> float:
+    """Spearman correlation on weights that were not seen."""
+    weights = simplex(rows, seed=9)
+    return float(spearmanr(surrogate.predict(weights), of(weights)).statistic)
+
+
+def test_linear_orders_a_linear_loss_exactly() -> None:
+    weights = simplex(8)
+    fitted = SURROGATES["linear"]().fit(weights, linear(weights))
+    unseen = simplex(300, seed=9)
+    assert (np.argsort(fitted.predict(unseen)) == np.argsort(linear(unseen))).all()
+    assert not fitted.notes
+
+
+def test_quadratic_finds_the_bottom_of_a_bowl_within_the_resolution() -> None:
+    weights = simplex(60)
+    fitted = SURROGATES["quadratic"]().fit(weights, bowl(weights))
+    near = (
+        OPTIMUM
+        + 0.01 * np.array([step for step in np.ndindex((3,) * UNITS) if sum(step) == UNITS])
+        - 0.01
+    )
+    best = near[int(np.argmin(fitted.predict(near)))]
+    assert np.abs(best - OPTIMUM).max() < 0.01
+    assert order(fitted, bowl) > 0.9999
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_log_linear_recovers_the_law(seed: int) -> None:
+    weights = simplex(40, seed)
+    fitted = LogLinear().fit(weights, law(weights))
+    assert fitted.floor == pytest.approx(0.7, abs=0.01)
+    assert fitted.slopes - fitted.slopes.mean() == pytest.approx(SLOPES - SLOPES.mean(), abs=0.05)
+    assert order(fitted, law) > 0.9999
+    assert (fitted.predict(simplex(500, 5)) > fitted.floor).all()
+
+
+def test_log_linear_shrugs_at_an_outlier() -> None:
+    weights = simplex(40)
+    losses = law(weights)
+    losses[3] += 2.0
+    assert order(LogLinear().fit(weights, losses), law) > 0.99
+
+
+def test_a_gaussian_process_learns_any_smooth_loss_and_knows_its_doubt() -> None:
+    weights = simplex(80)
+    process = SURROGATES["gaussian process"]().fit(weights, law(weights) + bowl(weights))
+    assert order(process, lambda w: law(w) + bowl(w)) > 0.99
+    far, near = process.predict_std(np.eye(UNITS)), process.predict_std(weights)  # type: ignore[attr-defined]
+    assert far.min() > 3 * near.max()
+
+
+def test_a_gaussian_process_of_many_rows_uses_all_of_them() -> None:
+    weights = simplex(450)
+    process = SURROGATES["gaussian process"]().fit(weights, bowl(weights))
+    assert order(process, bowl) > 0.999
+    assert "on 400 of 450 rows" in process.notes[0]
+
+
+def test_trees_learn_steps_and_say_the_same_twice() -> None:
+    weights = simplex(150)
+    trees = [SURROGATES["lightgbm"]().fit(weights, stepwise(weights)) for _ in range(2)]
+    assert order(trees[0], stepwise) > 0.9
+    assert order(trees[0], stepwise) > order(
+        fit("linear", weights, {"x": stepwise(weights)})["x"], stepwise
+    )
+    assert (trees[0].predict(weights) == trees[1].predict(weights)).all()
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_few_rows_get_a_clear_answer(name: str) -> None:
+    weights = simplex(4)
+    with pytest.raises(ValueError, match="2 rows are too few to fit a surrogate: 3 are needed"):
+        SURROGATES[name]().fit(weights[:2], linear(weights[:2]))
+    with pytest.raises(ValueError, match="do not fit"):
+        SURROGATES[name]().fit(weights, linear(weights[:3]))
+    with pytest.raises(ValueError, match="not finite"):
+        SURROGATES[name]().fit(weights, np.array([1.0, np.nan, 1.0, 1.0]))
+    few = SURROGATES[name]().fit(weights, linear(weights))
+    assert np.isfinite(few.predict(np.eye(UNITS))).all()
+    if name in {"linear", "log-linear", "quadratic"}:
+        assert "from 4 rows: it is fitted by ridge regression" in few.notes[0]
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+def test_equal_losses_are_predicted_as_they_are(name: str) -> None:
+    weights = simplex(12)
+    fitted = SURROGATES[name]().fit(weights, np.full(12, 1.5))
+    assert fitted.predict(simplex(20, 1)) == pytest.approx(np.full(20, 1.5), abs=1e-3)
+
+
+def test_cross_validation_tells_which_law_it_is() -> None:
+    weights = simplex(60)
+    noise = np.random.default_rng(1).normal(0, 0.002, 60)
+    losses = {"law": law(weights) + noise, "same": np.full(60, 2.0)}
+    table, notes = cross_validate(weights, losses, seed=3)
+    assert not notes
+    assert table["surrogate"].unique().tolist() == [*SURROGATES]
+    assert (table["rows"] == 60).all()
+    own = table[table["target"] == "law"].set_index("surrogate")
+    assert own["spearman"]["log-linear"] > 0.99
+    assert own["rmse"]["log-linear"] < 0.006
+    assert own["rmse"].idxmin() == "log-linear"
+    assert (table[table["target"] == "same"]["spearman"] == 0).all()
+    assert choose(table, {"law": 1.0}) == max(own["spearman"].items(), key=lambda one: one[1])[0]
+    assert table.equals(cross_validate(weights, losses, seed=3).table)
+
+
+def test_ties_go_to_the_simpler_and_targets_count_as_weighed() -> None:
+    import pandas as pd
+
+    rows = [
+        ("lightgbm", "a", 0.9001), ("linear", "a", 0.9), ("quadratic", "a", 0.5),
+        ("lightgbm", "b", 0.5), ("linear", "b", 0.5), ("quadratic", "b", 0.99),
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["surrogate", "target", "spearman"])
+    assert choose(table) == "quadratic"
+    assert choose(table, {"a": 1.0, "b": 0.0}) == "linear"
+
+
+def test_surrogates_that_fail_are_left_out_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(LogLinear):
+        def predict(self, weights: Floats) -> Floats:
+            return np.full(len(weights), np.inf)
+
+    monkeypatch.setitem(SURROGATES, "log-linear", Broken)
+    weights = simplex(10)
+    table, notes = cross_validate(weights, {"x": linear(weights)}, ["linear", "log-linear"])
+    assert table["surrogate"].tolist() == ["linear"]
+    assert notes == [
+        "The log-linear surrogate was left out, since it failed: it predicts a loss that is not finite"
+    ]
+    with pytest.raises(ValueError, match="no surrogate could be fitted"):
+        cross_validate(weights, {"x": linear(weights)}, ["log-linear"])
+    with pytest.raises(ValueError, match="'cubic', which is unknown"):
+        cross_validate(weights, {"x": linear(weights)}, ["cubic"])
+    with pytest.raises(ValueError, match="3 rows in 5 folds"):
+        cross_validate(weights[:3], {"x": linear(weights[:3])})
