@@ -1,7 +1,8 @@
 """Every step: what is computed once, kept in the store under a key, and looked up ever after.
 
 What stands here is all that can make an artifact of others. A scan is no step, as it depends on what
-earlier scans decided, nor is evaluating mixtures, which has a table of its own (``tasks.evaluation.losses_table``).
+earlier scans decided, nor is evaluating mixtures, which has a table of its own
+(``tasks.evaluation.losses_table``).
 """
 
 from typing import Any

@@ -1,9 +1,10 @@
 """The best mixtures for little more than the price of a few: a race over the parts of the sets.
 
-``tasks.ranking.race`` decides who is evaluated on what; here its questions become uses of steps (each part of a
-set is an artifact) and sweeps of the usual kind. So what a race evaluates is kept in the losses table
-under the digest of the part, a killed race goes on where it was, later runs use its rows, and finalists'
-losses are those that a full sweep writes. A plan plays a race again from stored losses as far as they go.
+``tasks.ranking.race`` decides who is evaluated on what; here its questions become uses of steps
+(each part of a set is an artifact) and sweeps of the usual kind. So what a race evaluates is kept
+in the losses table under the digest of the part, a killed race goes on where it was, later runs use
+its rows, and finalists' losses are those that a full sweep writes. A plan plays a race again from
+stored losses as far as they go.
 """
 
 import itertools

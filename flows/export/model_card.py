@@ -69,7 +69,7 @@ def model_card(
 
 
 def ranked(store: Store, run: RunContent, mixture: str) -> "pd.DataFrame":
-    """The mixture's row in each ranking of a run (see ``tasks.ranking.rank.rank``); none where it has none."""
+    """The mixture's row in each ranking of a run (see ``tasks.ranking.rank``); none where it has none."""
     import pandas as pd
 
     ranking = io.BytesIO(store.backend.read(f"runs/{run.name}/ranking.parquet"))

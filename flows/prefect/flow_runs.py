@@ -26,10 +26,7 @@ from pydantic import Field  # noqa: E402
 from pydantic.config import JsonDict  # noqa: E402
 
 from flows.chain.recipe import Recipe  # noqa: E402
-from flows.chain.recipe_file import (  # noqa: E402
-    load_recipe,
-    override_recipe,
-)
+from flows.chain.recipe_file import load_recipe, override_recipe  # noqa: E402
 from flows.chain.runner import Quiet  # noqa: E402
 from flows.chain.unchanged import is_unchanged  # noqa: E402
 from flows.prefect.artifacts import (  # noqa: E402
@@ -47,11 +44,7 @@ from flows.runners.planner import plan  # noqa: E402
 from flows.runners.stopping import TimeLimitError  # noqa: E402
 from storage import audit  # noqa: E402
 from storage.backends.secrets import PLAIN_ADDRESS  # noqa: E402
-from storage.garbage import (  # noqa: E402
-    InUseError,
-    collect,
-    find_garbage,
-)
+from storage.garbage import InUseError, collect, find_garbage  # noqa: E402
 from storage.records import NoStoreError  # noqa: E402
 from storage.step import Runtime  # noqa: E402
 from storage.store import Store  # noqa: E402

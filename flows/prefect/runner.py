@@ -1,117 +1,39 @@
 """The chain under Prefect: every use of a step, and every chunk of a sweep, is one task run.
 
-Prefect shows, retries and limits; it decides nothing. Our own look-up is the first thing in a task
-run, and a hit ends it as ``Cached``; Prefect's cache and result storage are off. What needs a device is
-computed in that device's process (``flows.runners.devices``). A task run that finds another run at the same work
-ends at once as ``Elsewhere``, so that it keeps no slot, and is submitted again when that work is done or
-its lease has ended.
+Prefect shows, retries and limits; it decides nothing. What needs a device is computed in that device's
+process (``flows.runners.devices``). How one task run goes is in ``flows.prefect.task_runs``.
 """
 
-import errno
 import functools
 import logging
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, Self
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging.handlers import APILogHandler
-from prefect.states import Cancelled, Completed
-from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.chain.runner import POLL_SECONDS, Ledger, Reporter, note
+from flows.chain.runner import Ledger, Reporter, note
 from flows.chain.work import SweepPlan, SweepWork
 from flows.prefect.limits import hold_device
 from flows.prefect.progress import PrefectReporter
+from flows.prefect.task_runs import Piece, carry_out_all
 from flows.runners.devices import Devices
 from flows.runners.inline import step_meter
-from flows.runners.stopping import Stopped, check, checked
-from storage.backends.deadline import UnreachableError
-from storage.cache import OutOfSpaceError, build, look_ahead, lookup
+from flows.runners.stopping import check, checked
+from storage.cache import build, look_ahead, lookup
 from storage.lease import Busy
 from storage.step import Call, Handle, Progress, Runtime
 from storage.store import Store
 from tasks.evaluation.losses import Rows
 from tasks.evaluation.sweep import Job
-from tasks.readable import duration
 from tasks.steps import MODELS
-
-if TYPE_CHECKING:
-    from prefect import Task
-    from prefect.client.schemas.objects import State, TaskRun
 
 LOG = logging.getLogger("mixpool.run")
 
-LONGEST_POLL_SECONDS = 15.0
-"""Work that another run holds is looked at ever more rarely, down to this."""
-
-LASTING = (
-    FileExistsError,
-    FileNotFoundError,
-    IsADirectoryError,
-    NotADirectoryError,
-    OutOfSpaceError,
-    UnreachableError,
-)
-"""What another attempt would meet again, or has been waited for long enough."""
-
 # What is computed in this process uses all its cores, one after the other.
 _TURN = threading.Lock()
-
-
-class Piece(NamedTuple):
-    """What one task run does."""
-
-    step: str
-    name: str
-    act: Callable[[threading.Event], bool]
-    """Does it, until the event is set; whether the store had it. Raises Busy and Stopped."""
-    is_free: Callable[[], bool]
-    """Whether it is worth while to try again after another run was found at it."""
-
-
-def may_pass(task: "Task[..., Any]", task_run: "TaskRun", state: "State[Any]") -> bool:
-    """Whether another attempt can help: faults of disks, networks and devices pass, others stay."""
-    del task, task_run
-    error = state.data
-    if not isinstance(error, OSError) or isinstance(error, LASTING):
-        return False
-    return error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
-
-
-@task(
-    task_run_name="{name}",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=3,
-    retry_delay_seconds=[2, 20, 60],
-    retry_condition_fn=may_pass,
-)
-def carry_out(name: str, act: Callable[[], bool]) -> Any:
-    """Do one piece of work; the result, for the flow only, is whether it is done."""
-    began = time.monotonic()
-    try:
-        hit = act()
-    except Busy as busy:
-        LOG.info("%s: %s is at it; waiting", name, busy.holder)
-        return Completed(name="Elsewhere", message=f"{busy.holder} is at it", data=False)
-    except Stopped as stopped:
-        LOG.info("%s: stopped; what it had done is kept", name)
-        return Cancelled(message=str(stopped))
-    if hit:
-        return Completed(name="Cached", message="the store had it", data=True)
-    LOG.info("%s: done in %s", name, duration(time.monotonic() - began))
-    return True
-
-
-@functools.cache
-def task_of(step: str) -> "Task[..., Any]":
-    """The one task function under a step's name; its tags may be given limits in Prefect."""
-    return carry_out.with_options(name=step, tags={"mixpool", f"mixpool-{step}"})
 
 
 class PrefectRunner:
@@ -258,44 +180,6 @@ class Together:
             self._progress(sum(self._done.copy().values()), self._total, unit)
 
         return show
-
-
-def carry_out_all(pieces: Sequence[Piece], workers: int) -> None:
-    """Do all pieces, ``workers`` at a time; what another run holds is left for last."""
-    held = submit(pieces, workers)
-    pause = POLL_SECONDS
-    while held:
-        time.sleep(pause)
-        pause = min(1.5 * pause, LONGEST_POLL_SECONDS)
-        free = {piece.name for piece in held if piece.is_free()}
-        still = [piece for piece in held if piece.name not in free]
-        held = still + submit([piece for piece in held if piece.name in free], workers)
-
-
-def submit(pieces: Sequence[Piece], workers: int) -> list[Piece]:
-    """Do pieces, each in a task run; those that another run is at. The first fault ends them all."""
-    stop = threading.Event()
-    with ThreadPoolTaskRunner[Any](max_workers=workers) as threads:
-        futures = [
-            threads.submit(
-                task_of(piece.step),
-                {"name": piece.name, "act": functools.partial(_unless_stopped, piece, stop)},
-            )
-            for piece in pieces
-        ]
-        try:
-            done = [future.result() for future in futures]
-        except BaseException:  # also an interrupt, which would leave a training to its thread
-            stop.set()
-            for future in futures:
-                future.wait()  # the pool would end what still runs, and what waits, as crashed
-            raise
-    return [piece for piece, is_done in zip(pieces, done, strict=True) if not is_done]
-
-
-def _unless_stopped(piece: Piece, stop: threading.Event) -> bool:
-    check(stop)
-    return piece.act(stop)
 
 
 def forward_logs() -> None:

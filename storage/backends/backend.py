@@ -2,8 +2,8 @@
 
 Two matter: ``create`` (write once; exactly one of many racing writers wins, and a reader never sees
 half a file) and ``put`` (replace atomically; only for ``work/`` and the index page). How a disk does
-it is in ``storage.backends.local``, S3 in ``storage.backends.s3``; any other file system must have conditional creation,
-which ``Store.check`` proves.
+it is in ``storage.backends.local``, S3 in ``storage.backends.s3``; any other file system must have
+conditional creation, which ``Store.check`` proves.
 """
 
 import contextlib

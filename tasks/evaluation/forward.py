@@ -101,7 +101,8 @@ class Scorer:
     Args:
         model: any causal language model of transformers, in evaluation mode.
         compiled: whether torch.compile compiles the layers.
-        onednn: whether common batches are multiplied by oneDNN (``tasks.evaluation.onednn``): for float32 on a
+        onednn: whether common batches are multiplied by oneDNN (``tasks.evaluation.onednn``): for
+        float32 on a
             CPU, where no gradients are asked for.
     """
 

@@ -1,9 +1,10 @@
 """Step: one part of a prepared evaluation set, itself an evaluation set that a model is run on.
 
 A race looks at part 0 of every set first, then at part 1, and so on; each part is as large as all
-before it together. A group's place is decided by the digests of its documents (``tasks.evaluation.window``), so a
-part is a random sample of the set, the same for every mixture and whatever order the data came in.
-Parts do not overlap: what a mixture was evaluated on is never evaluated again, and sums are added.
+before it together. A group's place is decided by the digests of its documents
+(``tasks.evaluation.window``), so a part is a random sample of the set, the same for every mixture
+and whatever order the data came in. Parts do not overlap: what a mixture was evaluated on is never
+evaluated again, and sums are added.
 """
 
 import json

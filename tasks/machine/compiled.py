@@ -1,4 +1,4 @@
-"""torch.compile, layer by layer: compiling a whole model makes attention slow (``tasks.training.gradients``)."""
+"""torch.compile, layer by layer: a whole model compiled has slow attention (see training.gradients)."""
 
 from typing import TYPE_CHECKING
 

@@ -3,11 +3,12 @@
 All mixtures are evaluated on a small part of every set, the first *look*; those that cannot be among
 the best any more are dropped; the rest goes on to the next look, as large as all before it together; the
 few that are left are evaluated in full. After each look the best by estimate are evaluated in full at
-once: they would be anyway, their losses sharpen the estimates of others (``tasks.ranking.calibration``), and the
-worst of the best ``top`` of them is a *known* loss that the true top-th cannot exceed. A mixture is
-dropped when its loss lies above that bound with confidence. So no comparison is between two estimates,
-and the only errors that matter are those about the true best ``top``: a Bonferroni correction over these
-and over the looks covers them all, however many mixtures there are.
+once: they would be anyway, their losses sharpen the estimates of others
+(``tasks.ranking.calibration``), and the worst of the best ``top`` of them is a *known* loss that
+the true top-th cannot exceed. A mixture is dropped when its loss lies above that bound with
+confidence. So no comparison is between two estimates, and the only errors that matter are those
+about the true best ``top``: a Bonferroni correction over these and over the looks covers them all,
+however many mixtures there are.
 
 Losses come from a ``Course``; nothing here knows of models, files or stores.
 """

@@ -62,7 +62,7 @@ def sizes_table(best: "pd.DataFrame") -> Table:
 
 
 def pairs_table(pairs: "pd.DataFrame") -> Table:
-    """Rows of ``tasks.ranking.complement.complementarity``; those whose merge is better than both are marked."""
+    """Rows of ``complementarity``; those whose merge is better than both are marked."""
     needed = pairs["low"] > 0
     pairs = pairs.assign(
         interval=list(map(interval, pairs["low"], pairs["high"])),

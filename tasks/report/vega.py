@@ -1,9 +1,9 @@
 """How plots are drawn: colours, SVG and PNG, and what all specifications share.
 
-A specification (``tasks.report.ranking_plots``, ``tasks.report.choice_plots``) holds data and shapes but no colour of its
-own: colours come from a theme, a Vega-Lite config, so that the same specification is drawn for light
-and for dark pages and turned into a PNG elsewhere. What colour says is also said by shape or by a
-number, for those who cannot see the difference and for paper.
+A specification (``tasks.report.ranking_plots``, ``tasks.report.choice_plots``) holds data and
+shapes but no colour of its own: colours come from a theme, a Vega-Lite config, so that the same
+specification is drawn for light and for dark pages and turned into a PNG elsewhere. What colour
+says is also said by shape or by a number, for those who cannot see the difference and for paper.
 
 Mixtures, partitions and sets are drawn by number; their names are a parameter that the axis looks up,
 so that any text may stand in them and two long names never become one. Names are shortened here and

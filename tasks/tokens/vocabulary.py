@@ -1,8 +1,8 @@
 """Token ids of texts as bytes, and the process that does nothing but make them.
 
 Everything that encodes whole documents comes through here: words are looked up where the tokenizer
-allows it, else the library encodes. This module and ``tasks.tokens.word_table`` import little, because processes
-that are started to encode should begin at once.
+allows it, else the library encodes. This module and ``tasks.tokens.word_table`` import little,
+because processes that are started to encode should begin at once.
 """
 
 import json

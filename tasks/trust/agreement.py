@@ -47,8 +47,9 @@ def agreement(
         same k counted), or "pooled"; ``predictor``; ``references``, the number of finite ones;
         ``pearson``, ``spearman``, ``kendall`` (tau-b) and ``pairs_right`` (share of pairs ordered right;
         one that the predictor ties counts half), each with ``_low`` and ``_high``, its 95 % interval;
-        ``regret_1`` and ``regret_3`` (see ``tasks.trust.measures``; within: mean over k, weighted by references).
-        Fewer than three references give NaN, and so do correlations of what is constant.
+        ``regret_1`` and ``regret_3`` (see ``tasks.trust.measures``; within: mean over k, weighted
+        by references). Fewer than three references give NaN, and so do correlations of what is
+        constant.
 
     Raises:
         ValueError: ``members`` lacks a mixture.

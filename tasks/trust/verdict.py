@@ -81,9 +81,9 @@ def verdict(
 ) -> list[str]:
     """The verdict as the first sentence, a warning where merging breaks, then the grounds.
 
-    ``added`` is of ``tasks.trust.agreement.gains``, the rest as ``Trust`` holds it. The verdict is about mixtures
-    of the same number of partitions k: a reference of k partitions is trained k times as long as a
-    part, and its loss compares with none of another k.
+    ``added`` is of ``tasks.trust.agreement.gains``, the rest as ``Trust`` holds it. The verdict is
+    about mixtures of the same number of partitions k: a reference of k partitions is trained k
+    times as long as a part, and its loss compares with none of another k.
     """
     rows: Rows = {
         (row["evaluation_set"], row["scope"], row["k"], row["predictor"]): row

@@ -15,10 +15,7 @@ set_defaults()  # before the import of Prefect, which reads them
 from prefect import flow  # noqa: E402
 from prefect.runtime import flow_run  # noqa: E402
 
-from flows.prefect.runner import (  # noqa: E402
-    Piece,
-    submit,
-)
+from flows.prefect.task_runs import Piece, submit  # noqa: E402
 
 WORKERS = 8
 
