@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
-from tests.flows.test_race import RACE, RULES
 
 from flows.chain.recipe import Recipe
+from tests.flows.chain.test_race import RACE, RULES
 
 if TYPE_CHECKING:
     from tests.conftest import TinyRecipe

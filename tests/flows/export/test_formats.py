@@ -13,11 +13,11 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.flows.test_export import NAMES, PARTS, run_of
 
 from flows.export.export import read_paths, sampling_of
 from flows.export.formats import FORMATS, Sampling, render
 from tasks.mixtures.mixture import Mixture
+from tests.flows.export.test_export import NAMES, PARTS, run_of
 
 UNEVEN = {"C++-0": 1, "C-0": 1, "x-0": 1, "R + D-0": 10**7}
 
