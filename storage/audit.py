@@ -72,9 +72,9 @@ class _Audit:
             yield from self._strays(record.output)
 
     def _strays(self, artifact: Artifact) -> Iterator[Fault]:
-        known = {f"{artifact.prefix}/{name}" for name in artifact.files}
+        files = {f"{artifact.prefix}/{name}" for name in artifact.files}
         for path in self._store.backend.list(artifact.prefix):
-            if path not in known:
+            if path not in files:
                 yield Fault(path, "is no part of the artifact in whose folder it lies")
 
     def _manifest(self, path: str) -> Iterator[Fault]:
@@ -109,11 +109,11 @@ class _Audit:
 
     def _beside(self, path: str, digest: str) -> Iterator[Fault]:
         try:
-            found = hashlib.sha256(self._store.backend.read(path)).hexdigest()
+            actual = hashlib.sha256(self._store.backend.read(path)).hexdigest()
         except FileNotFoundError:
             yield Fault(path, "is missing")
         else:
-            if found != digest:
+            if actual != digest:
                 yield Fault(path, "was changed after it was written")
 
     def _unsealed(self, path: str) -> dict[str, Any]:

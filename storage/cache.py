@@ -36,8 +36,8 @@ def look_ahead(store: Store, calls: Iterable[Call[Any]]) -> None:
     for call in calls:
         if (key := call.key) is not None:
             keys.setdefault(call.step.name, []).append(key)
-    for step, wanted in keys.items():
-        store.look_ahead(step, wanted)
+    for step, step_keys in keys.items():
+        store.look_ahead(step, step_keys)
 
 
 class OutOfSpaceError(OSError):
@@ -74,12 +74,12 @@ def _build(
     folder = f"{call.step.name}/{call._key(digests)}"
     with store.lease(folder):
         checkpoints = Checkpoints(store.backend, f"work/{folder}")
-        if (found := lookup(store, call, fresh=True)) is None:
+        if (handle := lookup(store, call, fresh=True)) is None:
             record = _run(store, call, digests, Workspace(runtime, checkpoints, meter, progress))
-            found = Handle(call.label, call.step.kind, record.output, record, hit=False)
+            handle = Handle(call.label, call.step.kind, record.output, record, hit=False)
         # Also after a hit: a crash between commit and clear leaves resume points behind.
         checkpoints.clear()
-    return found
+    return handle
 
 
 def _run(store: Store, call: Call[Any], digests: dict[str, str], workspace: Workspace) -> Record:
@@ -136,13 +136,13 @@ def explain(call: Call[Any], records: list[Record]) -> Explanation:
         canonical(call.config),
         {name: handle.digest or "not built" for name, handle in call.inputs.items()},
     )
-    found = [
+    compared = [
         (list(differences(_pre_image(r.version, r.config, r.inputs), target)), r) for r in records
     ]
-    if not found:
+    if not compared:
         return Explanation(call, None, [])
     # Of records that are equally near, the one for the same thing tells more.
-    fewest, record = min(found, key=lambda pair: (len(pair[0]), pair[1].label != call.label))
+    fewest, record = min(compared, key=lambda pair: (len(pair[0]), pair[1].label != call.label))
     return Explanation(call, record, fewest)
 
 

@@ -53,14 +53,14 @@ class InUseError(RuntimeError):
 
 def live_work(store: Store) -> list[str]:
     """Who is working on the store now, in words."""
-    found = []
+    workers = []
     for path in store.backend.list("work"):
         name = PurePosixPath(path).name
         is_lease = name.startswith("lease.") and name[6:].isdigit()
         is_lease &= second_part(path) != COLLECTING
         if is_lease and (holder := live_holder(store.backend, path, QUIET)):
-            found.append(f"{holder} ({path.removeprefix('work/').rpartition('/')[0]})")
-    return found
+            workers.append(f"{holder} ({path.removeprefix('work/').rpartition('/')[0]})")
+    return workers
 
 
 def collector(store: Store) -> str | None:
@@ -122,13 +122,13 @@ def _chosen(
     runs: Mapping[str, dict[str, Any] | None], keep: Iterable[str] | None
 ) -> dict[str, dict[str, Any]]:
     finished = {name: content for name, content in runs.items() if content is not None}
-    known = ", ".join(finished) or "none"
+    choices = ", ".join(finished) or "none"
     keep = [*(finished if keep is None else keep)]
     if not keep:
-        raise ValueError(f"no run is to be kept, so everything would go; there are: {known}")
+        raise ValueError(f"no run is to be kept, so everything would go; there are: {choices}")
     for name in keep:
         if name not in finished:
-            raise ValueError(f"there is no finished run {name!r} to keep; there are: {known}")
+            raise ValueError(f"there is no finished run {name!r} to keep; there are: {choices}")
     return {name: finished[name] for name in keep}
 
 
@@ -159,14 +159,14 @@ def named_artifacts(value: object) -> Iterator[dict[str, Any]]:
             yield from named_artifacts(item)
 
 
-def _reach(records: Mapping[str, Record], wanted: set[str], digests: set[str]) -> set[str]:
+def _reach(records: Mapping[str, Record], names: set[str], digests: set[str]) -> set[str]:
     by_digest: dict[str, list[str]] = {}
     by_key: dict[str, list[str]] = {}
     for path, record in records.items():
         by_digest.setdefault(record.output.digest, []).append(path)
         by_key.setdefault(record.key, []).append(path)
     # A record that was set aside may have been made again under another label.
-    todo = [path for name in wanted for path in by_key.get(name.split(".")[-2], ())]
+    todo = [path for name in names for path in by_key.get(name.split(".")[-2], ())]
     todo += [path for digest in digests for path in by_digest.get(digest, ())]
     reached: set[str] = set()
     while todo:

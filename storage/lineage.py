@@ -19,7 +19,7 @@ def producers(store: Store) -> dict[str, Record]:
 
 def tree(
     digest: str,
-    made: Mapping[str, Record],
+    records: Mapping[str, Record],
     names: Mapping[str, str],
     name: str = "",
     depth: int = 0,
@@ -28,17 +28,17 @@ def tree(
 
     Args:
         made: the record that made each artifact, by digest.
-        names: what to call an artifact that is not in ``made``, by digest.
+        names: what to call an artifact that is not in ``records``, by digest.
     """
     start = "    " * depth + (f"{name}: " if name else "")
-    record = made.get(digest)
+    record = records.get(digest)
     if record is None:
         yield f"{start}{names.get(digest, '(no record)')} {short(digest)}"
         return
     made_by = f"{record.step} {record.label}"
     yield f"{start}{made_by}  {record.output.kind} {short(digest)}  key {short(record.key)}"
     for below in sorted(record.inputs):
-        yield from tree(record.inputs[below], made, names, below, depth + 1)
+        yield from tree(record.inputs[below], records, names, below, depth + 1)
 
 
 def run_folders(store: Store) -> dict[str, dict[str, Any] | None]:
@@ -47,14 +47,14 @@ def run_folders(store: Store) -> dict[str, dict[str, Any] | None]:
     Raises:
         CorruptError: a ``run.json`` is not what was written, so what its run needs is not known.
     """
-    found: dict[str, dict[str, Any] | None] = {}
+    contents: dict[str, dict[str, Any] | None] = {}
     paths = [*store.backend.list("runs")]
     ended = [path for path in paths if PurePosixPath(path).parts[2:] == ("run.json",)]
     for path, data in store.backend.read_each(ended):
         run = second_part(path)
         advice = f"restore it from a copy, or delete runs/{run} to go on without that run"
-        found[run] = None if data is None else unsealed(data, path, advice)
-    return dict(sorted({**dict.fromkeys(map(second_part, paths)), **found}.items()))
+        contents[run] = None if data is None else unsealed(data, path, advice)
+    return dict(sorted({**dict.fromkeys(map(second_part, paths)), **contents}.items()))
 
 
 def unsealed(data: bytes, path: str, advice: str) -> dict[str, Any]:

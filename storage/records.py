@@ -80,12 +80,12 @@ class Records:
 
     def look_ahead(self, step: str, keys: Iterable[str]) -> None:
         """Read the records of many keys at once; the next ``find`` of each has it at hand."""
-        names, found = self._names(step), {key: dict[str, bytes]() for key in keys}
-        owners = {path: key for key in found for path in names.get(key, ())}
+        names, contents = self._names(step), {key: dict[str, bytes]() for key in keys}
+        owners = {path: key for key in contents for path in names.get(key, ())}
         for path, data in self.backend.read_each(owners):
             if data is not None:
-                found[owners[path]][path] = data
-        self._ahead |= found
+                contents[owners[path]][path] = data
+        self._ahead |= contents
 
     def _paths(self, step: str, key: str, *, fresh: bool = False) -> list[str]:
         """Where a key's records are, in a list of its own: records may be set aside meanwhile."""
@@ -112,8 +112,8 @@ class Records:
     @staticmethod
     def _parsed(path: str, data: bytes) -> Record:
         content = unseal(data, path)
-        found = content.get("format") if isinstance(content, dict) else None
-        if isinstance(found, int) and found > FORMAT:
+        version = content.get("format") if isinstance(content, dict) else None
+        if isinstance(version, int) and version > FORMAT:
             raise StoreFormatError(f"{path} was written by a newer mixpool: upgrade mixpool")
         try:
             record = Record.model_validate(content)

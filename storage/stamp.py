@@ -14,21 +14,23 @@ STAMP = re.compile(MARKER + rb"([0-9a-f]{64})")
 
 def stamp(data: bytes) -> bytes:
     """``data`` with its digest in the placeholder. Raises ValueError unless there is exactly one."""
-    place = PLACEHOLDER.encode()
-    if data.count(place) != 1:
-        raise ValueError(f"the file has {data.count(place)} placeholders for its digest, not one")
-    return data.replace(place, MARKER + hashlib.sha256(data).hexdigest().encode())
+    placeholder = PLACEHOLDER.encode()
+    if data.count(placeholder) != 1:
+        raise ValueError(
+            f"the file has {data.count(placeholder)} placeholders for its digest, not one"
+        )
+    return data.replace(placeholder, MARKER + hashlib.sha256(data).hexdigest().encode())
 
 
 def is_intact(data: bytes) -> bool:
     """Whether stamped bytes are as they were written."""
     # The content may quote other stamps: one of all must be its own.
-    return any(_without(data, found) == found[1].decode() for found in STAMP.finditer(data))
+    return any(_without(data, match) == match[1].decode() for match in STAMP.finditer(data))
 
 
-def _without(data: bytes, found: re.Match[bytes]) -> str:
+def _without(data: bytes, match: re.Match[bytes]) -> str:
     """Digest of the data with a placeholder where the stamp is."""
     view, digest = memoryview(data), hashlib.sha256()
-    for piece in (view[: found.start(1)], b"0" * 64, view[found.end(1) :]):
+    for piece in (view[: match.start(1)], b"0" * 64, view[match.end(1) :]):
         digest.update(piece)
     return digest.hexdigest()

@@ -154,9 +154,9 @@ class Call(Generic[C]):
     @property
     def digests(self) -> dict[str, str] | None:
         """Digest of each input, or None while one is not built."""
-        found = {name: handle.digest for name, handle in self.inputs.items()}
-        known = {name: digest for name, digest in found.items() if digest is not None}
-        return known if len(known) == len(found) else None
+        digests = {name: handle.digest for name, handle in self.inputs.items()}
+        built = {name: digest for name, digest in digests.items() if digest is not None}
+        return built if len(built) == len(digests) else None
 
     @property
     def key(self) -> str | None:

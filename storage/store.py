@@ -72,10 +72,10 @@ class Store(Records):
             return
         if create and self.backend.is_remote:
             self.check()
-        found = content["format"] if isinstance(content, dict) else None
-        if not isinstance(found, int) or found > FORMAT:
+        version = content["format"] if isinstance(content, dict) else None
+        if not isinstance(version, int) or version > FORMAT:
             raise StoreFormatError(
-                f"the store at {self.url} has format {found}; this mixpool reads up to {FORMAT}: "
+                f"the store at {self.url} has format {version}; this mixpool reads up to {FORMAT}: "
                 "upgrade mixpool"
             )
 
@@ -189,8 +189,8 @@ class Store(Records):
         """The numbered files of ``folder`` with a number above ``after``, in order."""
         # Names have six digits, or more from a million on: then their order is not that of numbers.
         start = f"{folder}/{after:06d}" if 0 <= after < 100_000 else ""
-        found = self.backend.names(folder, start)
-        numbered = (path for path in found if PurePosixPath(path).stem.isdigit())
+        paths = self.backend.names(folder, start)
+        numbered = (path for path in paths if PurePosixPath(path).stem.isdigit())
         return sorted((path for path in numbered if number_of(path) > after), key=number_of)
 
     def lease(self, name: str) -> Lease:

@@ -38,23 +38,23 @@ def fill(backend: Backend, artifact: Artifact, folder: Path) -> list[str]:
     Files are replaced one by one, so that another reader of the folder never misses one.
     """
 
-    def one(path: str, name: str, entry: FileEntry) -> str | None:
-        found = _fault_in(folder / name, entry)
-        return found and _download(backend, path, entry, folder / name)
+    def mend(path: str, name: str, entry: FileEntry) -> str | None:
+        problem = _fault_in(folder / name, entry)
+        return problem and _download(backend, path, entry, folder / name)
 
-    return _each(backend, artifact, one)
+    return _each(backend, artifact, mend)
 
 
 def _each(
     backend: Backend, artifact: Artifact, look: Callable[[str, str, FileEntry], str | None]
 ) -> list[str]:
-    def one(name: str) -> str | None:
+    def check(name: str) -> str | None:
         path = f"{artifact.prefix}/{name}"
         words = look(path, name, artifact.files[name])
         return words and f"{path} {words}"
 
     with in_threads(backend, FILES) as pool:
-        return [words for words in pool.map(one, artifact.files) if words]
+        return [words for words in pool.map(check, artifact.files) if words]
 
 
 def _download(backend: Backend, path: str, entry: FileEntry, target: Path) -> str | None:
@@ -62,17 +62,17 @@ def _download(backend: Backend, path: str, entry: FileEntry, target: Path) -> st
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetching-") as scratch:
         fresh = Path(scratch) / "file"
-        found: str | None = "is missing"
+        problem: str | None = "is missing"
         for _ in range(TRIES):
             try:
                 backend.fetch(path, fresh)
             except FileNotFoundError:
                 target.unlink(missing_ok=True)
                 return "is missing"
-            if not (found := _fault_in(fresh, entry)):
+            if not (problem := _fault_in(fresh, entry)):
                 break
         fresh.replace(target)
-        return found
+        return problem
 
 
 def _fault_in(path: Path, entry: FileEntry) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from flows.chain.race import Raced, run_race
+from flows.chain.race import RaceOutcome, run_race
 from flows.chain.recipe import Recipe, TrainBase
 from flows.chain.runner import Runner
 from flows.chain.work import SweepWork
@@ -63,7 +63,7 @@ class Outcome(Prepared):
     """Over names of partitions."""
     rows: Rows | None
     """Losses of every mixture of ``judged`` on every set; None in a plan."""
-    race: Raced | None = None
+    race: RaceOutcome | None = None
     """How the mixtures were screened; None where each was evaluated in full."""
 
     @classmethod
@@ -72,11 +72,11 @@ class Outcome(Prepared):
         prepared: Prepared,
         mixtures: list[Mixture],
         rows: Rows | None,
-        race: Raced | None = None,
+        race: RaceOutcome | None = None,
     ) -> "Outcome":
         """What was prepared, and the mixtures that were judged by it."""
-        made = {field.name: getattr(prepared, field.name) for field in fields(Prepared)}
-        return cls(**made, mixtures=mixtures, rows=rows, race=race)
+        values = {field.name: getattr(prepared, field.name) for field in fields(Prepared)}
+        return cls(**values, mixtures=mixtures, rows=rows, race=race)
 
     @property
     def judged(self) -> list[Mixture]:
@@ -155,14 +155,14 @@ def check_labels(mixtures: Iterable[Mixture]) -> None:
 def wanted_sets(corpus: Manifest, recipe: Recipe) -> list[SetEntry]:
     """The evaluation sets that the recipe asks for. Raises ValueError where two have one name."""
     names = {config.name for config in recipe.evaluation.sets}
-    found = corpus.evaluation_sets()
-    heldout = [e for e in found if e.domain is not None and recipe.evaluation.heldout]
+    available = corpus.evaluation_sets()
+    heldout = [e for e in available if e.domain is not None and recipe.evaluation.heldout]
     if both := sorted(names & {entry.name for entry in heldout}):
         raise ValueError(
             f"evaluation set {both[0]!r} has the name of a domain, whose held-out documents are a "
             "set too: rename it in evaluation.sets, or set evaluation.heldout to false"
         )
-    return [*heldout, *(e for e in found if e.domain is None and e.name in names)]
+    return [*heldout, *(e for e in available if e.domain is None and e.name in names)]
 
 
 def scan_corpus(run: Runner, recipe: Recipe) -> Manifest:

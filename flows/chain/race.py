@@ -34,7 +34,7 @@ LARGEST = 0.5
 
 
 @dataclass(frozen=True)
-class Raced:
+class RaceOutcome:
     """What a race came to."""
 
     config: RaceConfig
@@ -58,7 +58,7 @@ class Raced:
             "finalists": len(self.result.finalists),
             "evaluated_tokens": self.result.evaluated_tokens,
             "full_tokens": self.result.full_tokens,
-            "looks": [one._asdict() for one in self.result.rounds],
+            "looks": [look._asdict() for look in self.result.rounds],
         }
 
     def screening(self, mixtures: Sequence[Mixture]) -> Screening | None:
@@ -69,31 +69,31 @@ class Raced:
         return Screening(self.words, len(mixtures), exits)
 
 
-def run_race(run: Runner, config: RaceConfig, work: SweepWork) -> Raced:
+def run_race(run: Runner, config: RaceConfig, work: SweepWork) -> RaceOutcome:
     """Find the best of the work's mixtures, and evaluate these on every set."""
     used = {name for mixture in work.mixtures for name in mixture.members}
     work = work._replace(pool={n: model for n, model in work.pool.items() if n in used})
     if any(handle.artifact is None for handle in work.sets.values()):
         _look_at_opening(run, config, work)
-        return Raced(config, Result(len(work.mixtures)), None, None)
-    course = Course(run, config, work)
+        return RaceOutcome(config, Result(len(work.mixtures)), None, None)
+    sweeps = RaceSweeps(run, config, work)
     try:
-        result = race(config, course.text, _shares(work), course)
+        result = race(config, sweeps.text, _shares(work), sweeps)
     finally:
         run.rest()
     if not result.is_complete:
-        return Raced(config, result, None, None)
+        return RaceOutcome(config, result, None, None)
     finalists = [work.mixtures[number] for number in result.finalists]
     # Not swept once more, or what was evaluated just now would be counted as found.
     scratch = run.runtime.scratch
     plan = SweepPlan.of(run.store, work._replace(mixtures=finalists), scratch)
-    return Raced(config, result, finalists, plan.rows(scratch))
+    return RaceOutcome(config, result, finalists, plan.rows(scratch))
 
 
 def _look_at_opening(run: Runner, config: RaceConfig, work: SweepWork) -> None:
     """What is needed in any case, for a plan in which no set is built, so that none has a size."""
     run.sweep(work._replace(mixtures=_members(work)))
-    parts = run.map([_call(config, name, handle, 0) for name, handle in work.sets.items()])
+    parts = run.map([_part_call(config, name, handle, 0) for name, handle in work.sets.items()])
     sets = {handle.label: handle for handle in parts}
     run.sweep(work._replace(sets=sets, stage=Stage("look 1", config.share)))
 
@@ -112,31 +112,33 @@ def _shares(work: SweepWork) -> Floats:
     return shares
 
 
-def _part(config: RaceConfig, number: int) -> PartConfig:
+def _part_config(config: RaceConfig, number: int) -> PartConfig:
     # It names no other set: the parts of a set stay when another set joins.
     return PartConfig(number=number, share=config.share, fewest=config.fewest)
 
 
-def _call(config: RaceConfig, name: str, windows: Handle, number: int) -> Call[Any]:
-    return Call(PART, _part(config, number), {"windows": windows}, f"{name} part {number + 1}")
+def _part_call(config: RaceConfig, name: str, windows: Handle, number: int) -> Call[Any]:
+    return Call(
+        PART, _part_config(config, number), {"windows": windows}, f"{name} part {number + 1}"
+    )
 
 
-class Course:
+class RaceSweeps:
     """Losses by sweeps (see ``tasks.ranking.race.Course``)."""
 
     def __init__(self, run: Runner, config: RaceConfig, work: SweepWork) -> None:
         self._run, self._config, self._work = run, config, work
         folders = [run.store.fetch(artifact_of(handle)) for handle in work.sets.values()]
-        self._sets = [_Set(load_windows(folder)) for folder in folders]
+        self._sets = [_SetGroups(load_windows(folder)) for folder in folders]
         self._looks = self._cut()
         self.text = self._text()
 
     def _cut(self) -> list[list[int]]:
         """Numbers of the parts of each look, for as many looks as are worth while."""
-        whole = sum(len(one.tokens) for one in self._sets)
+        whole = sum(len(each_set.tokens) for each_set in self._sets)
         looks: list[list[int]] = [[]]
         for number in itertools.count():
-            seen = sum(self._groups(number, one).stop for one in self._sets)
+            seen = sum(self._groups(number, each_set).stop for each_set in self._sets)
             if seen > LARGEST * whole:
                 return looks[:-1]  # without the one that is not complete
             looks[-1].append(number)
@@ -144,24 +146,28 @@ class Course:
                 looks.append([])
         raise AssertionError("parts grow until they hold everything")
 
-    def _groups(self, number: int, one: "_Set") -> range:
-        return part_groups(_part(self._config, number), len(one.tokens))
+    def _groups(self, number: int, each_set: "_SetGroups") -> range:
+        return part_groups(_part_config(self._config, number), len(each_set.tokens))
 
     def _text(self) -> Text:
-        number = [np.full(len(one.tokens), -1) for one in self._sets]
+        number = [np.full(len(each_set.tokens), -1) for each_set in self._sets]
         tokens = [0] * len(self._looks)
         for look, parts in enumerate(self._looks):
-            for part, (place, one) in itertools.product(parts, enumerate(self._sets)):
-                groups = self._groups(part, one)
-                number[place][groups.start : groups.stop] = look
-                tokens[look] += int(one.forward[groups.start : groups.stop].sum())
-        stratum = np.repeat(np.arange(len(self._sets)), [len(one.tokens) for one in self._sets])
-        weight = np.concatenate([one.tokens * self._scale(one) for one in self._sets])
-        everything = sum(int(one.forward.sum()) for one in self._sets)
+            for part, (index, each_set) in itertools.product(parts, enumerate(self._sets)):
+                groups = self._groups(part, each_set)
+                number[index][groups.start : groups.stop] = look
+                tokens[look] += int(each_set.forward[groups.start : groups.stop].sum())
+        stratum = np.repeat(
+            np.arange(len(self._sets)), [len(each_set.tokens) for each_set in self._sets]
+        )
+        weight = np.concatenate(
+            [each_set.tokens * self._scale(each_set) for each_set in self._sets]
+        )
+        everything = sum(int(each_set.forward.sum()) for each_set in self._sets)
         return Text(Groups(stratum, weight), np.concatenate(number), tokens, everything)
 
-    def _scale(self, one: "_Set") -> float:
-        return 1 / (float(one.tokens.sum()) * len(self._sets))
+    def _scale(self, each_set: "_SetGroups") -> float:
+        return 1 / (float(each_set.tokens.sum()) * len(self._sets))
 
     def opening(
         self, mixtures: Sequence[int], *, with_members: bool
@@ -174,22 +180,22 @@ class Course:
     def look(self, mixtures: Sequence[int], number: int) -> Floats | None:
         """Losses on the groups of one look."""
         calls, scales = [], []
-        for (name, handle), one in zip(self._work.sets.items(), self._sets, strict=True):
-            parts = [part for part in self._looks[number] if self._groups(part, one)]
-            calls += [_call(self._config, name, handle, part) for part in parts]
-            scales += [self._scale(one)] * len(parts)
+        for (name, handle), each_set in zip(self._work.sets.items(), self._sets, strict=True):
+            parts = [part for part in self._looks[number] if self._groups(part, each_set)]
+            calls += [_part_call(self._config, name, handle, part) for part in parts]
+            scales += [self._scale(each_set)] * len(parts)
         sets = {handle.label: handle for handle in self._run.map(calls)}
-        chosen = [self._work.mixtures[place] for place in mixtures]
+        chosen = [self._work.mixtures[index] for index in mixtures]
         stage = Stage(f"look {number + 1}", self.text.look_tokens[number] / self.text.tokens)
         rows = self._run.sweep(self._work._replace(mixtures=chosen, sets=sets, stage=stage))
         if rows is None:
             return None
-        found = [rows.sums.read(n, 0, len(chosen)) * scale for n, scale in enumerate(scales)]
-        return np.concatenate(found, axis=1)
+        losses = [rows.sums.read(n, 0, len(chosen)) * scale for n, scale in enumerate(scales)]
+        return np.concatenate(losses, axis=1)
 
     def whole(self, mixtures: Sequence[int]) -> Floats | None:
         """Losses on all groups."""
-        return self._whole([self._work.mixtures[place] for place in mixtures], "in full")
+        return self._whole([self._work.mixtures[index] for index in mixtures], "in full")
 
     def _whole(self, mixtures: list[Mixture], name: str) -> Floats | None:
         if not mixtures:
@@ -197,14 +203,14 @@ class Course:
         rows = self._run.sweep(self._work._replace(mixtures=mixtures, stage=Stage(name)))
         if rows is None:
             return None
-        found = [
-            rows.sums.read(number, 0, len(mixtures))[:, one.with_text] * self._scale(one)
-            for number, one in enumerate(self._sets)
+        losses = [
+            rows.sums.read(number, 0, len(mixtures))[:, each_set.with_text] * self._scale(each_set)
+            for number, each_set in enumerate(self._sets)
         ]
-        return np.concatenate(found, axis=1)
+        return np.concatenate(losses, axis=1)
 
 
-class _Set:
+class _SetGroups:
     """The groups of documents of one set that have text."""
 
     def __init__(self, windows: Windows) -> None:

@@ -128,9 +128,9 @@ class Recipe(Config):
 def _unfit(value: object, where: str) -> Iterable[str]:
     """What no field may hold: credentials, and numbers that have no canonical form."""
     if isinstance(value, dict | list):
-        parts = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, part in parts:
-            yield from _unfit(part, f"{where}.{key}".lstrip("."))
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from _unfit(item, f"{where}.{key}".lstrip("."))
     elif isinstance(value, str) and shows_user(value):
         yield f"{where} holds a user name or password: recipes are stored and shown; leave it out"
     elif isinstance(value, float) and not math.isfinite(value):

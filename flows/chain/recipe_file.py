@@ -32,9 +32,9 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         RecipeError: no such file, no valid YAML, or fields that are unknown or wrong.
     """
     try:
-        system, place = file_system(str(path))
-        with system.open(place, "rb") as file:
-            tree = yaml.load(file.read().decode(), Loader=Loader)
+        system, location = file_system(str(path))
+        with system.open(location, "rb") as file:
+            tree = yaml.load(file.read().decode(), Loader=RecipeLoader)
     except FileNotFoundError as error:
         raise RecipeError(f"there is no recipe at {path}") from error
     except OSError as error:
@@ -60,12 +60,12 @@ def override_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     return parse_recipe(tree)
 
 
-class Loader(yaml.SafeLoader):
+class RecipeLoader(yaml.SafeLoader):
     """YAML 1.1 of PyYAML, in which 5e-4 is a number, as people who write recipes expect."""
 
 
-class Dumper(yaml.SafeDumper):
-    """What it writes, ``Loader`` reads as it was: the text ``5e-4`` gets quotes."""
+class RecipeDumper(yaml.SafeDumper):
+    """What it writes, ``RecipeLoader`` reads as it was: the text ``5e-4`` gets quotes."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -74,9 +74,9 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
-Dumper.add_representer(str, _text)
+RecipeDumper.add_representer(str, _text)
 
-for kind in (Loader, Dumper):
+for kind in (RecipeLoader, RecipeDumper):
     # Copies what it inherits before it adds to it.
     kind.add_implicit_resolver(
         "tag:yaml.org,2002:float",
@@ -96,11 +96,11 @@ def parse_recipe(tree: Mapping[str, Any], source: str = "recipe") -> Recipe:
 
 def _fault(fault: dict[str, Any]) -> str:
     location, kind, value = fault["loc"], fault["type"], fault["input"]
-    path, annotation = _place(location)
+    path, annotation = _path_and_type(location)
     where = path or "recipe"
     message = str(fault["msg"]).removeprefix("Value error, ")
     if kind == "extra_forbidden":
-        message = f"is no field here; fields are {_fields(_place(location[:-1])[1])}"
+        message = f"is no field here; fields are {_fields(_path_and_type(location[:-1])[1])}"
     elif kind in {"union_tag_invalid", "union_tag_not_found"}:
         name, models = _choices(annotation)
         allowed = ", ".join(str(tag) for model in models for tag in _tags(model, name))
@@ -114,7 +114,7 @@ def _fault(fault: dict[str, Any]) -> str:
     return f"  {where}: {message}"
 
 
-def _place(location: Iterable[str | int]) -> tuple[str, Any]:
+def _path_and_type(location: Iterable[str | int]) -> tuple[str, Any]:
     """The path to a place of the recipe, and the annotation of what stands there."""
     path, annotation = "", cast(Any, Recipe)
     for part in location:
@@ -172,32 +172,32 @@ def apply_override(tree: dict[str, Any], override: str, option: str = "--set") -
     if not equals or not path:
         raise RecipeError(f"{option} {path!r}: write it as field.path=value")
     try:
-        parsed = yaml.load(value, Loader=Loader)
+        parsed = yaml.load(value, Loader=RecipeLoader)
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or "it cannot be read"
         raise RecipeError(f"{option} {path}: its value is no YAML: {problem}") from error
     *parents, last = path.split(".")
-    place: Any = tree
+    node: Any = tree
     for parent in parents:
-        key = _key(place, parent, f"{option} {path}")
-        if isinstance(place, dict) and place.get(key) is None:
-            place[key] = {}
-        place = place[key]
-    place[_key(place, last, f"{option} {path}")] = parsed
+        key = _key(node, parent, f"{option} {path}")
+        if isinstance(node, dict) and node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+    node[_key(node, last, f"{option} {path}")] = parsed
 
 
-def _key(place: object, text: str, where: str) -> Any:
+def _key(node: object, text: str, where: str) -> Any:
     """What ``text`` stands for in a mapping or a list."""
-    if isinstance(place, dict):
+    if isinstance(node, dict):
         return text
-    if not isinstance(place, list):
+    if not isinstance(node, list):
         raise RecipeError(f"{where}: {text!r} lies in a plain value")
-    if not text.isdecimal() or int(text) >= len(place):
-        raise RecipeError(f"{where}: {text!r} is no position in a list of {len(place)}")
+    if not text.isdecimal() or int(text) >= len(node):
+        raise RecipeError(f"{where}: {text!r} is no position in a list of {len(node)}")
     return int(text)
 
 
 def to_yaml(recipe: Recipe) -> str:
     """The recipe as YAML, every field written out."""
     tree = recipe.model_dump(mode="json")
-    return yaml.dump(tree, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(tree, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True)

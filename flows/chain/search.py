@@ -42,12 +42,12 @@ if TYPE_CHECKING:
     from tasks.search.result import Found
 
 
-class Searched(NamedTuple):
+class SearchOutcome(NamedTuple):
     """What a search came to."""
 
     outcome: Outcome
     """Its mixtures are those that were evaluated."""
-    found: "Found | None"
+    result: "Found | None"
     """What is told of it; None in a plan that does not know all losses."""
     pending: int = 0
     """Mixtures that may be evaluated and whose losses a plan does not know; 0 outside plans."""
@@ -55,7 +55,7 @@ class Searched(NamedTuple):
     """How many of these the plan was not asked to count yet, because what they are is not known."""
 
 
-def search(run: Runner, recipe: Recipe, corpus: Manifest) -> Searched:
+def search(run: Runner, recipe: Recipe, corpus: Manifest) -> SearchOutcome:
     """Train what is missing, and look for the best mixture by ``recipe.search``.
 
     Raises:
@@ -64,18 +64,18 @@ def search(run: Runner, recipe: Recipe, corpus: Manifest) -> Searched:
     # Before anything is trained: constraints may contradict, an objective may name what is not there.
     state = scope(recipe, corpus)
     prepared = prepare(run, recipe, corpus)
-    course = Course(run, recipe, prepared, state)
+    sweeps = SearchSweeps(run, recipe, prepared, state)
     try:
-        is_done = course.go()
+        is_done = sweeps.go()
     finally:
         run.rest()
-    mixtures = [one.judged for one in state.tried]
+    mixtures = [trial.judged for trial in state.tried]
     check_labels(mixtures)
     if not is_done:
-        left = max(0, state.left - course.asked)
-        return Searched(Outcome.of(prepared, mixtures, None), None, state.left, left)
-    outcome = Outcome.of(prepared, mixtures, course.rows())
-    return Searched(outcome, account(state, course.landings, course.price))
+        left = max(0, state.left - sweeps.asked)
+        return SearchOutcome(Outcome.of(prepared, mixtures, None), None, state.left, left)
+    outcome = Outcome.of(prepared, mixtures, sweeps.rows())
+    return SearchOutcome(outcome, account(state, sweeps.landings, sweeps.price))
 
 
 def scope(recipe: Recipe, corpus: Manifest) -> Search:
@@ -103,7 +103,7 @@ def _units(partitions: Sequence[PartitionEntry], unit: Unit) -> Units:
     return {entry.name: (entry.name,) for entry in partitions}
 
 
-class Course:
+class SearchSweeps:
     """Carries out what a search asks for.
 
     Attributes:
@@ -133,7 +133,7 @@ class Course:
 
     def rows(self) -> Rows:
         """The losses of every mixture that was evaluated."""
-        mixtures = [one.judged for one in self._state.tried]
+        mixtures = [trial.judged for trial in self._state.tried]
         scratch = self._run.runtime.scratch
         # Not swept once more, or what was evaluated just now would be counted as found.
         plan = SweepPlan.of(self._run.store, self._work._replace(mixtures=mixtures), scratch)
@@ -150,7 +150,7 @@ class Course:
     def _evaluate(self, tried: Sequence[Tried], name: str) -> bool:
         if not tried:
             return True
-        work = self._work._replace(mixtures=[one.judged for one in tried], stage=Stage(name))
+        work = self._work._replace(mixtures=[trial.judged for trial in tried], stage=Stage(name))
         rows = self._run.sweep(work)
         if rows is None:
             self.asked += len(tried)
@@ -162,23 +162,23 @@ class Course:
         state = self._state
         if state.rules.descent is None:
             return True
-        (made,) = self._run.map([descent_call(self._prepared, state, state.rules.descent)])
-        if made.artifact is None:
+        (handle,) = self._run.map([descent_call(self._prepared, state, state.rules.descent)])
+        if handle.artifact is None:
             return False
-        landings = load_landings(self._run.store.fetch(made.artifact))
+        landings = load_landings(self._run.store.fetch(handle.artifact))
         self.landings = state.landed([landing.weights for landing in landings])
-        self.price = self._price(made)
+        self.price = self._price(handle)
         return self._evaluate(state.untried(self.landings), "landings of descents")
 
-    def _price(self, made: Handle) -> float:
-        assert made.record is not None
-        tokens = sum(int(one.length.sum()) for one in self._windows)
+    def _price(self, handle: Handle) -> float:
+        assert handle.record is not None
+        tokens = sum(int(windows.length.sum()) for windows in self._windows)
         # The way back through a model costs twice the way forward.
-        return float(3 * made.record.details["forward_tokens"] / tokens)
+        return float(3 * handle.record.details["forward_tokens"] / tokens)
 
     def _bits(self, rows: Rows) -> Floats:
         """Bits per byte, shape (mixtures, sets)."""
-        sizes = np.array([one.num_bytes.sum() for one in self._windows])
+        sizes = np.array([windows.num_bytes.sum() for windows in self._windows])
         bits: Floats = rows.nll / sizes / math.log(2)
         return bits
 
@@ -206,8 +206,10 @@ def descent_call(prepared: Prepared, state: Search, config: DescentConfig) -> Ca
     return Call(DESCEND, whole, {**models, **sets}, "search", estimate)
 
 
-def _numbered(what: str, handles: Mapping[str, Handle]) -> tuple[dict[str, Handle], dict[str, int]]:
+def _numbered(
+    prefix: str, handles: Mapping[str, Handle]
+) -> tuple[dict[str, Handle], dict[str, int]]:
     """Handles under the names of inputs, and the number of each."""
     order = sorted(handles, key=lambda name: handles[name].digest or name)
-    inputs = {f"{what}.{number:04d}": handles[name] for number, name in enumerate(order)}
+    inputs = {f"{prefix}.{number:04d}": handles[name] for number, name in enumerate(order)}
     return inputs, {name: number for number, name in enumerate(order)}

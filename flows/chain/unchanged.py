@@ -73,12 +73,12 @@ def is_unchanged(store: Store, recipe: Recipe, settle_seconds: float = 0.0) -> U
 
 def _finished_run(store: Store, recipe: Recipe) -> tuple[str, Mapping[str, Any]] | None:
     """Name and content of the newest; runs of other recipes are told by their names, mostly."""
-    wanted = hashlib.sha256(to_yaml(recipe).encode()).hexdigest()
+    digest = hashlib.sha256(to_yaml(recipe).encode()).hexdigest()
     ended = re.compile(rf"runs/\w+-{re.escape(slug(recipe.name))}(-\d+)?/run\.json")
     paths = filter(ended.fullmatch, store.backend.list("runs"))
     for path in sorted(paths, key=lambda path: PurePosixPath(path).parts, reverse=True):
         content = _read(store, path)
-        if content is None or content["files"].get("recipe.yaml") != wanted:
+        if content is None or content["files"].get("recipe.yaml") != digest:
             continue
         if not content["summary"].get("search"):  # which judges some mixtures only
             return PurePosixPath(path).parts[1], content

@@ -76,23 +76,23 @@ def train_references(run: Runner, recipe: Recipe, outcome: Outcome) -> Reference
     seeds = [recipe.train.seed + number for number in range(1, sample.repeats + 1)]
     calls = [_reference(recipe, outcome, mixture) for mixture in chosen]
     again = [_reference(recipe, outcome, chosen[0], seed) for seed in seeds]
-    made = run.map([*calls, *again])
-    models = {m.label: handle for m, handle in zip(chosen, made[: len(chosen)], strict=True)}
-    repeats = dict(zip(seeds, made[len(chosen) :], strict=True))
+    handles = run.map([*calls, *again])
+    models = {m.label: handle for m, handle in zip(chosen, handles[: len(chosen)], strict=True)}
+    repeats = dict(zip(seeds, handles[len(chosen) :], strict=True))
     # What the ranking lacks: a race may have screened out a mixture that is now to be compared.
-    known = {mixture.label for mixture in outcome.judged}
-    wanted = dict.fromkeys([*map(_alone, outcome.pool), *chosen, *_pairs(recipe, outcome)])
-    proxies = SweepWork([*wanted], outcome.pool, outcome.windows, evaluate)
-    lacking = [mixture for mixture in wanted if mixture.label not in known]
+    judged = {mixture.label for mixture in outcome.judged}
+    compared = dict.fromkeys([*map(_alone, outcome.pool), *chosen, *_pairs(recipe, outcome)])
+    proxies = SweepWork([*compared], outcome.pool, outcome.windows, evaluate)
+    lacking = [mixture for mixture in compared if mixture.label not in judged]
     run.sweep(proxies._replace(mixtures=lacking))
     # Named apart: the losses table also has the merged model of the same mixture.
-    trained = {call.label: handle for call, handle in zip([*calls, *again], made, strict=True)}
-    rows = run.sweep(_each(trained, outcome, recipe))
-    base = run.sweep(_each({BASE: outcome.base}, outcome, recipe))
+    trained = {call.label: handle for call, handle in zip([*calls, *again], handles, strict=True)}
+    rows = run.sweep(_as_they_are(trained, outcome, recipe))
+    base = run.sweep(_as_they_are({BASE: outcome.base}, outcome, recipe))
     return References(chosen, models, repeats, rows, proxies, base)
 
 
-def _each(models: Mapping[str, Handle], outcome: Outcome, recipe: Recipe) -> SweepWork:
+def _as_they_are(models: Mapping[str, Handle], outcome: Outcome, recipe: Recipe) -> SweepWork:
     """Models as they are, each a pool's only member."""
     evaluate = recipe.evaluation.evaluate
     return SweepWork([_alone(name) for name in models], models, outcome.windows, evaluate)
@@ -104,11 +104,11 @@ def _alone(name: str) -> Mixture:
 
 def _pairs(recipe: Recipe, outcome: Outcome) -> list[Mixture]:
     """The midpoints that are looked at: all, or as many as the recipe allows."""
-    found = [Mixture.uniform(pair) for pair in combinations(sorted(outcome.pool), 2)]
+    pairs = [Mixture.uniform(pair) for pair in combinations(sorted(outcome.pool), 2)]
     most = recipe.validation.pairs
-    if len(found) <= most:
-        return found
-    return random.Random(recipe.validation.seed).sample(found, most)
+    if len(pairs) <= most:
+        return pairs
+    return random.Random(recipe.validation.seed).sample(pairs, most)
 
 
 def refuse_early(run: Runner, recipe: Recipe, corpus: Manifest) -> None:
@@ -152,9 +152,9 @@ def _ranked_by(run: Runner, outcome: Outcome) -> dict[str, float]:
     assert outcome.rows is not None
     losses = losses_of(run.store, outcome.rows, outcome.windows)
     tokens = [counts.num_tokens for counts in losses.counts]
-    found = dict(zip(losses.mixtures, (losses.nll / tokens).mean(axis=1).tolist(), strict=True))
+    evaluated = dict(zip(losses.mixtures, (losses.nll / tokens).mean(axis=1).tolist(), strict=True))
     exits = [] if outcome.race is None else outcome.race.result.exits
-    return {outcome.mixtures[out.mixture].label: out.estimate for out in exits} | found
+    return {outcome.mixtures[out.mixture].label: out.estimate for out in exits} | evaluated
 
 
 def _price(run: Runner, recipe: Recipe, mixture: Mixture, budget: Budget) -> float:
@@ -166,13 +166,13 @@ def _price(run: Runner, recipe: Recipe, mixture: Mixture, budget: Budget) -> flo
 
 def _joules_per_token(run: Runner) -> float:
     costs = [record.cost for record in run.store.records(TRAIN.name)]
-    known = [c["joules"] / c["tokens"] for c in costs if c.get("joules") and c.get("tokens")]
-    if not known:
+    measured = [c["joules"] / c["tokens"] for c in costs if c.get("joules") and c.get("tokens")]
+    if not measured:
         raise ValueError(
             "validation.budget is in joules, and no training in the store has measured any: give "
             "it in trainings or tokens, or run the recipe first"
         )
-    return float(statistics.median(known))
+    return float(statistics.median(measured))
 
 
 def _reference(
@@ -190,34 +190,37 @@ def _reference(
 
 def validate(run: Runner, recipe: Recipe, outcome: Outcome) -> Validation:
     """Train references and compare. Raises ValueError where there are too few mixtures."""
-    found = train_references(run, recipe, outcome)
-    assert found.trained is not None, "a plan has no losses to compare"
-    assert found.base is not None
+    references = train_references(run, recipe, outcome)
+    assert references.trained is not None, "a plan has no losses to compare"
+    assert references.base is not None
     # Not swept once more, or what was evaluated just now would be counted as found.
     scratch = run.runtime.scratch
-    merged = SweepPlan.of(run.store, found.proxies, scratch).rows(scratch)
+    merged = SweepPlan.of(run.store, references.proxies, scratch).rows(scratch)
     proxies, trained, base = (
-        losses_of(run.store, rows, outcome.windows) for rows in (merged, found.trained, found.base)
+        losses_of(run.store, rows, outcome.windows)
+        for rows in (merged, references.trained, references.base)
     )
-    number = len(found.chosen)
-    references = _named(trained, [mixture.label for mixture in found.chosen], range(number))
+    number = len(references.chosen)
+    reference_losses = _named(
+        trained, [mixture.label for mixture in references.chosen], range(number)
+    )
     pairs = pair_up(
         proxies,
-        references,
-        found.chosen,
+        reference_losses,
+        references.chosen,
         outcome.domains,
         {entry.name: entry.domain for entry in outcome.sets},
         {entry.name: entry.num_tokens for entry in outcome.partitions},
     )
-    members = {mixture.label: mixture.members for mixture in found.chosen}
-    seeds = [recipe.train.seed, *found.repeats]
+    members = {mixture.label: mixture.members for mixture in references.chosen}
+    seeds = [recipe.train.seed, *references.repeats]
     again = _named(
         trained, [str(seed) for seed in seeds], [0, *range(number, len(trained.mixtures))]
     )
-    repeats = _repeats(found.chosen[0].label, again) if found.repeats else None
-    barred = _barriers(found.proxies, proxies, base)
+    repeats = _repeats(references.chosen[0].label, again) if references.repeats else None
+    barred = _barriers(references.proxies, proxies, base)
     trust = judge(pairs, members, repeats, barred, seed=recipe.validation.seed)
-    return Validation(found.chosen, found.models, trust)
+    return Validation(references.chosen, references.models, trust)
 
 
 def _named(losses: Losses, names: list[str], places: Iterable[int]) -> Losses:
@@ -229,8 +232,8 @@ def _repeats(mixture: str, seeds: Losses) -> "pd.DataFrame":
     """Losses of one mixture that was trained with several seeds, which stand for its labels."""
     import pandas as pd
 
-    found = {"reference": per_token(seeds), "reference_bits": bits_per_byte(seeds)}
-    columns = {name: table.stack() for name, table in found.items()}
+    tables = {"reference": per_token(seeds), "reference_bits": bits_per_byte(seeds)}
+    columns = {name: table.stack() for name, table in tables.items()}
     frame = pd.DataFrame(columns).reset_index(names=["seed", "evaluation_set"])
     return frame.assign(mixture=mixture, seed=frame["seed"].astype(int))
 

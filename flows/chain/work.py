@@ -62,8 +62,8 @@ class SweepPlan(NamedTuple):
         table, sets = LossesTable(store, work.config, scratch), digests(work.sets)
         names = [identity(work.resolved(mixture)) for mixture in work.mixtures]
         jobs = []
-        for place in table.lacking(names, sets.values()):
-            mixture, name = work.mixtures[place], names[place]
+        for index in table.lacking(names, sets.values()):
+            mixture, name = work.mixtures[index], names[index]
             lacking = tuple(s for s, digest in sets.items() if (name, digest) not in table)
             jobs.append(Job(work.resolved(mixture), mixture.label, lacking))
         pairs = sum(len(job.sets) for job in jobs)

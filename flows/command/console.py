@@ -35,8 +35,8 @@ def make_console(*, stderr: bool = False) -> Console:
     """A console that prints text as it is, wide enough for tables where it is no terminal."""
     console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
-        wanted = os.environ.get("COLUMNS", "")
-        console.width = int(wanted) if wanted.isdecimal() else PIPE_WIDTH
+        columns = os.environ.get("COLUMNS", "")
+        console.width = int(columns) if columns.isdecimal() else PIPE_WIDTH
     return console
 
 
@@ -82,7 +82,7 @@ class TerminalReporter:
             expand=True,
             disable=not self.console.is_terminal,
         )
-        self._bar: _Bar | None = None
+        self._bar: _TerminalBar | None = None
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -103,7 +103,7 @@ class TerminalReporter:
         # Work whose size is not known says nothing when it ends.
         if self._bar is not None:
             self._bar.end()
-        self._bar = _Bar(self, name)
+        self._bar = _TerminalBar(self, name)
         return self._bar.show
 
     def say(self, message: str) -> None:
@@ -116,7 +116,7 @@ class _TimeLeftColumn(TimeRemainingColumn):
         return Text.assemble(super().render(task), " left") if task.total else Text()
 
 
-class _Bar:
+class _TerminalBar:
     """One piece of work; its time counts from its first report, after its modules were loaded."""
 
     def __init__(self, reporter: TerminalReporter, name: str) -> None:

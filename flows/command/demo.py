@@ -44,13 +44,13 @@ def run_demo(store: str, corpus: str, *, references: bool = False) -> None:
     started = time.monotonic()
     console.print("Gathering text from this Python environment ...")
     folder = Path(GATHERED if "://" in corpus else corpus)
-    for name, found in gather(folder).items():
-        console.print(f"  {name}: {found.num_documents} documents, {found.num_bytes:,} bytes")
-    system, place = file_system(corpus)
+    for name, gathered in gather(folder).items():
+        console.print(f"  {name}: {gathered.num_documents} documents, {gathered.num_bytes:,} bytes")
+    system, location = file_system(corpus)
     if "://" in corpus:
         console.print(f"Copying it to {corpus} ...")
-        _copy(folder, system, place)
-    arriving, arrived = f"{place}/arriving/{LATE}.jsonl", f"{place}/corpus/{LATE}.jsonl"
+        _copy(folder, system, location)
+    arriving, arrived = f"{location}/arriving/{LATE}.jsonl", f"{location}/corpus/{LATE}.jsonl"
     if system.exists(arrived):
         console.print(f"(the domain {LATE!r} arrived in an earlier demo: nothing is new today)")
     recipe = demo_recipe(corpus)
@@ -67,10 +67,10 @@ def run_demo(store: str, corpus: str, *, references: bool = False) -> None:
     console.print(f"the whole demo: {time.monotonic() - started:.0f} s")
 
 
-def _copy(folder: Path, system: Any, place: str) -> None:
+def _copy(folder: Path, system: Any, location: str) -> None:
     """Copy what was gathered, and is not there yet; what an earlier demo let arrive stays out."""
     for path in sorted(folder.glob("*/*.jsonl")):
-        target = f"{place}/{path.relative_to(folder).as_posix()}"
+        target = f"{location}/{path.relative_to(folder).as_posix()}"
         if path != folder / "corpus" / f"{LATE}.jsonl" and not system.exists(target):
             system.put_file(str(path), target)
 

@@ -64,7 +64,7 @@ class Domain(NamedTuple):
     """Regular expression of the paths left out: generated, vendored or another domain's."""
 
 
-class Document(NamedTuple):
+class DemoDocument(NamedTuple):
     """A piece of a file; ``id`` is the file's path relative to its root, ``#``, and a number."""
 
     id: str
@@ -115,7 +115,7 @@ def gather(folder: Path, *, domains: Sequence[str] | None = None) -> dict[str, G
     Raises:
         ValueError: a name is unknown, or this environment holds too little text of a domain.
     """
-    wanted = [domain for domain in DOMAINS if domain.name in _known(domains)]
+    wanted = [domain for domain in DOMAINS if domain.name in _chosen_names(domains)]
     missing = {domain for domain in wanted if not _path(folder, domain).exists()}
     taken: set[str] = set()
     for domain in DOMAINS:
@@ -131,19 +131,21 @@ def gather(folder: Path, *, domains: Sequence[str] | None = None) -> dict[str, G
     return {domain.name: _counted(_path(folder, domain)) for domain in wanted}
 
 
-def _known(names: Sequence[str] | None) -> Sequence[str]:
-    known = [domain.name for domain in DOMAINS]
+def _chosen_names(names: Sequence[str] | None) -> Sequence[str]:
+    all_names = [domain.name for domain in DOMAINS]
     for name in names or ():
-        if name not in known:
-            raise ValueError(f"there is no demo domain {name!r}: choose from {', '.join(known)}")
-    return known if names is None else names
+        if name not in all_names:
+            raise ValueError(
+                f"there is no demo domain {name!r}: choose from {', '.join(all_names)}"
+            )
+    return all_names if names is None else names
 
 
 def _path(folder: Path, domain: Domain) -> Path:
     return folder / domain.place / f"{domain.name}.jsonl"
 
 
-def choose(domain: Domain, taken: Iterable[str] = ()) -> list[Document]:
+def choose(domain: Domain, taken: Iterable[str] = ()) -> list[DemoDocument]:
     """The documents of ``domain``, in the order of their digests, without those in ``taken``."""
     digests, lines, size = set(taken), set[str](), 0
     chosen = []
@@ -171,7 +173,7 @@ def _share_known(text: str, known: set[str]) -> float:
     return sum(map(len, lines & known)) / max(1, sum(map(len, lines)))
 
 
-def _candidates(domain: Domain) -> list[Document]:
+def _candidates(domain: Domain) -> list[DemoDocument]:
     """One document of every file, then a second of every file, and so on."""
     files = sorted(_files(domain), key=lambda file: _digest(file[0]))[:MAX_FILES]
     ranked = []
@@ -199,7 +201,11 @@ def _installed(package: str) -> list[tuple[str, Path]]:
         return [file for name in _required() for file in _installed(name)]
     if package in STANDARD_LIBRARY:
         return list(_standard_library(Path(sysconfig.get_path("stdlib"))))
-    files = (file for found in metadata.distributions(name=package) for file in found.files or ())
+    files = (
+        file
+        for distribution in metadata.distributions(name=package)
+        for file in distribution.files or ()
+    )
     return [(file.as_posix(), Path(str(file.locate()))) for file in files if ".." not in file.parts]
 
 
@@ -210,8 +216,8 @@ def _required() -> set[str]:
         if name in names or name == "mixpool":
             continue
         names.add(name)
-        for found in metadata.distributions(name=name):
-            lines = (line for line in found.requires or () if "extra ==" not in line)
+        for distribution in metadata.distributions(name=name):
+            lines = (line for line in distribution.requires or () if "extra ==" not in line)
             waiting += [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in lines]
     return names
 
@@ -222,13 +228,13 @@ def _standard_library(root: Path) -> Iterator[tuple[str, Path]]:
             yield path.relative_to(root).as_posix(), path
 
 
-def _documents(id: str, path: Path) -> Iterator[Document]:
+def _documents(id: str, path: Path) -> Iterator[DemoDocument]:
     try:
         texts = _texts(path)
     except (OSError, UnicodeDecodeError):  # listed but removed since, or not text
         return
     cut = (piece for text in texts for piece in pieces(text))
-    yield from (Document(f"{id}#{number}", piece) for number, piece in enumerate(cut, 1))
+    yield from (DemoDocument(f"{id}#{number}", piece) for number, piece in enumerate(cut, 1))
 
 
 def _texts(path: Path) -> list[str]:
@@ -266,18 +272,18 @@ def _units(text: str) -> Iterator[str]:
             yield from re.findall(r".{0,999}[;}]|.{0,999}[,\s]|.{1,1000}", f"{line}\n", re.DOTALL)
 
 
-def _check(domain: Domain, documents: Sequence[Document]) -> None:
-    found = sum(len(document.text.encode()) for document in documents)
+def _check(domain: Domain, documents: Sequence[DemoDocument]) -> None:
+    num_bytes = sum(len(document.text.encode()) for document in documents)
     needed = MIN_BYTES_EVALUATION if domain.place == "evaluation" else MIN_BYTES
-    if found < needed:
+    if num_bytes < needed:
         raise ValueError(
             f"the demo domain {domain.name!r} needs {needed:,} bytes of text and this "
-            f"environment ({sys.prefix}) holds {found:,}. Looked for paths with {domain.pattern} in "
+            f"environment ({sys.prefix}) holds {num_bytes:,}. Looked for paths with {domain.pattern} in "
             f"{', '.join(domain.packages)}. Install these in full, or leave the domain out"
         )
 
 
-def _write(path: Path, domain: str, documents: Sequence[Document]) -> None:
+def _write(path: Path, domain: str, documents: Sequence[DemoDocument]) -> None:
     rows = ({"text": text, "id": id, "domain": domain} for id, text in documents)
     content = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -286,10 +292,10 @@ def _write(path: Path, domain: str, documents: Sequence[Document]) -> None:
     temporary.replace(path)
 
 
-def _read(path: Path) -> list[Document]:
+def _read(path: Path) -> list[DemoDocument]:
     with path.open(encoding="utf-8", newline="\n") as lines:
         rows = map(json.loads, lines)
-        return [Document(row["id"], row["text"]) for row in rows]
+        return [DemoDocument(row["id"], row["text"]) for row in rows]
 
 
 def _counted(path: Path) -> Gathered:

@@ -104,9 +104,9 @@ def _run(
             from flows.command.summary import show_ledger
             from flows.prefect.flow_runs import run_with_prefect
 
-            found = run_with_prefect(loaded, store, settings, with_references=references)
+            summary = run_with_prefect(loaded, store, settings, with_references=references)
             if not as_json:
-                show_ledger(out, found)
+                show_ledger(out, summary)
         else:
             from flows.command.summary import show_result
             from flows.run.execute import execute
@@ -115,13 +115,13 @@ def _run(
             with TerminalReporter(err) as reporter:
                 runner = InlineRunner(open_store(store, create=True), settings, reporter)
                 result = execute(runner, loaded, with_references=references)
-            found = {"run": result.folder, **result.summary}
+            summary = {"run": result.folder, **result.summary}
             if not as_json:
                 show_result(out, result)
         if as_json:
-            print_json(found)
+            print_json(summary)
         else:
-            out.print(f"report: {store.rstrip('/')}/{found['run']}/report.html", soft_wrap=True)
+            out.print(f"report: {store.rstrip('/')}/{summary['run']}/report.html", soft_wrap=True)
 
 
 @app.command()
@@ -142,8 +142,8 @@ def plan(
     from tasks.readable import listed
     from tasks.training.train import TRAIN
 
-    made = _plan(recipe, store, overrides, runtime, references=references, search=search)
-    tree = made.to_json()
+    planned = _plan(recipe, store, overrides, runtime, references=references, search=search)
+    tree = planned.to_json()
     if as_json:
         print_json(tree)
         return
@@ -151,26 +151,26 @@ def plan(
     rows = [
         {
             "step": step,
-            "in the store": len(found["cached"]),
-            "to build": len(found["build"]),
-            "which": listed(found["build"], 8),
+            "in the store": len(use["cached"]),
+            "to build": len(use["build"]),
+            "which": listed(use["build"], 8),
         }
-        for step, found in tree["steps"].items()
+        for step, use in tree["steps"].items()
     ]
     rows.append({"step": "losses", "in the store": tree["losses_from_store"], "to build": missing})
     print_rows(out, rows)
     at_most = "at most " if tree["upper_bound"] else ""
     out.print(
         f"{tree['partitions']} partitions, {tree['mixtures']:,} mixtures; {at_most}"
-        f"{len(made.to_build(TRAIN))} trainings of {made.training_tokens:,} tokens and "
-        f"{missing:,} losses{made.then}; {_cost(made)}",
+        f"{len(planned.to_build(TRAIN))} trainings of {planned.training_tokens:,} tokens and "
+        f"{missing:,} losses{planned.then}; {_cost(planned)}",
         soft_wrap=True,
     )
     if references:
-        wanted = tree["references"]
+        trainings = tree["references"]
         out.print(
-            f"of these for the validation: {len(wanted['build'])} trainings of {wanted['tokens']:,} "
-            f"tokens; {len(wanted['cached'])} references are in the store",
+            f"of these for the validation: {len(trainings['build'])} trainings of {trainings['tokens']:,} "
+            f"tokens; {len(trainings['cached'])} references are in the store",
             soft_wrap=True,
         )
 
@@ -202,13 +202,13 @@ def _plan(
             )
 
 
-def _cost(made: "Plan") -> str:
+def _cost(planned: "Plan") -> str:
     from tasks.readable import duration, joules
 
-    if made.seconds is None:
+    if planned.seconds is None:
         return "no earlier record to go by"
-    energy = f", {joules(made.joules)} for training" if made.joules else ""
-    return f"about {duration(made.seconds)}{energy}"
+    energy = f", {joules(planned.joules)} for training" if planned.joules else ""
+    return f"about {duration(planned.seconds)}{energy}"
 
 
 @app.command()
@@ -222,19 +222,19 @@ def explain(
     """Say why each step would run: the fields that differ from the nearest record."""
     from tasks.training.train import TRAIN
 
-    made = _plan(recipe, store, overrides, runtime)
+    planned = _plan(recipe, store, overrides, runtime)
     if as_json:
-        steps = [_explanation(explanation) for explanation in made.explanations]
-        print_json({"steps": steps, "losses_to_evaluate": made.pairs_missing})
+        steps = [_explanation(explanation) for explanation in planned.explanations]
+        print_json({"steps": steps, "losses_to_evaluate": planned.pairs_missing})
         return
-    for explanation in made.explanations:
+    for explanation in planned.explanations:
         out.print(str(explanation), soft_wrap=True)
-    if made.pairs_missing:
-        waiting = len(made.to_build(TRAIN))
+    if planned.pairs_missing:
+        waiting = len(planned.to_build(TRAIN))
         why = f", for {waiting} models are not built" if waiting else ""
-        lacking = f"{made.pairs_missing:,} are not in the table"
-        out.print(f"losses: {lacking}{why}{made.then}", soft_wrap=True)
-    elif not made.explanations:
+        lacking = f"{planned.pairs_missing:,} are not in the table"
+        out.print(f"losses: {lacking}{why}{planned.then}", soft_wrap=True)
+    elif not planned.explanations:
         out.print("everything is in the store")
 
 

@@ -30,13 +30,13 @@ def report(
         from flows.run.stored import find_run
 
         opened = open_store(store)
-        found = find_run(opened, run)
-        data = replace(read_report(opened, found), pareto_sets=pareto or None)
-        folder = Path(found.name) if output is None else output
+        finished = find_run(opened, run)
+        data = replace(read_report(opened, finished), pareto_sets=pareto or None)
+        folder = Path(finished.name) if output is None else output
         written = write_folder(data, folder, dark=dark)
         pictures = sum(path.suffix == ".png" for path in written)
         tables = sum(path.suffix == ".parquet" for path in written)
         out.print(
-            f"report of {found.name}: {folder / 'report.html'}, {pictures} plots and {tables} tables",
+            f"report of {finished.name}: {folder / 'report.html'}, {pictures} plots and {tables} tables",
             soft_wrap=True,
         )

@@ -112,14 +112,16 @@ def search(
             _of_recipe(recipe, store, changes, runtime, as_json=as_json)
             return
         rules = _rules(constraints, overrides or [])
-        known = _tokens(tokens, rules)
-        found = _of_table(losses, _names(targets), _names(weights), rules, count, held_out, known)
+        token_counts = _tokens(tokens, rules)
+        result = _of_table(
+            losses, _names(targets), _names(weights), rules, count, held_out, token_counts
+        )
         if output is not None:
-            _write(output, found)
+            _write(output, result)
         if as_json:
-            print_json(_as_json(found))
+            print_json(_as_json(result))
         else:
-            _show_table_search(out, found)
+            _show_table_search(out, result)
 
 
 def _refuse(context: typer.Context, names: Sequence[str], why: str) -> None:
@@ -214,10 +216,10 @@ def _tokens(path: str | None, rules: "SearchConfig") -> dict[str, int] | None:
 def _yaml(path: str, option: str) -> Any:
     import yaml
 
-    from flows.chain.recipe_file import Loader, RecipeError
+    from flows.chain.recipe_file import RecipeError, RecipeLoader
 
     try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=Loader)
+        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=RecipeLoader)
     except (OSError, yaml.YAMLError) as error:
         raise RecipeError(f"{option} {path} cannot be read as YAML: {error}") from error
 
@@ -255,32 +257,32 @@ def _of_table(
     )
 
 
-def _tables(found: "TableSearch") -> "dict[str, pd.DataFrame]":
+def _tables(result: "TableSearch") -> "dict[str, pd.DataFrame]":
     tables = ("surrogates", "held_out", "proposals")
-    return {name: getattr(found, name) for name in tables}
+    return {name: getattr(result, name) for name in tables}
 
 
-def _write(folder: Path, found: "TableSearch") -> None:
+def _write(folder: Path, result: "TableSearch") -> None:
     """Each table as Parquet and as CSV."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, table in _tables(found).items():
+    for name, table in _tables(result).items():
         table.to_parquet(folder / f"{name}.parquet", index=False)
         table.to_csv(folder / f"{name}.csv", index=False)
 
 
-def _as_json(found: "TableSearch") -> dict[str, Any]:
+def _as_json(result: "TableSearch") -> dict[str, Any]:
     from tasks.report.tables import to_json
 
-    tables = {name: to_json(table) for name, table in _tables(found).items()}
-    return {**tables, "notes": found.notes}
+    tables = {name: to_json(table) for name, table in _tables(result).items()}
+    return {**tables, "notes": result.notes}
 
 
-def _show_table_search(console: "Console", found: "TableSearch") -> None:
+def _show_table_search(console: "Console", result: "TableSearch") -> None:
     from flows.command.summary import by_surrogate, show_frame
 
-    shown = [name for name in found.proposals if not str(name).startswith("weight of ")]
+    shown = [name for name in result.proposals if not str(name).startswith("weight of ")]
     title = "Surrogates, cross-validated (mean over the objective's targets)"
-    show_frame(console, title, by_surrogate(found.surrogates))
-    show_frame(console, "Mixtures to try next", found.proposals[shown])
-    for sentence in found.notes:
+    show_frame(console, title, by_surrogate(result.surrogates))
+    show_frame(console, "Mixtures to try next", result.proposals[shown])
+    for sentence in result.notes:
         console.print(sentence, soft_wrap=True, markup=False)

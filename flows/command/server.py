@@ -10,7 +10,7 @@ import typer
 
 from flows.command.console import print_json
 from flows.command.options import DEMO_RECIPE, AsJson, err, faults, out, read_recipe
-from flows.server.wanted import Deploy
+from flows.server.deploy_options import DeployOptions
 
 RecipeUrl = Annotated[
     str,
@@ -55,15 +55,15 @@ def serve(
 ) -> None:
     """Start Prefect's server and page, the flows, and a worker on this machine, until Ctrl-C."""
     from flows.command.demo import GATHERED
-    from flows.server.serve import Serve
+    from flows.server.serve import ServeOptions
     from flows.server.serve import serve as start
 
     with faults():
-        wanted = _deploy(store, recipe, every=every, cron=cron)
-        found = Serve(wanted, (home or _data_home()).resolve(), host, port, runs)
+        deploy_options = _deploy(store, recipe, every=every, cron=cron)
+        options = ServeOptions(deploy_options, (home or _data_home()).resolve(), host, port, runs)
         if recipe == str(DEMO_RECIPE) and not Path(GATHERED).exists():
             err.print("the demo's corpus is not here: run `mixpool demo` first, or give --recipe")
-        start(found, lambda line: err.print(line, soft_wrap=True))
+        start(options, lambda line: err.print(line, soft_wrap=True))
 
 
 def deploy(
@@ -89,7 +89,7 @@ def deploy(
 ) -> None:
     """Register the flows with the Prefect server at PREFECT_API_URL."""
     with faults():
-        wanted = _deploy(
+        options = _deploy(
             store,
             recipe,
             name=name,
@@ -104,11 +104,11 @@ def deploy(
         _check_server()
         from flows.server.deployments import deploy as register
 
-        made = register(wanted)
+        ids = register(options)
     if as_json:
-        print_json(made)
+        print_json(ids)
         return
-    for full_name, identity in made.items():
+    for full_name, identity in ids.items():
         out.print(f"{full_name}: {identity}")
 
 
@@ -122,21 +122,21 @@ def landed(
     """Tell the Prefect server that data has landed; told twice, it starts one run."""
     with faults():
         _check_server()
-        from flows.server.events import tell
+        from flows.server.events import send_landed
 
-        told = tell(uri, corpus)
-    print_json({"event": str(told)}) if as_json else out.print(f"told, as event {told}")
+        event = send_landed(uri, corpus)
+    print_json({"event": str(event)}) if as_json else out.print(f"told, as event {event}")
 
 
-def _deploy(store: str, recipe: str, **fields: Any) -> Deploy:
+def _deploy(store: str, recipe: str, **fields: Any) -> DeployOptions:
     """What is to be registered, with whole paths; the recipe is read to see that it is sound."""
     corpus = read_recipe(recipe, None).corpus.name
-    return Deploy(store=_whole(store), recipe=_whole(recipe), corpus=corpus, **fields)
+    return DeployOptions(store=_whole(store), recipe=_whole(recipe), corpus=corpus, **fields)
 
 
-def _whole(place: str) -> str:
+def _whole(path: str) -> str:
     """A path that means the same to every process of this machine; URLs stay."""
-    return place if "://" in place else str(Path(place).expanduser().resolve())
+    return path if "://" in path else str(Path(path).expanduser().resolve())
 
 
 def _data_home() -> Path:

@@ -21,7 +21,7 @@ from flows.command.options import (
 )
 
 if TYPE_CHECKING:
-    from flows.run.stored import Rows
+    from flows.run.views import Listing
     from storage.store import Store
 
 
@@ -86,17 +86,17 @@ def show(
             print_json(rows) if as_json else _print_table(opened, what, rows)
 
 
-def _print_table(opened: "Store", what: What, rows: "Rows") -> None:
+def _print_table(opened: "Store", what: What, rows: "Listing") -> None:
     """A table, and below it where things lie: whole paths, which a column would break."""
     from flows.run import views
 
     print_rows(out, [{name: row[name] for name in row if name != "folder"} for row in rows])
     if what is What.RUNS:
-        page = views.place_of(opened, "index.html")
-        report = views.place_of(opened, "runs/RUN/report.html")
+        page = views.location_of(opened, "index.html")
+        report = views.location_of(opened, "runs/RUN/report.html")
         _print_lines([f"page with links to everything: {page}", f"report of a run: {report}"])
     else:
-        _print_lines(views.places(opened, rows))
+        _print_lines(views.locations(opened, rows))
 
 
 def verify(
@@ -114,23 +114,23 @@ def verify(
     with faults():
         opened = open_store(store)
         with TerminalReporter(err) as reporter:
-            found = audit.verify(opened, reporter.task("verify"))
-        aside = audit.repair(opened, found) if repair else []
+            all_faults = audit.verify(opened, reporter.task("verify"))
+        aside = audit.repair(opened, all_faults) if repair else []
         if aside:
             refresh_index(opened)
     if as_json:
-        print_json({"faults": [fault._asdict() for fault in found], "set_aside": aside})
+        print_json({"faults": [fault._asdict() for fault in all_faults], "set_aside": aside})
     else:
-        _print_lines(f"{fault.path}: {fault.what}" for fault in found)
+        _print_lines(f"{fault.path}: {fault.what}" for fault in all_faults)
         _print_lines(f"set aside: {path}" for path in aside)
         advice = "; the next run makes what was set aside anew" if aside else ""
-        if not aside and any(fault.is_damage for fault in found):
+        if not aside and any(fault.is_damage for fault in all_faults):
             advice = "; `mixpool verify --repair` sets aside what is damaged"
-        if left := [path for path in audit.history(found) if repair]:
+        if left := [path for path in audit.history(all_faults) if repair]:
             advice += f"; {len(left)} are history, which only a copy can restore: put one back, or "
             advice += f"move away {', '.join(left)}"
-        out.print(f"{len(found)} faults{advice}")
-    if found:
+        out.print(f"{len(all_faults)} faults{advice}")
+    if all_faults:
         raise typer.Exit(FAULT)
 
 
@@ -207,8 +207,8 @@ def export(
     # Where weights are printed, nothing else is.
     say = err if format_name is not None and output is None else out
     with faults():
-        wanted = _formats(format_name, output, weights)
-        if model is None and not wanted:
+        outputs = _formats(format_name, output, weights)
+        if model is None and not outputs:
             raise UsageError(
                 "say what to write: --model FOLDER, --format FORMAT, --weights FILE, or several"
             )
@@ -216,7 +216,7 @@ def export(
         content = stored.find_run(opened, run)
         chosen = exports.parse_mixture(mixture, content)
         sampling = exports.sampling_of(content, chosen, unit.value, paths or [])
-        texts = [(render(name, sampling), file) for name, file in wanted]
+        texts = [(render(name, sampling), file) for name, file in outputs]
         if model is not None:
             exports.export_model(opened, content, chosen, model)
             say.print(f"merged model of {chosen.label}: {model}", soft_wrap=True)
@@ -224,7 +224,7 @@ def export(
             exports.write_text(file, text)
             if file is not None:
                 say.print(f"sampling weights of {chosen.label}: {file}", soft_wrap=True)
-        if sampling.unplaced and {name for name, _ in wanted} - {"yaml"}:
+        if sampling.unplaced and {name for name, _ in outputs} - {"yaml"}:
             err.print(f"note: {unplaced(sampling)}", soft_wrap=True)
 
 
@@ -237,10 +237,10 @@ def _formats(
 
     if format_name is not None and format_name not in FORMATS:
         raise UsageError(unknown_format(format_name))
-    wanted: list[tuple[str, Path | None]] = []
+    outputs: list[tuple[str, Path | None]] = []
     if format_name is not None or output is not None:
-        wanted.append((format_name or "yaml", output))
-    return [*wanted, ("yaml", weights)] if weights is not None else wanted
+        outputs.append((format_name or "yaml", output))
+    return [*outputs, ("yaml", weights)] if weights is not None else outputs
 
 
 def _print_lines(lines: Iterable[str]) -> None:

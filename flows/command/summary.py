@@ -43,7 +43,7 @@ def show_result(console: Console, result: "RunResult", top: int = 10) -> None:
     rankings = result.report.rankings
     judged = f"Best mixtures by {MACRO_MEAN} ({len(rankings[MACRO_MEAN]):,} judged)"
     if result.report.search is not None:
-        _show_found(console, result.report.search)
+        _show_search_result(console, result.report.search)
     console.print()
     console.print(ranking_table(judged, rankings[MACRO_MEAN].head(top)))
     if result.report.race is None:
@@ -91,12 +91,12 @@ def ranking_table(title: str, ranking: "pd.DataFrame") -> Table:
     return _table(title, ranking, RANKING, caption)
 
 
-def _show_found(console: Console, found: "Found") -> None:
-    _show_words(console, "Search", found.words)
+def _show_search_result(console: Console, search: "Found") -> None:
+    _show_words(console, "Search", search.words)
     columns = ["mixture", "objective", "predicted"]
-    show_frame(console, "Best mixtures by the objective of the search", found.best[columns])
+    show_frame(console, "Best mixtures by the objective of the search", search.best[columns])
     title = "Surrogates, cross-validated (mean over the objective's sets)"
-    show_frame(console, title, by_surrogate(found.surrogates))
+    show_frame(console, title, by_surrogate(search.surrogates))
 
 
 def by_surrogate(surrogates: "pd.DataFrame") -> "pd.DataFrame":

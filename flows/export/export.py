@@ -96,19 +96,19 @@ def export_model(store: Store, run: RunContent, mixture: Mixture, folder: Path) 
 
 def _trainings(store: Store, run: RunContent, mixture: Mixture) -> dict[str, Record]:
     """How each member's model was made, by name."""
-    made = {record.output.digest: record for record in store.records(TRAIN.name)}
-    return {name: _known(made, run.models[name], name) for name in mixture.members}
+    records = {record.output.digest: record for record in store.records(TRAIN.name)}
+    return {name: _record_of(records, run.models[name], name) for name in mixture.members}
 
 
 def _tokenizer_folder(store: Store, digest: str) -> Path:
-    made = {record.output.digest: record for record in store.records(TRAIN_TOKENIZER.name)}
-    return store.fetch(_known(made, digest, "tokenizer").output)
+    records = {record.output.digest: record for record in store.records(TRAIN_TOKENIZER.name)}
+    return store.fetch(_record_of(records, digest, "tokenizer").output)
 
 
-def _known(made: Mapping[str, Record], digest: str, name: str) -> Record:
-    if digest not in made:
+def _record_of(records: Mapping[str, Record], digest: str, name: str) -> Record:
+    if digest not in records:
         raise ValueError(f"the store no longer has {name} ({short(digest)}): run the recipe again")
-    return made[digest]
+    return records[digest]
 
 
 def weights_tree(run: RunContent, mixture: Mixture) -> dict[str, Any]:
@@ -157,19 +157,19 @@ def read_paths(options: Iterable[str], names: Iterable[str]) -> dict[str, tuple[
         ValueError: what is neither, or a name that the run does not have.
     """
     # The longest first: a name comes from data and may hold an equals sign.
-    known = sorted(names, key=len, reverse=True)
-    found: dict[str, tuple[str, ...]] = {}
+    longest_first = sorted(names, key=len, reverse=True)
+    paths_of: dict[str, tuple[str, ...]] = {}
     for option in options:
-        name = next((name for name in known if option.startswith(f"{name}=")), None)
+        name = next((name for name in longest_first if option.startswith(f"{name}=")), None)
         pairs = _mapped(option) if name is None else {name: [option[len(name) + 1 :]]}
-        for each, paths in pairs.items():
-            if each not in known or not all(paths):
+        for source, paths in pairs.items():
+            if source not in longest_first or not all(paths):
                 raise ValueError(
-                    f"--paths {option}: {each!r} with {paths} gives no path of a source; the "
-                    f"sources of this run are {', '.join(sorted(known))}"
+                    f"--paths {option}: {source!r} with {paths} gives no path of a source; the "
+                    f"sources of this run are {', '.join(sorted(longest_first))}"
                 )
-            found[each] = (*found.get(each, ()), *paths)
-    return found
+            paths_of[source] = (*paths_of.get(source, ()), *paths)
+    return paths_of
 
 
 def _mapped(option: str) -> dict[str, list[str]]:

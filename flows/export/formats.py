@@ -170,10 +170,10 @@ FORMATS: dict[str, Callable[[Sampling], str]] = {
 
 def to_yaml(tree: Mapping[str, Any]) -> str:
     """YAML with decimals as they are, never as ``1e-06``, which some readers take for text."""
-    return yaml.dump(dict(tree), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(dict(tree), Dumper=_DecimalDumper, sort_keys=False, allow_unicode=True)
 
 
-class _Dumper(yaml.SafeDumper):
+class _DecimalDumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         del data
         return True
@@ -184,7 +184,7 @@ def _decimal(weight: Decimal) -> str:
     return text if "." in text else f"{text}.0"
 
 
-_Dumper.add_representer(
+_DecimalDumper.add_representer(
     Decimal, lambda dumper, data: dumper.represent_scalar("tag:yaml.org,2002:float", _decimal(data))
 )
 

@@ -52,7 +52,7 @@ def model_card(
         facts: of the mixture (``flows.export.export.weights_tree``).
         trained: how each member's model was made, by partition.
     """
-    parts = [
+    sections = [
         f"---\n{yaml.safe_dump(FRONT, sort_keys=False)}---",
         f"# {_cell(facts['mixture'])}",
         PROXY if len(trained) > 1 else SINGLE,
@@ -65,7 +65,7 @@ def model_card(
         "## How to load it",
         LOADING,
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(sections) + "\n"
 
 
 def ranked(store: Store, run: RunContent, mixture: str) -> "pd.DataFrame":

@@ -149,7 +149,7 @@ def summary_page(store: Store, run: RunContent) -> Iterator[str]:
     for heading, field in (("Can it be trusted?", "verdict"), ("Search", "search")):
         if words := summary.get(field):
             yield from ["", f"## {heading}", *(f"- {plain(sentence)}" for sentence in words)]
-    yield from ["", "## Open", *_places(store, run)]
+    yield from ["", "## Open", *_links(store, run)]
     rows = [
         [plain(name), plain(row["mixture"]), f"{row['perplexity']:.3f}"]
         for name, row in summary["best"].items()
@@ -160,36 +160,36 @@ def summary_page(store: Store, run: RunContent) -> Iterator[str]:
         yield from ["", "## Notes", *(f"- {plain(note)}" for note in notes)]
 
 
-def _places(store: Store, run: RunContent) -> Iterator[str]:
+def _links(store: Store, run: RunContent) -> Iterator[str]:
     folder = f"runs/{run.name}"
     yield f"- report: {_anchor(store, f'{folder}/report.html')}"
     yield f"- ranking as a table: {_anchor(store, f'{folder}/ranking.parquet')}"
     yield f"- everything in the store: {_anchor(store, 'index.html')}"
     yield f"- this run's folder: {_anchor(store, folder + '/', is_folder=True)}"
     for name, digest in list(run.models.items())[:SHOWN]:
-        place = _anchor(store, f"artifacts/model/{digest}/", is_folder=True)
-        yield f"- model of {plain(name)}: {place}"
+        anchor = _anchor(store, f"artifacts/model/{digest}/", is_folder=True)
+        yield f"- model of {plain(name)}: {anchor}"
 
 
 def _anchor(store: Store, path: str, *, is_folder: bool = False) -> str:
-    found = link(store.url, path, is_folder=is_folder)
-    return f"[{path}]({found})" if is_clickable(found) else f"`{found}`"
+    url = link(store.url, path, is_folder=is_folder)
+    return f"[{path}]({url})" if is_clickable(url) else f"`{url}`"
 
 
 # The store ---------------------------------------------------------------------------------------
 
 
 @only_warns
-def leave_faults(store: Store, found: Sequence[Fault], aside: Sequence[str]) -> None:
+def leave_faults(store: Store, faults: Sequence[Fault], aside: Sequence[str]) -> None:
     """Show what ``verify`` found and what was set aside."""
     rows: list[dict[str, Any]] = [
         {"file": fault.path, "fault": fault.what, "set aside": fault.path in {*aside}}
-        for fault in found[:SHOWN]
+        for fault in faults[:SHOWN]
     ]
     create_table_artifact(
         rows or [{"file": store.url, "fault": "none", "set aside": False}],
         dashed("verify"),
-        f"{len(found)} faults in {store.url}; {len(aside)} files were set aside.",
+        f"{len(faults)} faults in {store.url}; {len(aside)} files were set aside.",
     )
 
 

@@ -111,8 +111,8 @@ def ablate_flow(
         with_references: Also train a sample of mixtures for real, to see how far the ranking holds.
         runtime: How it is computed, never what.
     """
-    wanted = chosen_recipe(recipe, overrides)
-    return carry_out_recipe(wanted, Store(store), runtime, with_references=with_references)
+    chosen = chosen_recipe(recipe, overrides)
+    return carry_out_recipe(chosen, Store(store), runtime, with_references=with_references)
 
 
 @flow(name="ingest", flow_run_name=run_name, persist_result=False)
@@ -137,17 +137,17 @@ def ingest_flow(
         uri: What landed, where an event started this run; all new data is looked for anyway.
         runtime: How it is computed, never what.
     """
-    wanted = chosen_recipe(recipe, overrides)
+    chosen = chosen_recipe(recipe, overrides)
     if uri is not None:
         LOG.info("%s has landed", uri)
     cover_waiting()
     with contextlib.suppress(NoStoreError):
         # A store that is only looked at need not prove that it is fit for writers.
-        before = is_unchanged(Store(store, create=False), wanted, settle_seconds)
+        before = is_unchanged(Store(store, create=False), chosen, settle_seconds)
         if before is not None:
             return Completed(name="Unchanged", message=f"nothing is new since run {before.run}")
     settled = runtime.model_copy(update={"settle_seconds": settle_seconds})
-    return carry_out_recipe(wanted, Store(store), settled)
+    return carry_out_recipe(chosen, Store(store), settled)
 
 
 @flow(name="sweep", flow_run_name=run_name, persist_result=False)
@@ -166,8 +166,8 @@ def sweep_flow(
         overrides: Changes to the recipe, such as mixtures.limit=50000.
         runtime: How it is computed, never what.
     """
-    wanted = chosen_recipe(recipe, overrides)
-    return carry_out_recipe(wanted, Store(store, create=False), runtime, may_train=False)
+    chosen = chosen_recipe(recipe, overrides)
+    return carry_out_recipe(chosen, Store(store, create=False), runtime, may_train=False)
 
 
 @flow(name="search", flow_run_name=run_name, persist_result=False)
@@ -186,8 +186,8 @@ def search_flow(
         overrides: Changes to the recipe, such as search.evaluations=500.
         runtime: How it is computed, never what.
     """
-    wanted = chosen_recipe(recipe, overrides)
-    return carry_out_recipe(wanted, Store(store), runtime, with_search=True)
+    chosen = chosen_recipe(recipe, overrides)
+    return carry_out_recipe(chosen, Store(store), runtime, with_search=True)
 
 
 @flow(name="report", persist_result=False)
@@ -200,10 +200,10 @@ def report_flow(store: StoreUrl, run: str | None = None) -> str:
         run: Name of a run, as in the store's folder runs; none is the latest.
     """
     opened = Store(store, create=False)
-    found = stored.find_run(opened, run)
+    finished = stored.find_run(opened, run)
     refresh_index(opened)
-    leave_ranking(opened, found)
-    return found.name
+    leave_ranking(opened, finished)
+    return finished.name
 
 
 @flow(name="verify", persist_result=False)
@@ -217,15 +217,15 @@ def verify_flow(store: StoreUrl, repair: bool = False) -> Any:
     """
     opened = Store(store, create=False)
     with PrefectRunner(opened) as runner:
-        found = audit.verify(opened, runner.reporter.task("verify"))
-    aside = audit.repair(opened, found) if repair else []
+        faults = audit.verify(opened, runner.reporter.task("verify"))
+    aside = audit.repair(opened, faults) if repair else []
     if aside:
         refresh_index(opened)
-    for fault in found:
+    for fault in faults:
         LOG.warning("%s: %s", fault.path, fault.what)
-    leave_faults(opened, found, aside)
-    said = f"{len(found)} faults, {len(aside)} files set aside"
-    return Failed(message=said) if found else Completed(message=said)
+    leave_faults(opened, faults, aside)
+    message = f"{len(faults)} faults, {len(aside)} files set aside"
+    return Failed(message=message) if faults else Completed(message=message)
 
 
 @flow(name="gc", persist_result=False)
@@ -286,13 +286,13 @@ def carry_out_recipe(
     may_train: bool = True,
 ) -> dict[str, Any]:
     """Plan, execute and show a recipe inside a flow run."""
-    wanted = {"with_references": with_references, "with_search": with_search}
+    options = {"with_references": with_references, "with_search": with_search}
     with PrefectRunner(store, runtime, may_train=may_train) as runner:
 
         def announce(corpus: Manifest) -> None:
-            made = plan(store.url, recipe, runtime, Quiet(), corpus=corpus, **wanted)
-            leave_plan(recipe.name, made)
+            planned = plan(store.url, recipe, runtime, Quiet(), corpus=corpus, **options)
+            leave_plan(recipe.name, planned)
 
-        result = execute(runner, recipe, announce=announce, **wanted)
+        result = execute(runner, recipe, announce=announce, **options)
     leave_ranking(store, stored.RunContent(result.content["name"], result.content))
     return {"run": result.folder, **result.summary}

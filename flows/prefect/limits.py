@@ -72,8 +72,8 @@ def hold_device(device: str, slots: int = 1) -> Iterator[None]:
     finally:
         done.set()
         renewal.join()
-        what = f"slot {lease} could not be given back and ends by itself"
-        with _only_told(what), get_client(sync_client=True) as client:
+        trouble = f"slot {lease} could not be given back and ends by itself"
+        with _only_warns(trouble), get_client(sync_client=True) as client:
             client.release_concurrency_slots_with_lease(lease_id=lease)
 
 
@@ -81,7 +81,7 @@ def _acquire(name: str, slots: int) -> UUID | None:
     """A lease of one slot; None where the server does not answer. Raises TimeoutError."""
     context = TaskRunContext.get()
     holder = ConcurrencyLeaseHolder(type="task_run", id=context.task_run.id) if context else None
-    with _only_told(f"no slot of {name} is held, and work goes on without"):
+    with _only_warns(f"no slot of {name} is held, and work goes on without"):
         make_limit(name, slots)
         with get_client(sync_client=True) as client:
             try:
@@ -103,21 +103,21 @@ def _acquire(name: str, slots: int) -> UUID | None:
 def _renew(lease: UUID, done: threading.Event) -> None:
     while not done.wait(LEASE_SECONDS / 4):
         with (
-            _only_told(f"slot {lease} could not be renewed"),
+            _only_warns(f"slot {lease} could not be renewed"),
             get_client(sync_client=True) as client,
         ):
             client.renew_concurrency_lease(lease_id=lease, lease_duration=LEASE_SECONDS)
 
 
 @contextlib.contextmanager
-def _only_told(what: str) -> Iterator[None]:
+def _only_warns(trouble: str) -> Iterator[None]:
     """A server that is restarted must not end a training."""
     try:
         yield
     except TimeoutError:
         raise
     except Exception as error:  # of httpx, of Prefect
-        LOG.warning("%s (%s)", what, error)
+        LOG.warning("%s (%s)", trouble, error)
 
 
 def make_limit(name: str, slots: int) -> bool:

@@ -30,16 +30,16 @@ def link(store: str, path: str, *, is_folder: bool = False) -> str:
     """An http address of a file or folder of the store; where none is known, ``address``."""
     whole = address(store, path)
     for entry in filter(None, map(str.strip, os.environ.get(VARIABLE, "").split(","))):
-        of, _, start = entry.partition(" ")
+        entry_store, _, start = entry.partition(" ")
         if entry == "presigned":
             if whole.startswith("s3://") and not is_folder:
-                filesystem, place = file_system(whole)
-                return str(filesystem.sign(place, expiration=PRESIGNED_SECONDS))
-        elif address(of) == address(store):
+                filesystem, location = file_system(whole)
+                return str(filesystem.sign(location, expiration=PRESIGNED_SECONDS))
+        elif address(entry_store) == address(store):
             return start.strip() + quote(path)
     return whole
 
 
-def is_clickable(found: str) -> bool:
+def is_clickable(url: str) -> bool:
     """Whether a browser follows it from a page on the web."""
-    return found.startswith(("http://", "https://"))
+    return url.startswith(("http://", "https://"))

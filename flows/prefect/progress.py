@@ -27,11 +27,11 @@ class PrefectReporter:
     """Bars as artifacts; lines to the run's log, where every ``mixpool`` logger goes."""
 
     def __init__(self) -> None:
-        self._bars: list[_Bar] = []
+        self._bars: list[_ArtifactBar] = []
 
     def task(self, name: str) -> Progress:
         """A bar on the task run, or the flow run, that first reports."""
-        self._bars.append(_Bar(name))
+        self._bars.append(_ArtifactBar(name))
         return self._bars[-1].show
 
     def close(self) -> None:
@@ -44,7 +44,7 @@ class PrefectReporter:
         LOG.info(message)
 
 
-class _Bar:
+class _ArtifactBar:
     def __init__(self, name: str) -> None:
         self._name = name
         self._artifact: UUID | None = None
@@ -65,9 +65,9 @@ class _Bar:
         percent = 100.0 * done / total
         description = f"{self._name}: {done:,} of {total:,} {unit}"
         if self._artifact is None:
-            made = create_progress_artifact(percent, description=description)
-            assert isinstance(made, UUID), "progress is reported from a task that is not async"
-            self._artifact = made
+            artifact = create_progress_artifact(percent, description=description)
+            assert isinstance(artifact, UUID), "progress is reported from a task that is not async"
+            self._artifact = artifact
         else:
             update_progress_artifact(self._artifact, percent, description)
 

@@ -84,19 +84,19 @@ class PrefectRunner:
         look_ahead(self.store, calls)
         lacking = [call for call in calls if lookup(self.store, call) is None]
         self._check_trained(lacking)
-        found: dict[int, Handle] = {}
+        handles: dict[int, Handle] = {}
 
         def piece(number: int, call: Call[Any]) -> Piece:
             def act(stop: threading.Event) -> bool:
-                found[number] = self._obtain(call, stop)
-                return found[number].hit
+                handles[number] = self._obtain(call, stop)
+                return handles[number].hit
 
             return Piece(call.step.name, call.name, act, lambda: self._is_free(call))
 
         needs_device = any(call.step.on_device for call in lacking)
         workers = len(self.devices.names) if needs_device else 1
         carry_out_all([piece(number, call) for number, call in enumerate(calls)], workers)
-        return [note(self.ledger, call, found[number]) for number, call in enumerate(calls)]
+        return [note(self.ledger, call, handles[number]) for number, call in enumerate(calls)]
 
     def _check_trained(self, lacking: Sequence[Call[Any]]) -> None:
         untrained = [call.label for call in lacking if call.step in MODELS]
@@ -107,8 +107,8 @@ class PrefectRunner:
             )
 
     def _obtain(self, call: Call[Any], stop: threading.Event) -> Handle:
-        if (found := lookup(self.store, call)) is not None:
-            return found
+        if (handle := lookup(self.store, call)) is not None:
+            return handle
         progress = self.reporter.task(call.name)
         if call.step.on_device:
             with self.devices.take(stop) as device:

@@ -47,7 +47,9 @@ def cover_waiting() -> int:
     covered = 0
     with get_client(sync_client=True) as client:
         mine = client.read_flow_run(UUID(own))
-        while waiting := [run for run in _due(client, UUID(deployment)) if _same(run, mine)]:
+        while waiting := [
+            run for run in _due(client, UUID(deployment)) if _asks_the_same(run, mine)
+        ]:
             for run in waiting:
                 message = f"flow run {mine.name!r} looks at everything that had landed"
                 client.set_flow_run_state(run.id, Cancelled(name="Covered", message=message), True)
@@ -69,7 +71,7 @@ def _due(client: SyncPrefectClient, deployment: UUID) -> list[FlowRun]:
     )
 
 
-def _same(run: FlowRun, mine: FlowRun) -> bool:
+def _asks_the_same(run: FlowRun, mine: FlowRun) -> bool:
     """Whether it asks for the same; what landed makes no difference."""
     return run.id != mine.id and _asked(run) == _asked(mine)
 
@@ -114,18 +116,18 @@ def schedule_again(runs: Iterable[FlowRun]) -> None:
     with get_client(sync_client=True) as client:
         for run in runs:
             client.set_flow_run_state(run.id, waiting, force=True)
-            _tell_that_it_waits(client, run)
+            _send_waiting(client, run)
 
 
-def tell_waiting(pool: str) -> None:
+def announce_waiting(pool: str) -> None:
     """Tell again of every run of a pool that began and waits to go on: a busy SQLite loses events."""
     with get_client(sync_client=True) as client:
         for run in _in_pool(client, pool, [StateType.SCHEDULED]):
             if run.start_time is not None:
-                _tell_that_it_waits(client, run)
+                _send_waiting(client, run)
 
 
-def _tell_that_it_waits(client: SyncPrefectClient, run: FlowRun) -> None:
+def _send_waiting(client: SyncPrefectClient, run: FlowRun) -> None:
     """For the automation that listens for beats.
 
     A server that was killed holds back the events of a run's states until those before them come,

@@ -89,11 +89,11 @@ def execute(
             announce(corpus)
         if with_references:
             refuse_early(run, recipe, corpus)
-        outcome, found = _judged(run, recipe, corpus, with_search)
+        outcome, search_result = _judged(run, recipe, corpus, with_search)
         validation = validate(run, recipe, outcome) if with_references else None
         trust = None if validation is None else validation.trust
         ranked = rank_judged(run.store, outcome)
-        report = report_of(run, recipe, outcome, ranked, trust, found)
+        report = report_of(run, recipe, outcome, ranked, trust, search_result)
         summary = summary_of(run, outcome, report)
         files = write_files(run.store, folder, report)
         files["recipe.yaml"] = hashlib.sha256(to_yaml(recipe).encode()).hexdigest()
@@ -124,7 +124,7 @@ def _judged(
     if not with_search:
         return ablate(run, recipe, corpus), None
     searched = search(run, recipe, corpus)
-    return searched.outcome, searched.found
+    return searched.outcome, searched.result
 
 
 @contextlib.contextmanager

@@ -41,12 +41,12 @@ def write_files(store: Store, folder: str, report: ReportData) -> dict[str, str]
         "members.parquet": lambda path: write_tables(path, [report.members]),
     }
     for name, frame in report.frames().items():
-        writers[_place(name)] = _writer(frame)
+        writers[_file_name(name)] = _writer(frame)
     writers["report.html"] = lambda path: write_report(path, report)
     return {name: _write(store, f"{folder}/{name}", write) for name, write in writers.items()}
 
 
-def _place(name: str) -> str:
+def _file_name(name: str) -> str:
     return f"{name}.parquet" if name in BESIDE else f"tables/{name}.parquet"
 
 
@@ -98,12 +98,12 @@ def read_report(store: Store, run: RunContent) -> ReportData:
         losses=losses,
         members=members,
         rankings=rank_all(losses, members, is_screened=race is not None),
-        partitions=read(_place("partitions")),
-        sets=read(_place("sets")),
-        cost=read(_place("cost")),
+        partitions=read(_file_name("partitions")),
+        sets=read(_file_name("sets")),
+        cost=read(_file_name("cost")),
         validation=_trust(read, texts["validation"]),
-        race=None if race is None else Screening(**race, exits=read(_place("screened"))),
-        search=_found(read, texts["search"]),
+        race=None if race is None else Screening(**race, exits=read(_file_name("screened"))),
+        search=_search_result(read, texts["search"]),
         cost_words=texts["cost"],
     )
 
@@ -131,20 +131,20 @@ def _trust(read: _Tables, words: list[str] | None) -> "Trust | None":
         return None
     from tasks.trust.verdict import Trust
 
-    noise = _place("validation-noise")
+    noise = _file_name("validation-noise")
     return Trust(
         words=words,
-        table=read(_place("validation")),
-        pairs=read(_place("references")),
+        table=read(_file_name("validation")),
+        pairs=read(_file_name("references")),
         noise=read(noise) if noise in read.files else None,
-        barriers=read(_place("validation-barriers")),
+        barriers=read(_file_name("validation-barriers")),
     )
 
 
-def _found(read: _Tables, words: list[str] | None) -> Found | None:
+def _search_result(read: _Tables, words: list[str] | None) -> Found | None:
     if words is None:
         return None
-    return Found(words, **{name: read(_place(f"search-{name}")) for name in FOUND})
+    return Found(words, **{name: read(_file_name(f"search-{name}")) for name in FOUND})
 
 
 ROWS = 10_000

@@ -56,8 +56,8 @@ class Newest(NamedTuple):
     @classmethod
     def of(cls, rows: Iterable[dict[str, Any]], most: int, age: str) -> "Newest":
         """The ``most`` rows with the greatest value of ``age``, the newest first."""
-        found = sorted(rows, key=lambda row: str(row[age]), reverse=True)
-        return cls(found[:most], max(0, len(found) - most))
+        ordered = sorted(rows, key=lambda row: str(row[age]), reverse=True)
+        return cls(ordered[:most], max(0, len(ordered) - most))
 
     def by(self, name: str) -> "Newest":
         """The same in the order of a column; the newest of equal ones first."""
@@ -69,7 +69,7 @@ def refresh_index(store: Store) -> None:
     try:
         write_index(store)
     except Exception as error:
-        page = views.place_of(store, INDEX)
+        page = views.location_of(store, INDEX)
         LOG.warning("the page %s is out of date, as it could not be written: %s", page, error)
 
 
@@ -120,11 +120,11 @@ def _runs(runs: Runs, files: set[str]) -> Iterator[dict[str, Any]]:
     for name, content in runs.items():
         paths = [f"runs/{name}/{file}" for file in LINKED]
         links = [Link(PurePosixPath(path).name, path) for path in paths if path in files]
-        row = {"name": name, "links": links, "ended": content is not None}
-        yield row if content is None else row | _found(content)
+        shown = {"name": name, "links": links, "ended": content is not None}
+        yield shown if content is None else shown | _summary_row(content)
 
 
-def _found(content: Mapping[str, Any]) -> dict[str, Any]:
+def _summary_row(content: Mapping[str, Any]) -> dict[str, Any]:
     summary = content["summary"]
     return {
         "when": content["created"],
@@ -144,7 +144,7 @@ def _rankings(store: Store, runs: Runs) -> Newest:
     for row in chosen.rows:
         content = runs[row["run"]]
         assert content is not None
-        best = {name: one for name, one in content["summary"]["best"].items() if name != MACRO_MEAN}
+        best = {name: top for name, top in content["summary"]["best"].items() if name != MACRO_MEAN}
         row |= {"top": _top(store, stored.RunContent(row["run"], content)), "sets": best}
     return chosen
 

@@ -53,9 +53,9 @@ def report_of(
     outcome: Outcome,
     ranked: Ranked,
     trust: "Trust | None",
-    found: Found | None,
+    search_result: Found | None,
 ) -> ReportData:
-    """All that the run's report tells; ``trust`` and ``found`` where it validated and sought."""
+    """All that the run's report tells; ``trust`` and ``search_result`` where it validated and sought."""
     trainings = _trainings(run, outcome)
     return ReportData(
         title=recipe.name,
@@ -69,7 +69,7 @@ def report_of(
         lineage=_lineage(run, outcome),
         provenance=provenance(run.runtime.device),
         race=None if outcome.race is None else outcome.race.screening(outcome.mixtures),
-        search=found,
+        search=search_result,
         cost_words=stated(run.runtime),
     )
 
@@ -163,7 +163,7 @@ def _notes(outcome: Outcome) -> list[str]:
 
 
 def _lineage(run: Runner, outcome: Outcome) -> str:
-    made = {e.record.output.digest: e.record for e in run.ledger.entries if e.record is not None}
+    records = {e.record.output.digest: e.record for e in run.ledger.entries if e.record is not None}
     names = {entry.documents.digest: f"documents of {entry.name}" for entry in outcome.partitions}
     names |= {entry.documents.digest: f"evaluation set {entry.name}" for entry in outcome.sets}
     names[outcome.manifest.tokenizer.digest] = "tokenizer"
@@ -172,7 +172,7 @@ def _lineage(run: Runner, outcome: Outcome) -> str:
     lines: list[str] = []
     for handle in outcome.pool.values():
         assert handle.digest is not None
-        lines += tree(handle.digest, made, names)
+        lines += tree(handle.digest, records, names)
     return "\n".join(lines)
 
 
@@ -195,12 +195,12 @@ def summary_of(run: Runner, outcome: Outcome, report: ReportData) -> dict[str, A
         "validation": None if trust is None else to_json(trust.table),
         "verdict": None if trust is None else trust.words,
         "search": None if search is None else search.words,
-        "found": None if search is None else _found(search),
+        "found": None if search is None else _answer(search),
         "problems": [*report.notes, *report.remarks],
     }
 
 
-def _found(search: Found) -> dict[str, Any] | None:
+def _answer(search: Found) -> dict[str, Any] | None:
     """The answer of a search; None where no mixture keeps the caps."""
     if search.best.empty:
         return None

@@ -11,9 +11,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-Rows = list[dict[str, Any]]
-
-
 @dataclass(frozen=True)
 class RunContent:
     """A finished run as it is kept in the store."""
@@ -37,9 +34,9 @@ def find_run(store: Store, name: str | None) -> RunContent:
     if name is None and finished:
         name = max(finished)
     if name is None or name not in finished:
-        wanted = "finished run" if name is None else f"finished run {name!r}"
-        known = ", ".join(finished) or "none; make one with `mixpool run`"
-        raise ValueError(f"there is no {wanted} in {store.url}; runs: {known}")
+        asked = "finished run" if name is None else f"finished run {name!r}"
+        choices = ", ".join(finished) or "none; make one with `mixpool run`"
+        raise ValueError(f"there is no {asked} in {store.url}; runs: {choices}")
     content = finished[name]
     assert content is not None
     return RunContent(name, content)
@@ -61,15 +58,15 @@ def ranking(
 
     file = ParquetFile(io.BytesIO(store.backend.read(f"runs/{run.name}/ranking.parquet")))
     chosen: list[pd.DataFrame] = []
-    known: dict[str, None] = {}
+    objectives: dict[str, None] = {}
     for number in range(file.num_row_groups):
         frame: pd.DataFrame = file.read_row_group(number).to_pandas()
-        known |= dict.fromkeys(frame["objective"])
+        objectives |= dict.fromkeys(frame["objective"])
         chosen.append(frame[frame["objective"] == objective])
         if most is not None and sum(map(len, chosen)) >= most:
             break
-    found = pd.concat(chosen, ignore_index=True)[:most]
-    if found.empty:
-        names = ", ".join(map(str, known))
+    table = pd.concat(chosen, ignore_index=True)[:most]
+    if table.empty:
+        names = ", ".join(map(str, objectives))
         raise ValueError(f"run {run.name} has no objective {objective!r}; it has: {names}")
-    return found.drop(columns="objective")
+    return table.drop(columns="objective")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from flows.run.stored import Rows, RunContent
+from flows.run.stored import RunContent
 from storage.artifact import Record
 from storage.fingerprint import short
 from storage.lineage import producers, run_folders, tree
@@ -12,8 +12,11 @@ from storage.store import Store
 from tasks.ranking.rank import MACRO_MEAN
 from tasks.training.train import TRAIN
 
+Listing = list[dict[str, Any]]
+"""Rows of a table, each with a ``folder`` relative to the store."""
 
-def runs(store: Store) -> Rows:
+
+def runs(store: Store) -> Listing:
     """Every run: what it trained and evaluated, and its best mixture."""
     return [_run_row(name, content) for name, content in run_folders(store).items()]
 
@@ -35,7 +38,7 @@ def _run_row(name: str, content: dict[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def partitions(store: Store) -> Rows:
+def partitions(store: Store) -> Listing:
     """Every partition of every chain."""
     return [
         {
@@ -50,7 +53,7 @@ def partitions(store: Store) -> Rows:
     ]
 
 
-def models(store: Store) -> Rows:
+def models(store: Store) -> Listing:
     """Every trained model: base, partition models, references."""
     return [_model_row(record) for record in store.records(TRAIN.name)]
 
@@ -68,7 +71,7 @@ def _model_row(record: Record) -> dict[str, Any]:
     }
 
 
-def losses(store: Store) -> Rows:
+def losses(store: Store) -> Listing:
     """Every part of every losses table."""
     return [
         {
@@ -82,20 +85,20 @@ def losses(store: Store) -> Rows:
     ]
 
 
-def places(store: Store, rows: Rows) -> Iterator[str]:
+def locations(store: Store, rows: Listing) -> Iterator[str]:
     """Where the folders of rows lie in full, each once, behind what the row is called."""
     named = {row["folder"]: next(iter(row.values())) for row in rows}
     for folder, name in named.items():
-        yield f"{name}: {place_of(store, folder)}"
+        yield f"{name}: {location_of(store, folder)}"
 
 
-def place_of(store: Store, path: str) -> str:
+def location_of(store: Store, path: str) -> str:
     """Where a file or folder of the store lies, as the store itself was named."""
     return f"{store.url.rstrip('/')}/{path}"
 
 
 def lineage(store: Store, run: RunContent) -> Iterator[str]:
     """How each partition model of a run was made, with fingerprints."""
-    made = producers(store)
+    records = producers(store)
     for digest in run.models.values():
-        yield from tree(digest, made, {})
+        yield from tree(digest, records, {})

@@ -21,8 +21,8 @@ def is_of_run(path: str) -> bool:
     if not path.endswith((".parquet", ".pq")):
         return False
     try:
-        system, place = file_system(path)
-        with system.open(place, "rb") as file:
+        system, location = file_system(path)
+        with system.open(location, "rb") as file:
             return {*pq.read_schema(file).names} >= LONG
     except FileNotFoundError:
         return False  # whoever reads it says so in its own words
@@ -70,8 +70,8 @@ def _read(path: str, columns: list[str]) -> "pd.DataFrame":
     import pandas as pd
 
     try:
-        system, place = file_system(path)
-        with system.open(place, "rb") as file:
+        system, location = file_system(path)
+        with system.open(location, "rb") as file:
             return pd.read_parquet(file, columns=columns)
     except FileNotFoundError as error:
         name = PurePosixPath(path).name

@@ -63,10 +63,10 @@ def run_chunk(
     with store.lease(f"sweep/{fingerprint('chunk', [table.key, names])[:32]}"):
         table.refresh()
         resident = sweeper.get()
-        left = [job for job in chunk if resident.lacks(table, job)]
+        todo = [job for job in chunk if resident.lacks(table, job)]
         source = energy_source(str(resident.device), how=sweeper.runtime.energy)
         with Meter(resident.device, source) as meter:
-            rows = resident.evaluate(left, meter, progress)
+            rows = resident.evaluate(todo, meter, progress)
         cost = meter.cost.model_dump()
         if rows:
             table.append(rows, cost)

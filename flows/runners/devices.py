@@ -113,10 +113,10 @@ class Devices:
             Stopped: ``stop`` was set before one was free.
             ValueError: torch knows no such device.
         """
-        while (found := self._attempt(stop)) is None:
+        while (claimed := self._attempt(stop)) is None:
             with self._changed:
                 self._changed.wait(WAIT_SECONDS)
-        device, held = found
+        device, held = claimed
         with held:
             yield device
 

@@ -36,13 +36,13 @@ class InlineRunner:
         look_ahead(self.store, calls)
         results: dict[int, Handle] = {}
         waiting = dict(enumerate(calls))
-        told: set[str] = set()
+        said: set[str] = set()
         while waiting:
             for number, call in list(waiting.items()):
                 try:
                     handle = self.obtain(call)
                 except Busy as busy:
-                    tell_once(self.reporter, told, f"{call.name}: {busy.holder} is at it; waiting")
+                    say_once(self.reporter, said, f"{call.name}: {busy.holder} is at it; waiting")
                     continue
                 results[number] = note(self.ledger, call, handle)
                 del waiting[number]
@@ -52,9 +52,9 @@ class InlineRunner:
 
     def obtain(self, call: Call[Any]) -> Handle:
         """One result, from the store or built now. Raises Busy."""
-        found = lookup(self.store, call)
-        if found is not None:
-            return found
+        handle = lookup(self.store, call)
+        if handle is not None:
+            return handle
         if call.step.on_device:
             self._raced = None  # it may need the memory of the pool
         progress = self.reporter.task(call.name)
@@ -67,7 +67,7 @@ class InlineRunner:
         progress = self.reporter.task(work.title) if plan.jobs else _ignore
         waiting = plan.chunks(self.runtime.chunk)
         sweeper = self._sweeper_for(work)
-        done, told = 0, set[str]()
+        done, said = 0, set[str]()
         while waiting:
             left = []
             for chunk in waiting:
@@ -76,7 +76,7 @@ class InlineRunner:
                     run_chunk(self.store, plan.table, chunk, sweeper, self.ledger, shown)
                     done += len(chunk)
                 except Busy as busy:
-                    tell_once(self.reporter, told, f"sweep: {busy.holder} is at it; waiting")
+                    say_once(self.reporter, said, f"sweep: {busy.holder} is at it; waiting")
                     left.append(chunk)
             waiting = left
             if waiting:
@@ -101,10 +101,10 @@ def _ignore(done: int, total: int, unit: str) -> None:
     """No progress to show."""
 
 
-def tell_once(reporter: Reporter, told: set[str], message: str) -> None:
+def say_once(reporter: Reporter, said: set[str], message: str) -> None:
     """Say a line that was not said yet."""
-    if message not in told:
-        told.add(message)
+    if message not in said:
+        said.add(message)
         reporter.say(message)
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from flows.chain.ablation import Prepared, ablate, scan_corpus
 from flows.chain.recipe import Recipe
 from flows.chain.runner import Ledger, Quiet, Reporter, note
-from flows.chain.search import Searched, search
+from flows.chain.search import SearchOutcome, search
 from flows.chain.validation import train_references
 from flows.chain.work import SweepPlan, SweepWork
 from flows.runners.inline import REFERENCE, InlineRunner
@@ -58,10 +58,10 @@ class PlannerRunner:
         return [self._look(call) for call in calls]
 
     def _look(self, call: Call[Any]) -> Handle:
-        found = lookup(self.store, call)
-        self.planned.append(Planned(call, found is not None))
-        if found is not None:
-            return note(self.ledger, call, found)
+        handle = lookup(self.store, call)
+        self.planned.append(Planned(call, handle is not None))
+        if handle is not None:
+            return note(self.ledger, call, handle)
         if call.step is TRAIN_TOKENIZER:
             return InlineRunner(self.store, self.runtime).map([call])[0]
         return Handle(call.label, call.step.kind, None)
@@ -74,15 +74,15 @@ class PlannerRunner:
         pairs = len(work.mixtures) * len(work.sets)
         handles = [*work.pool.values(), *work.sets.values()]
         if all(handle.artifact is not None for handle in handles):
-            found = SweepPlan.of(self.store, work, self.runtime.scratch)
-            known = found.num_known
-            is_wanted = known == pairs and (work.stage is not None or self.gives_rows)
-            rows = found.rows(self.runtime.scratch) if is_wanted else None
+            sweep_plan = SweepPlan.of(self.store, work, self.runtime.scratch)
+            num_known = sweep_plan.num_known
+            is_wanted = num_known == pairs and (work.stage is not None or self.gives_rows)
+            rows = sweep_plan.rows(self.runtime.scratch) if is_wanted else None
         else:
-            known, rows = _known_pairs(self.store, work), None
-        self.pairs_known += known
-        self.pairs_missing += pairs - known
-        self.effort += (pairs - known) * (work.stage.share if work.stage else 1.0)
+            num_known, rows = _known_pairs(self.store, work), None
+        self.pairs_known += num_known
+        self.pairs_missing += pairs - num_known
+        self.effort += (pairs - num_known) * (work.stage.share if work.stage else 1.0)
         return rows
 
 
@@ -162,10 +162,10 @@ class Plan:
     @property
     def joules(self) -> float | None:
         """Estimate for what would be trained, from earlier records; None where none has measured any."""
-        known = [
+        measured = [
             r.cost["joules"] / r.cost["tokens"] for r in self.train_records if r.cost["joules"]
         ]
-        return self.training_tokens * statistics.median(known) if known else None
+        return self.training_tokens * statistics.median(measured) if measured else None
 
     @property
     def seconds(self) -> float | None:
@@ -175,10 +175,10 @@ class Plan:
             for record in self.train_records
             if record.cost.get("tokens")
         ]
-        known = bool(per_token) or not self.training_tokens
+        is_known = bool(per_token) or not self.training_tokens
         evaluated = (self.pairs_missing, self.seconds_per_pair)
         descended = (self.descent_tokens, self.seconds_per_token)
-        if not known or any(count and each is None for count, each in (evaluated, descended)):
+        if not is_known or any(count and rate is None for count, rate in (evaluated, descended)):
             return None
         trained = self.training_tokens * statistics.median(per_token) if per_token else 0.0
         descent = self.descent_tokens * (self.seconds_per_token or 0.0)
@@ -236,8 +236,8 @@ def plan(
     with scratch_store(url) as store:
         # The choice of references goes by the ranking, where there is one.
         runner = PlannerRunner(store, runtime, reporter, gives_rows=with_references)
-        found = _searched(runner, recipe, corpus) if with_search else None
-        outcome = found.outcome if found else ablate(runner, recipe, corpus)
+        searched = _searched(runner, recipe, corpus) if with_search else None
+        outcome = searched.outcome if searched else ablate(runner, recipe, corpus)
         if with_references:
             train_references(runner, recipe, outcome)
         steps = {planned.call.step for planned in runner.planned}
@@ -248,7 +248,7 @@ def plan(
             pairs_missing=runner.pairs_missing,
             effort=runner.effort,
             is_open=outcome.race is not None and not outcome.race.result.is_complete,
-            mixtures=len(outcome.mixtures) + (found.pending if found else 0),
+            mixtures=len(outcome.mixtures) + (searched.pending if searched else 0),
             partitions=len(outcome.partitions),
             train_records=[r for r in records.get(TRAIN, []) if r.cost.get("tokens")],
             seconds_per_pair=_seconds_per_pair(store, recipe, outcome),
@@ -256,17 +256,17 @@ def plan(
             explanations=[
                 explain(p.call, records[p.call.step]) for p in runner.planned if not p.is_cached
             ],
-            is_search=found is not None and found.pending > 0,
+            is_search=searched is not None and searched.pending > 0,
         )
 
 
-def _searched(runner: PlannerRunner, recipe: Recipe, corpus: Manifest | None) -> Searched:
+def _searched(runner: PlannerRunner, recipe: Recipe, corpus: Manifest | None) -> SearchOutcome:
     """Play a search as far as its losses are known, and count what may follow."""
-    found = search(runner, recipe, corpus or scan_corpus(runner, recipe))
-    uncounted = found.left * len(found.outcome.sets)
+    searched = search(runner, recipe, corpus or scan_corpus(runner, recipe))
+    uncounted = searched.left * len(searched.outcome.sets)
     runner.pairs_missing += uncounted
     runner.effort += uncounted
-    return found
+    return searched
 
 
 def _seconds_per_pair(store: Store, recipe: Recipe, outcome: Prepared) -> float | None:

@@ -34,14 +34,14 @@ class DeviceProcessError(OSError):
     """The process of a device died at work; the next order starts another one."""
 
 
-class Child(NamedTuple):
+class DeviceChild(NamedTuple):
     """A process that serves, and the line to it."""
 
     process: subprocess.Popen[bytes]
     line: Connection
 
     @classmethod
-    def start(cls, url: str, runtime: Runtime) -> "Child":
+    def start(cls, url: str, runtime: Runtime) -> "DeviceChild":
         """A new process for the one device of the runtime."""
         # As the command line sets them, see flows.command.main.
         defaults = {"TOKENIZERS_PARALLELISM": "true", "OMP_WAIT_POLICY": "passive"}
@@ -74,7 +74,7 @@ class DeviceProcess:
     def __init__(self, url: str, runtime: Runtime) -> None:
         self.name = runtime.device
         self._url, self._runtime = url, runtime
-        self._child: Child | None = None
+        self._child: DeviceChild | None = None
         self._turn = threading.Lock()
 
     @property
@@ -84,9 +84,9 @@ class DeviceProcess:
 
     def build(self, call: Call[Any], progress: Progress, stop: threading.Event) -> Handle:
         """See ``flows.runners.devices.Device``."""
-        found = self._ask(Build(call), call.name, progress, stop)
-        assert isinstance(found, Handle)
-        return found
+        handle = self._ask(Build(call), call.name, progress, stop)
+        assert isinstance(handle, Handle)
+        return handle
 
     def sweep(
         self, work: SweepWork, chunk: list[Job], progress: Progress, stop: threading.Event
@@ -95,9 +95,9 @@ class DeviceProcess:
         # The mixtures of a sweep are many, and the chunk has those that are meant. A sweep that
         # differs in nothing else finds the pool resident.
         order = Sweep(work._replace(mixtures=[], stage=None), chunk)
-        found = self._ask(order, "a chunk of the sweep", progress, stop)
-        assert isinstance(found, Swept)
-        return found
+        swept = self._ask(order, "a chunk of the sweep", progress, stop)
+        assert isinstance(swept, Swept)
+        return swept
 
     def close(self) -> None:
         """End the process; an order that is being carried out is waited for."""
@@ -105,20 +105,20 @@ class DeviceProcess:
             self._end(STOP_SECONDS)
 
     def _ask(
-        self, order: Build | Sweep, what: str, progress: Progress, stop: threading.Event
+        self, order: Build | Sweep, title: str, progress: Progress, stop: threading.Event
     ) -> Any:
-        watch = Watch(what, self._runtime, stop)
+        watch = Watch(title, self._runtime, stop)
         with self._turn:
             watch.check()
             child = self._running()
             child.send(pickle.dumps(order))
             try:
-                while (answer := self._hear(child, what, progress)) is None:
+                while (answer := self._hear(child, title, progress)) is None:
                     watch.check()
             except DeviceProcessError:
                 raise
             except BaseException:  # also an interrupt, and whatever progress raises
-                self._stop(child, what)
+                self._stop(child, title)
                 raise
             if isinstance(answer, Done):
                 return answer.result
@@ -128,21 +128,21 @@ class DeviceProcess:
                 self._end(0)  # after an error of CUDA nothing works in a process any more
             raise error
 
-    def _running(self) -> Child:
+    def _running(self) -> DeviceChild:
         # What it said or that it died while it had nothing to do, which is nobody's fault now.
         with suppress(DeviceProcessError):
             while self._child is not None and self._child.line.poll():
                 self._hear(self._child, "nothing", ignore)
         if self._child is None:
-            self._child = Child.start(self._url, self._runtime)
+            self._child = DeviceChild.start(self._url, self._runtime)
         return self._child
 
-    def _hear(self, child: Child, what: str, progress: Progress) -> Done | Failed | None:
+    def _hear(self, child: DeviceChild, title: str, progress: Progress) -> Done | Failed | None:
         """Pass on what the process says; its answer when it comes. Raises DeviceProcessError."""
         try:
             message = child.line.recv() if child.line.poll(POLL_SECONDS) else None
         except (EOFError, OSError):
-            raise self._died(what) from None
+            raise self._died(title) from None
         if isinstance(message, Done | Failed):
             return message
         if isinstance(message, Shown):
@@ -153,13 +153,13 @@ class DeviceProcess:
                 logger.handle(message)
         return None
 
-    def _stop(self, child: Child, what: str) -> None:
+    def _stop(self, child: DeviceChild, title: str) -> None:
         """Have the order ended, and the process where it does not end the order in time."""
         child.send(STOP)
         latest = time.monotonic() + STOP_SECONDS
         try:
             while time.monotonic() < latest:
-                if self._hear(child, what, ignore) is not None:
+                if self._hear(child, title, ignore) is not None:
                     return
         except DeviceProcessError:
             return
@@ -168,11 +168,11 @@ class DeviceProcess:
             raise
         self._end(0)
 
-    def _died(self, what: str) -> DeviceProcessError:
+    def _died(self, title: str) -> DeviceProcessError:
         # Its end of the line is closed a moment before it is gone.
         status = self._end(POLL_SECONDS)
         return DeviceProcessError(
-            f"the process of {self.name} {_in_words(status)} while it was at {what}; everything "
+            f"the process of {self.name} {_in_words(status)} while it was at {title}; everything "
             "committed is kept and unfinished training resumes: run again"
         )
 

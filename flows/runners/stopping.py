@@ -34,8 +34,8 @@ class TimeLimitError(RuntimeError):
 class Watch:
     """Says when a piece of work is to end; made when it begins."""
 
-    def __init__(self, what: str, runtime: Runtime, stop: threading.Event) -> None:
-        self._what, self._stop = f"{what} on {runtime.device}", stop
+    def __init__(self, title: str, runtime: Runtime, stop: threading.Event) -> None:
+        self._title, self._stop = f"{title} on {runtime.device}", stop
         self._hours = runtime.time_limit_hours or float("inf")
         self._began = time.monotonic()
 
@@ -44,7 +44,7 @@ class Watch:
         check(self._stop)
         if time.monotonic() - self._began > 3600 * self._hours:
             raise TimeLimitError(
-                f"{self._what} took longer than the time limit of {self._hours:g} hours and was "
+                f"{self._title} took longer than the time limit of {self._hours:g} hours and was "
                 "ended; its resume point and everything committed are kept, and the next run goes on "
                 "from there: run again, with a higher time_limit_hours in the runtime if it needs one"
             )

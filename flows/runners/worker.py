@@ -165,7 +165,7 @@ class Failed(NamedTuple):
         return error
 
 
-class Line:
+class ParentLine:
     """The way to the parent, for all threads."""
 
     def __init__(self, connection: Connection) -> None:
@@ -181,7 +181,7 @@ class Line:
 class LogForwarder(logging.handlers.QueueHandler):
     """Sends log records to the parent, whose handlers show them."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: ParentLine) -> None:
         super().__init__(queue.SimpleQueue())
         self._line = line
 
@@ -212,11 +212,11 @@ def listen(connection: Connection, inbox: Inbox) -> None:
         faulthandler.dump_traceback_later(STOP_SECONDS, exit=True)
 
 
-def obey(worker: Worker, line: Line, message: bytes, stop: threading.Event) -> Done | Failed:
+def obey(worker: Worker, line: ParentLine, message: bytes, stop: threading.Event) -> Done | Failed:
     """Carry out one order."""
     try:
         order: Build | Sweep = pickle.loads(message)
-        progress = checked(lambda *told: line.send(Shown(*told)), lambda: check(stop))
+        progress = checked(lambda *report: line.send(Shown(*report)), lambda: check(stop))
         return Done(order.carry_out(worker, progress))
     except BaseException as error:
         return Failed.of(error)
@@ -224,7 +224,7 @@ def obey(worker: Worker, line: Line, message: bytes, stop: threading.Event) -> D
 
 def serve(connection: Connection) -> None:
     """Carry out orders, one at a time, until the parent is gone."""
-    line, inbox = Line(connection), Inbox()
+    line, inbox = ParentLine(connection), Inbox()
     logger = logging.getLogger("mixpool")
     logger.setLevel(logging.INFO)
     logger.addHandler(LogForwarder(line))

@@ -36,7 +36,7 @@ from flows.prefect.flow_runs import FLOWS, ablate_flow, ingest_flow, search_flow
 from flows.prefect.limits import limit_name, make_limit
 from flows.prefect.settings import CLIENT
 from flows.prefect.waiting import WAITING
-from flows.server.wanted import PROCESS, Deploy
+from flows.server.deploy_options import PROCESS, DeployOptions
 from storage.artifact import dashed
 from storage.step import Runtime
 
@@ -68,7 +68,7 @@ WAITS = ("Scheduled", "Late", "AwaitingRetry", "AwaitingConcurrencySlot", "Pause
 GONE = "mixpool: end runs whose process is gone"
 
 
-def deploy(wanted: Deploy) -> dict[str, str]:
+def deploy(options: DeployOptions) -> dict[str, str]:
     """Register everything with the server at ``PREFECT_API_URL``.
 
     Returns:
@@ -77,48 +77,48 @@ def deploy(wanted: Deploy) -> dict[str, str]:
     Raises:
         ValueError: the pool is there with another type, or the schedule is none.
     """
-    schedule = schedule_of(wanted)
+    schedule = schedule_of(options)
     with get_client(sync_client=True) as client:
-        _make_pool(client, wanted)
+        _make_pool(client, options)
         _end_runs_that_are_gone(client)
-    deployments = list(deployments_of(wanted))
-    if wanted.pool_type == PROCESS:
+    deployments = list(deployments_of(options))
+    if options.pool_type == PROCESS:
         _make_limits()
-    made = {deployment.full_name: str(deployment.apply()) for deployment in deployments}
+    ids = {deployment.full_name: str(deployment.apply()) for deployment in deployments}
     if schedule is None:
-        _end_schedule(UUID(made[f"{ingest_flow.name}/{wanted.name}"]))
-    return made
+        _end_schedule(UUID(ids[f"{ingest_flow.name}/{options.name}"]))
+    return ids
 
 
 def _end_schedule(ingest: UUID) -> None:
     """Take back the schedule that an earlier registration made; Prefect leaves it in force."""
     with get_client(sync_client=True) as client:
-        for found in client.read_deployment_schedules(ingest):
-            if found.slug == SCHEDULE:
-                client.delete_deployment_schedule(ingest, found.id)
+        for entry in client.read_deployment_schedules(ingest):
+            if entry.slug == SCHEDULE:
+                client.delete_deployment_schedule(ingest, entry.id)
 
 
-def deployments_of(wanted: Deploy) -> Iterator[RunnerDeployment]:
+def deployments_of(options: DeployOptions) -> Iterator[RunnerDeployment]:
     """The deployment of each flow. Raises ValueError where the schedule is none."""
-    schedule = schedule_of(wanted)
+    schedule = schedule_of(options)
     for flow in FLOWS:
         is_ingest = flow is ingest_flow
         deployment = RunnerDeployment.from_flow(
             flow,
-            name=wanted.name,
+            name=options.name,
             description=describe(flow),
             tags=["mixpool", *TAGS[flow.name]],
-            parameters=_parameters(flow, wanted),
+            parameters=_parameters(flow, options),
             schedule=schedule if is_ingest else None,
-            triggers=[landed_trigger(wanted)] if is_ingest else [],
+            triggers=[landed_trigger(options)] if is_ingest else [],
             # Those that wait are answered by the one that works (flows.prefect.waiting).
             concurrency_limit=ConcurrencyLimitConfig(
                 limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE
             )
             if is_ingest
             else None,
-            work_pool_name=wanted.pool,
-            job_variables=_job_variables(wanted),
+            work_pool_name=options.pool,
+            job_variables=_job_variables(options),
             # The code is installed where workers are, so nothing has to be fetched.
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
@@ -132,34 +132,37 @@ def describe(flow: Flow[..., Any]) -> str:
     return (flow.description or "").split("Args:")[0].strip()
 
 
-def _parameters(flow: Flow[..., Any], wanted: Deploy) -> dict[str, Any]:
-    recipe = {"recipe": wanted.recipe} if flow in WITH_RECIPE else {}
-    return {**recipe, "store": wanted.store}
+def _parameters(flow: Flow[..., Any], options: DeployOptions) -> dict[str, Any]:
+    recipe = {"recipe": options.recipe} if flow in WITH_RECIPE else {}
+    return {**recipe, "store": options.store}
 
 
-def _job_variables(wanted: Deploy) -> dict[str, Any]:
-    place = {"working_dir": wanted.folder, "command": wanted.command, "image": wanted.image}
-    return {"env": CLIENT, **{name: value for name, value in place.items() if value is not None}}
+def _job_variables(options: DeployOptions) -> dict[str, Any]:
+    variables = {"working_dir": options.folder, "command": options.command, "image": options.image}
+    return {
+        "env": CLIENT,
+        **{name: value for name, value in variables.items() if value is not None},
+    }
 
 
-def schedule_of(wanted: Deploy) -> Schedule | None:
+def schedule_of(options: DeployOptions) -> Schedule | None:
     """When ``ingest`` looks by itself; None where nobody asked for it.
 
     Raises:
         UsageError: both ``every`` and ``cron`` are given, or one of them says nothing sensible.
     """
-    if wanted.every is not None and wanted.cron is not None:
+    if options.every is not None and options.cron is not None:
         raise UsageError("both every and cron say when to look for new data: give one of them")
-    if wanted.every is not None:
-        if wanted.every < 1:
-            raise UsageError(f"every is {wanted.every:g} seconds: give at least one")
-        return Interval(timedelta(seconds=wanted.every), slug=SCHEDULE)
-    if wanted.cron is None:
+    if options.every is not None:
+        if options.every < 1:
+            raise UsageError(f"every is {options.every:g} seconds: give at least one")
+        return Interval(timedelta(seconds=options.every), slug=SCHEDULE)
+    if options.cron is None:
         return None
     try:
-        return Cron(wanted.cron, timezone="UTC", slug=SCHEDULE)
+        return Cron(options.cron, timezone="UTC", slug=SCHEDULE)
     except ValueError as error:
-        raise UsageError(f"cron {wanted.cron!r} says no time: give five fields of cron") from error
+        raise UsageError(f"cron {options.cron!r} says no time: give five fields of cron") from error
 
 
 def resource_id(corpus: str) -> str:
@@ -167,34 +170,34 @@ def resource_id(corpus: str) -> str:
     return f"corpus.{dashed(corpus)}"
 
 
-def landed_trigger(wanted: Deploy) -> DeploymentEventTrigger:
+def landed_trigger(options: DeployOptions) -> DeploymentEventTrigger:
     """Starts ``ingest`` for each event that says that data of its corpus has landed."""
     return DeploymentEventTrigger(
-        name=f"mixpool: {wanted.name}: data landed in {wanted.corpus}",
+        name=f"mixpool: {options.name}: data landed in {options.corpus}",
         expect={LANDED},
-        match={"prefect.resource.id": [resource_id(wanted.corpus), resource_id(ANY_CORPUS)]},
+        match={"prefect.resource.id": [resource_id(options.corpus), resource_id(ANY_CORPUS)]},
         parameters={
             "uri": {"__prefect_kind": "jinja", "template": "{{ event.payload.uri }}"},
         },
     )
 
 
-def _make_pool(client: SyncPrefectClient, wanted: Deploy) -> None:
-    pool = _find_pool(client, wanted.pool)
+def _make_pool(client: SyncPrefectClient, options: DeployOptions) -> None:
+    pool = _find_pool(client, options.pool)
     if pool is None:
         make = get_default_base_job_template_for_infrastructure_type
-        template = wanted.job_template or asyncio.run(make(wanted.pool_type))
+        template = options.job_template or asyncio.run(make(options.pool_type))
         if template is None:
             raise ValueError(
-                f"Prefect knows no work pools of the type {wanted.pool_type!r}: give process, docker "
+                f"Prefect knows no work pools of the type {options.pool_type!r}: give process, docker "
                 "or kubernetes"
             )
         client.create_work_pool(
-            WorkPoolCreate(name=wanted.pool, type=wanted.pool_type, base_job_template=template)
+            WorkPoolCreate(name=options.pool, type=options.pool_type, base_job_template=template)
         )
-    elif pool.type != wanted.pool_type:
+    elif pool.type != options.pool_type:
         raise ValueError(
-            f"the work pool {wanted.pool!r} has the type {pool.type!r}, not {wanted.pool_type!r}: "
+            f"the work pool {options.pool!r} has the type {pool.type!r}, not {options.pool_type!r}: "
             "give another name, or that type"
         )
 
@@ -243,15 +246,15 @@ def _end_runs_that_are_gone(client: SyncPrefectClient) -> None:
             )
         ],
     )
-    found = client.read_automations_by_name(GONE)
-    for known in found:
+    standing = client.read_automations_by_name(GONE)
+    for existing in standing:
         # An automation that is written again forgets the beats that it has heard.
-        if not _says_the_same(known, automation):
-            client.update_automation(known.id, automation)
-    if not found:
+        if not _says_the_same(existing, automation):
+            client.update_automation(existing.id, automation)
+    if not standing:
         client.create_automation(automation)
 
 
-def _says_the_same(known: AutomationCore, wanted: AutomationCore) -> bool:
-    one, other = ((a.description, a.trigger, a.actions) for a in (known, wanted))
+def _says_the_same(existing: AutomationCore, automation: AutomationCore) -> bool:
+    one, other = ((a.description, a.trigger, a.actions) for a in (existing, automation))
     return one == other

@@ -27,7 +27,7 @@ start a second run."""
 
 
 # What has landed? ---------------------------------------------------------------------------------
-class Landing(NamedTuple):
+class LandedData(NamedTuple):
     """One version of a file, or of all files in a folder."""
 
     uri: str
@@ -52,7 +52,7 @@ def landing_id(corpus: str, uri: str, etag: str | None, size: int | None) -> uui
     return uuid.uuid5(NAMESPACE, canonical_bytes(version).decode())
 
 
-def look_at(uri: str) -> Landing:
+def look_at(uri: str) -> LandedData:
     """Ask the file system for the version of the file, or of the files in the folder, at ``uri``.
 
     A folder is listed once. Each file that is added to it gives it another id, so it is to be looked
@@ -76,16 +76,16 @@ def look_at(uri: str) -> Landing:
         raise ValueError(f"nothing has landed at {uri}: there is no such file or folder") from None
     if info["type"] != "directory":
         size, stamp = size_and_stamp(info)
-        return Landing(uri, _etag(info) or stamp, size)
+        return LandedData(uri, _etag(info) or stamp, size)
     return _folder(uri, path, filesystem.find(path, detail=True))
 
 
-def _folder(uri: str, path: str, found: Mapping[str, Mapping[str, Any]]) -> Landing:
-    facts = {_json(name[len(path) :]): size_and_stamp(info) for name, info in found.items()}
+def _folder(uri: str, path: str, files: Mapping[str, Mapping[str, Any]]) -> LandedData:
+    facts = {_json(name[len(path) :]): size_and_stamp(info) for name, info in files.items()}
     if not facts:
         raise ValueError(f"nothing has landed at {uri}: the folder is empty")
     size = sum(size for size, _ in facts.values())
-    return Landing(uri, fingerprint("landing", facts), size)
+    return LandedData(uri, fingerprint("landing", facts), size)
 
 
 def _json(name: str) -> str:
@@ -97,16 +97,16 @@ def _etag(info: Mapping[str, Any]) -> str:
     return str(info.get("ETag") or info.get("etag") or "").strip('"')
 
 
-def tell(uri: str, corpus: str) -> UUID:
+def send_landed(uri: str, corpus: str) -> UUID:
     """Send the event that ``uri`` has landed in a corpus; its id.
 
     Raises:
         ValueError: nothing is there, or the address holds credentials.
         httpx.HTTPError: the server does not take it.
     """
-    seen = look_at(uri)
-    identity = seen.id(corpus)
+    data = look_at(uri)
+    identity = data.id(corpus)
     resource = {"prefect.resource.id": resource_id(corpus), "prefect.resource.name": corpus}
     with get_client(sync_client=True) as client:
-        post_event(client, LANDED, resource, id=str(identity), payload=seen._asdict())
+        post_event(client, LANDED, resource, id=str(identity), payload=data._asdict())
     return identity

@@ -48,13 +48,13 @@ def respond(filesystem: Any, root: str, path: str) -> Response:
         return RedirectResponse(f"/{INDEX}")
     if ".." in path.split("/"):
         raise HTTPException(404, f"there is no {path}")
-    place = f"{root.rstrip('/')}/{path.rstrip('/')}"
+    location = f"{root.rstrip('/')}/{path.rstrip('/')}"
     try:
         filesystem.invalidate_cache()
-        info = filesystem.info(place)
+        info = filesystem.info(location)
         if info["type"] == "directory":
-            return _folder(filesystem, place, path)
-        return _file(filesystem, place, int(info["size"]))
+            return _folder(filesystem, location, path)
+        return _file(filesystem, location, int(info["size"]))
     except FileNotFoundError as error:
         if path == INDEX:
             return HTMLResponse(
@@ -67,25 +67,25 @@ def respond(filesystem: Any, root: str, path: str) -> Response:
         raise HTTPException(502, f"the store does not answer: {error}") from error
 
 
-def _file(filesystem: Any, place: str, size: int) -> Response:
-    def parts() -> Iterator[bytes]:
-        with filesystem.open(place, "rb") as file:
-            while part := file.read(CHUNK):
-                yield part
+def _file(filesystem: Any, location: str, size: int) -> Response:
+    def chunks() -> Iterator[bytes]:
+        with filesystem.open(location, "rb") as file:
+            while chunk := file.read(CHUNK):
+                yield chunk
 
-    kind = mimetypes.guess_type(place)[0] or "application/octet-stream"
-    if place.endswith((".yaml", ".yml", ".json")):
+    kind = mimetypes.guess_type(location)[0] or "application/octet-stream"
+    if location.endswith((".yaml", ".yml", ".json")):
         kind = "text/plain; charset=utf-8"  # to be read, not downloaded
-    return StreamingResponse(parts(), media_type=kind, headers={"Content-Length": str(size)})
+    return StreamingResponse(chunks(), media_type=kind, headers={"Content-Length": str(size)})
 
 
-def _folder(filesystem: Any, place: str, path: str) -> Response:
+def _folder(filesystem: Any, location: str, path: str) -> Response:
     if not path.endswith("/"):
         return RedirectResponse(f"/{path}/")
-    found = filesystem.ls(place, detail=True)
+    entries = filesystem.ls(location, detail=True)
     names = sorted(
         item["name"].rstrip("/").rpartition("/")[2] + ("/" if item["type"] == "directory" else "")
-        for item in found
+        for item in entries
     )
     rows = "".join(
         f'<li><a href="{quote(name)}">{html.escape(name)}</a></li>' for name in names if name

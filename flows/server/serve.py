@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 
 from flows.prefect.links import VARIABLE as LINKS
 from flows.prefect.settings import CLIENT, SERVER
+from flows.server.deploy_options import DeployOptions
 from flows.server.services import ServeError, Service, alone_in, end_left_over, prefect_service
-from flows.server.wanted import Deploy
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -33,7 +33,7 @@ START_SECONDS = 180.0
 """For the server to answer, and for the worker to be there; they take 10 to 30 s."""
 STOP_SECONDS = 40.0
 """For runs to end; Prefect kills them after 30."""
-TELL_SECONDS = (10, 30, 50)
+REPEAT_SECONDS = (10, 30, 50)
 """When the server is told again of runs that wait to go on, after the start."""
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
@@ -41,10 +41,10 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Serve:
+class ServeOptions:
     """How the services are started."""
 
-    deploy: Deploy
+    deploy: DeployOptions
     """What is registered."""
     home: Path
     """Folder of Prefect's database and of what the services say."""
@@ -82,11 +82,11 @@ class Serve:
         if self.host in LOOPBACK:
             links = filter(None, [f"{self.deploy.store} {self.pages}", os.environ.get(LINKS)])
             ours[LINKS] = ",".join(links)
-        wanted = {n: os.environ.get(n, value) for n, value in {**CLIENT, **SERVER}.items()}
-        return {**wanted, **ours}
+        defaults = {n: os.environ.get(n, value) for n, value in {**CLIENT, **SERVER}.items()}
+        return {**defaults, **ours}
 
 
-def serve(wanted: Serve, say: Say) -> None:
+def serve(options: ServeOptions, say: Say) -> None:
     """Start everything, and return when a signal has asked for the end and all have ended.
 
     Raises:
@@ -94,69 +94,69 @@ def serve(wanted: Serve, say: Say) -> None:
             is in use, or what is to be registered is wrong.
         ServeError: a service did not start, or ended by itself.
     """
-    _check_address(wanted)
+    _check_address(options)
     os.environ.pop("PREFECT_PROFILE", None)
-    os.environ.update(wanted.environment)
-    wanted.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with alone_in(wanted.home), _asked_to_end() as end, contextlib.ExitStack() as started:
-        _check_schedule(wanted)
-        end_left_over(wanted.home, say)
-        _check_port(wanted)
-        server = started.enter_context(prefect_service(wanted.home, "server", ["server", "start"]))
-        _await("the server", server, lambda: _answers(f"{wanted.url}/api/health"), end)
+    os.environ.update(options.environment)
+    options.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with alone_in(options.home), _asked_to_end() as end, contextlib.ExitStack() as started:
+        _check_schedule(options)
+        end_left_over(options.home, say)
+        _check_port(options)
+        server = started.enter_context(prefect_service(options.home, "server", ["server", "start"]))
+        _await("the server", server, lambda: _answers(f"{options.url}/api/health"), end)
         if end.is_set():
             return
-        _register(wanted, say)
-        _take_up(wanted, say)
+        _register(options, say)
+        _take_up(options, say)
         # In the order of the end: runs end while there is a worker that can end them, and wait to
         # go on when there is none that would take them up at once.
         ended: list[FlowRun] = []
         started.callback(_schedule_again, ended, say)
         worker = started.enter_context(
-            prefect_service(wanted.home, "worker", _worker_command(wanted))
+            prefect_service(options.home, "worker", _worker_command(options))
         )
-        started.callback(_end_runs, wanted, ended, say)
-        _await("the worker", worker, lambda: _has_worker(wanted), end)
-        _show_pages(wanted)
-        say(f"mixpool is at {wanted.url} (recipe {wanted.deploy.recipe})")
-        if wanted.host in LOOPBACK:
-            say(f"the store {wanted.deploy.store} is at {wanted.pages}")
+        started.callback(_end_runs, options, ended, say)
+        _await("the worker", worker, lambda: _has_worker(options), end)
+        _show_pages(options)
+        say(f"mixpool is at {options.url} (recipe {options.deploy.recipe})")
+        if options.host in LOOPBACK:
+            say(f"the store {options.deploy.store} is at {options.pages}")
         say("Ctrl-C ends it; runs that are going on keep what they have done, and go on next time")
         for second in itertools.count():
             if end.wait(1.0):
                 break
             server.check()
             worker.check()
-            if second in TELL_SECONDS:
-                _tell_waiting(wanted, say)
+            if second in REPEAT_SECONDS:
+                _announce_waiting(options, say)
         say("ending runs, worker and server ...")
 
 
-def _check_address(wanted: Serve) -> None:
-    if wanted.host not in LOOPBACK and not os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
+def _check_address(options: ServeOptions) -> None:
+    if options.host not in LOOPBACK and not os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
         raise ValueError(
-            f"host {wanted.host!r} can be reached from other machines, and nobody would have to log "
+            f"host {options.host!r} can be reached from other machines, and nobody would have to log "
             "in: set PREFECT_SERVER_API_AUTH_STRING=user:password, or leave the host at 127.0.0.1"
         )
 
 
-def _check_port(wanted: Serve) -> None:
-    for port in (wanted.port, wanted.port + 1):
+def _check_port(options: ServeOptions) -> None:
+    for port in (options.port, options.port + 1):
         with socket.socket() as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                trial.bind((wanted.host, port))
+                trial.bind((options.host, port))
             except OSError as error:
                 raise ValueError(
-                    f"port {port} of {wanted.host} is in use ({error.strerror}): end what listens "
+                    f"port {port} of {options.host} is in use ({error.strerror}): end what listens "
                     "there, or give another --port; it and the next one must be free"
                 ) from error
 
 
-def _check_schedule(wanted: Serve) -> None:
+def _check_schedule(options: ServeOptions) -> None:
     from flows.server.deployments import schedule_of
 
-    schedule_of(wanted.deploy)
+    schedule_of(options.deploy)
 
 
 @contextlib.contextmanager
@@ -178,17 +178,17 @@ def _asked_to_end() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _worker_command(wanted: Serve) -> list[str]:
-    pool = ["--pool", wanted.deploy.pool, "--type", "process"]
-    return ["worker", "start", *pool, "--limit", str(wanted.runs), "--name", "mixpool-serve"]
+def _worker_command(options: ServeOptions) -> list[str]:
+    pool = ["--pool", options.deploy.pool, "--type", "process"]
+    return ["worker", "start", *pool, "--limit", str(options.runs), "--name", "mixpool-serve"]
 
 
-def _await(what: str, service: Service, is_there: Callable[[], bool], end: threading.Event) -> None:
+def _await(name: str, service: Service, is_there: Callable[[], bool], end: threading.Event) -> None:
     limit = time.monotonic() + START_SECONDS
     while not is_there() and not end.is_set():
         service.check()
         if time.monotonic() > limit:
-            raise ServeError(f"{what} is not there after {START_SECONDS:g} s; see {service.log}")
+            raise ServeError(f"{name} is not there after {START_SECONDS:g} s; see {service.log}")
         end.wait(0.5)
 
 
@@ -201,51 +201,51 @@ def _answers(url: str) -> bool:
 # What is done through the server -------------------------------------------------------------------
 
 
-def _register(wanted: Serve, say: Say) -> None:
+def _register(options: ServeOptions, say: Say) -> None:
     from flows.server.deployments import deploy
 
     command = f"{sys.executable} -m prefect.engine"
-    folder = wanted.deploy.folder or str(Path.cwd())
-    made = deploy(replace(wanted.deploy, command=command, folder=folder))
-    say(f"flows: {', '.join(made)}")
+    folder = options.deploy.folder or str(Path.cwd())
+    ids = deploy(replace(options.deploy, command=command, folder=folder))
+    say(f"flows: {', '.join(ids)}")
 
 
-def _has_worker(wanted: Serve) -> bool:
+def _has_worker(options: ServeOptions) -> bool:
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
-        path = f"/work_pools/{wanted.deploy.pool}/workers/filter"
-        found = client.request("POST", path, json={}).json()  # type: ignore[arg-type]
-    return any(worker["status"] == "ONLINE" for worker in found)
+        path = f"/work_pools/{options.deploy.pool}/workers/filter"
+        workers = client.request("POST", path, json={}).json()  # type: ignore[arg-type]
+    return any(worker["status"] == "ONLINE" for worker in workers)
 
 
-def _take_up(wanted: Serve, say: Say) -> None:
+def _take_up(options: ServeOptions, say: Say) -> None:
     """Let the runs go on that had not ended when everything was killed."""
     from flows.prefect.waiting import broken_off_runs, schedule_again
 
-    if left := broken_off_runs(wanted.deploy.pool):
+    if left := broken_off_runs(options.deploy.pool):
         schedule_again(left)
         say(f"{len(left)} runs that were broken off go on")
 
 
-def _tell_waiting(wanted: Serve, say: Say) -> None:
+def _announce_waiting(options: ServeOptions, say: Say) -> None:
     import httpx
 
-    from flows.prefect.waiting import tell_waiting
+    from flows.prefect.waiting import announce_waiting
 
     try:
-        tell_waiting(wanted.deploy.pool)
+        announce_waiting(options.deploy.pool)
     except httpx.HTTPError as error:  # the server may be busy, and what was told once mostly holds
         say(f"the server was not told again of runs that wait ({error})")
 
 
-def _end_runs(wanted: Serve, ended: "list[FlowRun]", say: Say) -> None:
+def _end_runs(options: ServeOptions, ended: "list[FlowRun]", say: Say) -> None:
     import httpx
 
     from flows.prefect.waiting import end_runs
 
     try:
-        ended.extend(end_runs(wanted.deploy.pool, STOP_SECONDS))
+        ended.extend(end_runs(options.deploy.pool, STOP_SECONDS))
     except httpx.HTTPError as error:  # must not hide that the server has ended
         say(f"the server could not be asked to end runs ({error})")
 
@@ -259,16 +259,16 @@ def _schedule_again(ended: "list[FlowRun]", say: Say) -> None:
         say(f"run {run.name!r} goes on at the next start")
 
 
-def _show_pages(wanted: Serve) -> None:
+def _show_pages(options: ServeOptions) -> None:
     """Serve the store's pages from a thread; only to this machine."""
-    if wanted.host not in LOOPBACK:
+    if options.host not in LOOPBACK:
         return
     import uvicorn
 
     from flows.server.pages import pages
 
     config = uvicorn.Config(
-        pages(wanted.deploy.store), host=wanted.host, port=wanted.port + 1, log_level="warning"
+        pages(options.deploy.store), host=options.host, port=options.port + 1, log_level="warning"
     )
     server = uvicorn.Server(config)
     threading.Thread(target=server.run, name="mixpool-pages", daemon=True).start()

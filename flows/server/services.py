@@ -98,9 +98,9 @@ def prefect_service(home: Path, name: str, arguments: list[str]) -> Iterator[Ser
 def _note(home: Path, pid: int) -> None:
     """Remember a service, so that the next start can end it if this process is killed."""
     file = home / NOTE
-    known = json.loads(file.read_text()) if file.exists() else []
-    known.append([pid, psutil.Process(pid).create_time()])
-    file.write_text(json.dumps(known))
+    noted = json.loads(file.read_text()) if file.exists() else []
+    noted.append([pid, psutil.Process(pid).create_time()])
+    file.write_text(json.dumps(noted))
 
 
 def end_left_over(home: Path, say: Callable[[str], None]) -> None:

@@ -66,8 +66,8 @@ class Backend:
 
     def exists(self, path: str) -> bool:
         """Whether there is such a file."""
-        there: bool = self.fs.isfile(self.full(path))
-        return there
+        is_file: bool = self.fs.isfile(self.full(path))
+        return is_file
 
     def fetch(self, path: str, target: Path) -> None:
         """Copy the file to a local one."""
@@ -126,11 +126,11 @@ class Backend:
         """Every file below the folder ``prefix``, by path relative to the root, sorted."""
         self.fs.invalidate_cache()
         try:
-            found = self.fs.find(self.full(prefix), detail=True)
+            entries = self.fs.find(self.full(prefix), detail=True)
         except FileNotFoundError:
             return {}
         start = len(self.root) + 1
-        return {name[start:]: _info(entry) for name, entry in sorted(found.items())}
+        return {name[start:]: _info(entry) for name, entry in sorted(entries.items())}
 
     def names(self, folder: str, after: str = "") -> Sequence[str]:
         """Paths of the files below ``folder`` that come behind ``after``, sorted."""

@@ -87,26 +87,26 @@ class LocalBackend(Backend):
         try:
             with os.scandir(self.full(folder)) as entries:
                 # Asking for size and time of each is what makes listing a long chain slow.
-                found = [f"{folder}/{entry.name}" for entry in entries if entry.is_file()]
+                paths = [f"{folder}/{entry.name}" for entry in entries if entry.is_file()]
         except (FileNotFoundError, NotADirectoryError):
             return []
         hidden = f"{folder}/{TEMPORARY}"
-        return sorted(path for path in found if path > after and not path.startswith(hidden))
+        return sorted(path for path in paths if path > after and not path.startswith(hidden))
 
     def unfinished(self, seconds: float) -> dict[str, FileInfo]:
-        found = self._walk("", lambda name: name.startswith(TEMPORARY))
-        return {p: info for p, info in found.items() if time.time() - info.modified > seconds}
+        files = self._walk("", lambda name: name.startswith(TEMPORARY))
+        return {p: info for p, info in files.items() if time.time() - info.modified > seconds}
 
     def _walk(self, prefix: str, is_wanted: Callable[[str], bool]) -> dict[str, FileInfo]:
-        found = {}
+        files = {}
         for folder, _, names in os.walk(self.full(prefix), onerror=_raise_unless_gone):
             for name in filter(is_wanted, names):
                 path = Path(folder) / name
                 with contextlib.suppress(FileNotFoundError):
                     status = path.stat()
                     relative = path.relative_to(self.root).as_posix()
-                    found[relative] = FileInfo(status.st_size, status.st_mtime)
-        return dict(sorted(found.items()))
+                    files[relative] = FileInfo(status.st_size, status.st_mtime)
+        return dict(sorted(files.items()))
 
     def local(self, path: str) -> Path | None:
         return Path(self.full(path))

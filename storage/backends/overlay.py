@@ -33,10 +33,10 @@ class OverlayBackend(Backend):
 
     def read_each(self, paths: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
         waiting = iter(paths)
-        while some := list(itertools.islice(waiting, 256)):
-            above = {path for path in some if self._is_above(path) or path in self._deleted}
-            below = dict(self._lower.read_each(path for path in some if path not in above))
-            for path in some:
+        while batch := list(itertools.islice(waiting, 256)):
+            above = {path for path in batch if self._is_above(path) or path in self._deleted}
+            below = dict(self._lower.read_each(path for path in batch if path not in above))
+            for path in batch:
                 yield self._one(path) if path in above else (path, below[path])
 
     def _one(self, path: str) -> tuple[str, bytes | None]:
@@ -73,8 +73,8 @@ class OverlayBackend(Backend):
         self._upper.delete(path)
 
     def list(self, prefix: str) -> dict[str, FileInfo]:
-        found = self._lower.list(prefix) | self._upper.list(prefix)
-        return {path: info for path, info in sorted(found.items()) if path not in self._deleted}
+        files = self._lower.list(prefix) | self._upper.list(prefix)
+        return {path: info for path, info in sorted(files.items()) if path not in self._deleted}
 
     def local(self, path: str) -> Path | None:
         """Where it lies; None for a folder of which each of the two has a part."""

@@ -77,9 +77,9 @@ class TornAnswerError(ConnectionError):
 
 def status_of(error: BaseException) -> int:
     """The HTTP status that an error of botocore or s3fs comes from; 0 where there was none."""
-    for one in (error, error.__cause__):
-        if isinstance(one, ClientError):
-            return int(one.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    for candidate in (error, error.__cause__):
+        if isinstance(candidate, ClientError):
+            return int(candidate.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     return 0
 
 
@@ -87,10 +87,10 @@ def is_passing(error: BaseException) -> bool:
     """Whether the same request may succeed later."""
     if isinstance(error, UnreachableError):
         return False
-    for one in (error, error.__cause__):
-        if isinstance(one, ClientError):
-            code = one.response.get("Error", {}).get("Code", "")
-            return status_of(one) in PASSING_STATUS or code in PASSING_CODES
+    for candidate in (error, error.__cause__):
+        if isinstance(candidate, ClientError):
+            code = candidate.response.get("Error", {}).get("Code", "")
+            return status_of(candidate) in PASSING_STATUS or code in PASSING_CODES
     return isinstance(error, PASSING_ERRORS)
 
 
@@ -120,7 +120,7 @@ class Patience:
         self._hurries_until = -1e9
         self._said = -1e9
 
-    async def ask(self, what: str, request: Callable[[], Awaitable[T]]) -> T:
+    async def ask(self, operation: str, request: Callable[[], Awaitable[T]]) -> T:
         """The answer to ``request``, which is made until it is one.
 
         Args:
@@ -140,11 +140,11 @@ class Patience:
         self.num_retries += 1
         await asyncio.sleep(random.uniform(0, self.first))
         try:
-            async for attempt in self._attempts(what):
+            async for attempt in self._attempts(operation):
                 with attempt:
                     answer = await self._once(request)
         except RetryError as error:
-            raise self._given_up(what, began, error.last_attempt) from (
+            raise self._given_up(operation, began, error.last_attempt) from (
                 error.last_attempt.exception()
             )
         return answer
@@ -167,12 +167,12 @@ class Patience:
         """For some seconds, wait for nothing long: the process is about to end."""
         self._hurries_until = time.monotonic() + 5 * HURRY
 
-    def _attempts(self, what: str) -> AsyncRetrying:
+    def _attempts(self, operation: str) -> AsyncRetrying:
         return AsyncRetrying(
             retry=retry_if_exception(is_passing),
             wait=wait_random_exponential(multiplier=self.first, max=self.longest),
             stop=lambda state: stop_after_delay(self._limit())(state),
-            before_sleep=lambda state: self._note(what, state),
+            before_sleep=lambda state: self._note(operation, state),
         )
 
     def _limit(self) -> float:
@@ -180,7 +180,7 @@ class Patience:
         hurry = HURRY if time.monotonic() < self._hurries_until else usual
         return min(usual, hurry, current_limit())
 
-    def _note(self, what: str, state: RetryCallState) -> None:
+    def _note(self, operation: str, state: RetryCallState) -> None:
         self.num_retries += 1
         waited = state.seconds_since_start or 0.0
         # One line in half a minute, however many requests wait.
@@ -188,17 +188,17 @@ class Patience:
             self._said = time.monotonic()
             LOG.warning(
                 "%s: no usable answer for %.0f s (%s); trying for up to %.0f s",
-                what,
+                operation,
                 waited,
                 _words(state.outcome),
                 self._limit(),
             )
 
     @staticmethod
-    def _given_up(what: str, began: float, last: Any) -> UnreachableError:
+    def _given_up(operation: str, began: float, last: Any) -> UnreachableError:
         waited = time.monotonic() - began
         return UnreachableError(
-            f"{what} failed {last.attempt_number + 1} times in {waited:.0f} s, last with: "
+            f"{operation} failed {last.attempt_number + 1} times in {waited:.0f} s, last with: "
             f"{_words(last)}. Everything committed is kept: run again when the server is well, and "
             "check the address (AWS_ENDPOINT_URL) if it never was"
         )
@@ -212,14 +212,14 @@ def _words(outcome: Any) -> str:
 
 
 def _from_environment() -> float:
-    given = os.environ.get("MIXPOOL_PATIENCE_SECONDS") or "600"
+    text = os.environ.get("MIXPOOL_PATIENCE_SECONDS") or "600"
     try:
-        seconds = float(given)
+        seconds = float(text)
     except ValueError:
         seconds = -1.0
     if not seconds > 0:
         raise ValueError(
-            f"MIXPOOL_PATIENCE_SECONDS is {given!r}: give the seconds for which a failing server is "
+            f"MIXPOOL_PATIENCE_SECONDS is {text!r}: give the seconds for which a failing server is "
             "waited for, such as 600"
         )
     return seconds

@@ -46,8 +46,8 @@ class S3Backend(S3Requests):
 
     def read_each(self, paths: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
         waiting = iter(paths)
-        while some := list(itertools.islice(waiting, 8 * REQUESTS)):
-            yield from zip(some, self._each(self._read_or_none, some), strict=True)
+        while batch := list(itertools.islice(waiting, 8 * REQUESTS)):
+            yield from zip(batch, self._each(self._read_or_none, batch), strict=True)
 
     def look(self, path: str) -> Look:
         part = self._run(lambda: self._get(path))
@@ -68,13 +68,13 @@ class S3Backend(S3Requests):
 
     async def _fetch_once(self, path: str, file: int) -> None:
         os.ftruncate(file, 0)
-        told: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        head = asyncio.ensure_future(self._copy(path, file, 0, told))
-        answers: list[asyncio.Future[Any]] = [head, told]
+        size: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        head = asyncio.ensure_future(self._copy(path, file, 0, size))
+        answers: list[asyncio.Future[Any]] = [head, size]
         await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
-        if not told.done():  # it failed before it got an answer
+        if not size.done():  # it failed before it got an answer
             return await self._fetch_empty(path, head)
-        starts = range(RANGE_BYTES, told.result(), RANGE_BYTES)
+        starts = range(RANGE_BYTES, size.result(), RANGE_BYTES)
         etags = await gather([head, *(self._copy(path, file, start) for start in starts)])
         if len({*etags}) > 1:
             raise TornAnswerError("the object was replaced while it was read")
@@ -89,11 +89,11 @@ class S3Backend(S3Requests):
                 raise
 
     async def _copy(
-        self, path: str, file: int, start: int, told: "asyncio.Future[int] | None" = None
+        self, path: str, file: int, start: int, size: "asyncio.Future[int] | None" = None
     ) -> str:
         async with self._streams:
             etag: str = await self.fs.copy(
-                self.full(path), file, start, start + RANGE_BYTES - 1, told
+                self.full(path), file, start, start + RANGE_BYTES - 1, size
             )
             return etag
 
@@ -132,10 +132,10 @@ class S3Backend(S3Requests):
     async def _swap(self, path: str, expected: bytes, data: bytes) -> bool:
         # A server that does not know the condition ignores it: then this is a look and a write.
         with contextlib.suppress(FileNotFoundError):
-            found = await self._get(path)
+            current = await self._get(path)
             # Ceph compares with the quotes, which it does not keep itself.
-            for etag in dict.fromkeys([found.etag, found.etag.strip('"')]):
-                if found.data == expected and await self._put(path, data, IfMatch=etag):
+            for etag in dict.fromkeys([current.etag, current.etag.strip('"')]):
+                if current.data == expected and await self._put(path, data, IfMatch=etag):
                     return True
         return False
 
@@ -181,7 +181,7 @@ class S3Backend(S3Requests):
         total = source.stat().st_size
         size = max(PART_BYTES, -(-total // MOST_PARTS))
 
-        async def one(number: int) -> dict[str, Any]:
+        async def send(number: int) -> dict[str, Any]:
             async with self._streams:
                 data = await asyncio.to_thread(_slice, source, (number - 1) * size, size)
                 check = {"ChecksumCRC32": crc32(data)}
@@ -189,16 +189,16 @@ class S3Backend(S3Requests):
                 sent = await self._call("upload_part", path, Body=data, **part)
                 return {"PartNumber": number, "ETag": sent["ETag"], **check}
 
-        return await gather([one(number) for number in range(1, -(-total // size) + 1)])
+        return await gather([send(number) for number in range(1, -(-total // size) + 1)])
 
     # Listing and deleting ----------------------------------------------------------------------
 
     def list(self, prefix: str) -> dict[str, FileInfo]:
         start = len(self._key("x")) - 1
-        found = self._run(lambda: self._pages("list_objects_v2", "Contents", prefix))
+        entries = self._run(lambda: self._pages("list_objects_v2", "Contents", prefix))
         infos = {
             entry["Key"][start:]: FileInfo(entry["Size"], entry["LastModified"].timestamp())
-            for entry in found
+            for entry in entries
             if not entry["Key"].endswith("/")
         }
         return dict(sorted(infos.items()))
@@ -206,8 +206,8 @@ class S3Backend(S3Requests):
     def names(self, folder: str, after: str = "") -> Sequence[str]:
         start = len(self._key("x")) - 1
         behind = {"StartAfter": self._key(after)} if after else {}
-        found = self._run(lambda: self._pages("list_objects_v2", "Contents", folder, **behind))
-        return sorted(entry["Key"][start:] for entry in found if not entry["Key"].endswith("/"))
+        entries = self._run(lambda: self._pages("list_objects_v2", "Contents", folder, **behind))
+        return sorted(entry["Key"][start:] for entry in entries if not entry["Key"].endswith("/"))
 
     def delete(self, path: str) -> None:
         self.delete_each([path])
@@ -228,10 +228,10 @@ class S3Backend(S3Requests):
         """Uploads in parts that were begun so long ago and never completed; they cost like files."""
         start = len(self._key("x")) - 1
         now = self._run(lambda: self.fs.clock(self.bucket))
-        found = self._run(lambda: self._pages("list_multipart_uploads", "Uploads", ""))
+        uploads = self._run(lambda: self._pages("list_multipart_uploads", "Uploads", ""))
         return {
             f"{entry['Key'][start:]}{UPLOAD}{entry['UploadId']}": FileInfo(0, begun)
-            for entry in found
+            for entry in uploads
             if now - (begun := entry["Initiated"].timestamp()) > seconds
         }
 
@@ -242,8 +242,8 @@ class S3Backend(S3Requests):
         self.put(path, b"one")
         is_ignored = self._run(lambda: self._put(path, b"two", IfMatch=f'"{0:032x}"'))
         self.delete(path)
-        words = "If-Match: a lease is renewed by a look and a write, not by one conditional write"
-        return [words] if is_ignored else []
+        lack = "If-Match: a lease is renewed by a look and a write, not by one conditional write"
+        return [lack] if is_ignored else []
 
 
 def _slice(source: Path, start: int, size: int) -> bytes:

@@ -59,7 +59,7 @@ class NoBucketError(OSError):
     """There is no such bucket, which must not look like a missing or empty file."""
 
 
-class Part(NamedTuple):
+class ObjectBytes(NamedTuple):
     """Some bytes of an object, or all of them."""
 
     data: bytes
@@ -114,16 +114,16 @@ class PatientS3(S3FileSystem):  # type: ignore[misc] # s3fs has no types
     # Private, checked with s3fs 2026.9: all its requests go through here.
     async def _call_s3(self, method: str, *given: Any, **kwargs: Any) -> Any:
         call = super()._call_s3
-        place = kwargs.get("Key") or kwargs.get("Prefix") or ""
-        what = f"{method} of s3://{kwargs.get('Bucket', '')}/{place}"
+        key = kwargs.get("Key") or kwargs.get("Prefix") or ""
+        operation = f"{method} of s3://{kwargs.get('Bucket', '')}/{key}"
         try:
             return await self.patience.ask(
-                what, lambda: self.patience.first_contact(call(method, *given, **kwargs))
+                operation, lambda: self.patience.first_contact(call(method, *given, **kwargs))
             )
         except PermissionError as error:
             raise PermissionError(
                 errno.EACCES,
-                f"{what} is refused ({error}): look at the credentials and what they may do",
+                f"{operation} is refused ({error}): look at the credentials and what they may do",
             ) from error.__cause__
         except FileNotFoundError as error:
             if _code_of(error) == "NoSuchBucket":
@@ -135,11 +135,13 @@ class PatientS3(S3FileSystem):  # type: ignore[misc] # s3fs has no types
         except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
             raise PermissionError(
                 errno.EACCES,
-                f"{what} needs credentials ({error}): give them in the environment "
+                f"{operation} needs credentials ({error}): give them in the environment "
                 "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), a profile (AWS_PROFILE) or a role",
             ) from error
 
-    async def get(self, path: str, first: int | None = None, last: int | None = None) -> Part:
+    async def get(
+        self, path: str, first: int | None = None, last: int | None = None
+    ) -> ObjectBytes:
         """Bytes ``first`` to ``last`` (both included) of an object, or all of it.
 
         A body that ends too early is asked for again, and so, some times, is one that does not fit
@@ -147,19 +149,21 @@ class PatientS3(S3FileSystem):  # type: ignore[misc] # s3fs has no types
         Raises FileNotFoundError.
         """
         bucket, _, key = path.partition("/")
-        some = {} if first is None else {"Range": f"bytes={first}-{'' if last is None else last}"}
+        byte_range = (
+            {} if first is None else {"Range": f"bytes={first}-{'' if last is None else last}"}
+        )
 
-        async def once() -> Part:
-            answer = await self._call_s3("get_object", Bucket=bucket, Key=key, **some)
+        async def once() -> ObjectBytes:
+            answer = await self._call_s3("get_object", Bucket=bucket, Key=key, **byte_range)
             async with answer["Body"] as body:
                 data = await body.read()
             if len(data) != answer["ContentLength"]:
                 raise TornAnswerError(f"{len(data)} of {answer['ContentLength']} bytes came")
             span = answer.get("ContentRange", "")
             total = int(span.rpartition("/")[2]) if span else len(data)
-            known = answer.get("Metadata", {}).get("crc32", "")
-            is_intact = len(data) < total or known in ("", crc32(data))
-            return Part(data, answer["ETag"], total, _age(answer), is_intact)
+            checksum = answer.get("Metadata", {}).get("crc32", "")
+            is_intact = len(data) < total or checksum in ("", crc32(data))
+            return ObjectBytes(data, answer["ETag"], total, _age(answer), is_intact)
 
         for _ in range(TRIES):
             part = await self.patience.ask(f"get_object of s3://{bucket}/{key}", once)
@@ -168,12 +172,12 @@ class PatientS3(S3FileSystem):  # type: ignore[misc] # s3fs has no types
         return part
 
     async def copy(
-        self, path: str, file: int, first: int, last: int, told: "asyncio.Future[int] | None" = None
+        self, path: str, file: int, first: int, last: int, size: "asyncio.Future[int] | None" = None
     ) -> str:
         """Write bytes ``first`` to ``last`` of an object to their place in an open file.
 
         A body that ends too early is gone on with where it ended. Returns the ETag of what was
-        written; ``told`` gets the size of the whole object as soon as that is known. Raises
+        written; ``size`` gets the size of the whole object as soon as that is known. Raises
         FileNotFoundError, and an error with status 416 where the object ends before ``first``.
         """
         bucket, _, key = path.partition("/")
@@ -187,8 +191,8 @@ class PatientS3(S3FileSystem):  # type: ignore[misc] # s3fs has no types
                 at, etag = first, ""
                 raise TornAnswerError("the object was replaced while it was read")
             etag, end = answer["ETag"], at + answer["ContentLength"]
-            if told is not None and not told.done():
-                told.set_result(int(answer["ContentRange"].rpartition("/")[2]))
+            if size is not None and not size.done():
+                size.set_result(int(answer["ContentRange"].rpartition("/")[2]))
             async with answer["Body"] as body:
                 while piece := await body.read(PIECE):
                     at += os.pwrite(file, piece, at)
@@ -212,7 +216,7 @@ class PatientS3(S3FileSystem):  # type: ignore[misc] # s3fs has no types
         whole = len(head.data) == head.total
         return io.BytesIO(head.data) if whole else PatientFile(self, path, head)
 
-    async def _beginning(self, path: str) -> Part:
+    async def _beginning(self, path: str) -> ObjectBytes:
         try:
             return await self.get(path, 0, READ_BLOCK - 1)
         except OSError as error:
@@ -224,7 +228,7 @@ class PatientS3(S3FileSystem):  # type: ignore[misc] # s3fs has no types
 class PatientFile(AbstractBufferedFile):  # type: ignore[misc] # fsspec has no types
     """A file of a corpus, read in blocks; it must stay what it was when it was opened."""
 
-    def __init__(self, fs: PatientS3, path: str, head: Part) -> None:
+    def __init__(self, fs: PatientS3, path: str, head: ObjectBytes) -> None:
         super().__init__(fs, path, "rb", READ_BLOCK, cache_type="readahead", size=head.total)
         self._etag = head.etag
         # What came with the opening is not asked for again. Private, checked with fsspec 2026.9.
@@ -264,12 +268,12 @@ _clients: dict[tuple[Any, ...], PatientS3] = {}
 def connect() -> PatientS3:
     """The client for the present environment; one per process and set of ``AWS_`` variables."""
     # fsspec would hand out one client for all environments, and a forked child has no loop.
-    known = sorted((k, v) for k, v in os.environ.items() if k.startswith(("AWS_", "FSSPEC_")))
-    name = (os.getpid(), *known)
+    settings = sorted((k, v) for k, v in os.environ.items() if k.startswith(("AWS_", "FSSPEC_")))
+    name = (os.getpid(), *settings)
     if name not in _clients:
-        given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+        config = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
         _clients[name] = PatientS3(
-            config_kwargs={**CONFIG, **given}, use_listings_cache=False, skip_instance_cache=True
+            config_kwargs={**CONFIG, **config}, use_listings_cache=False, skip_instance_cache=True
         )
     return _clients[name]
 

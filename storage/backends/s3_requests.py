@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from storage.backends.backend import Backend
 from storage.backends.retry import status_of
-from storage.backends.s3_client import Part, PatientS3, crc32, gather
+from storage.backends.s3_client import ObjectBytes, PatientS3, crc32, gather
 
 T = TypeVar("T")
 
@@ -56,16 +56,18 @@ class S3Requests(Backend):
         async def all_of_them() -> list[T]:
             free = asyncio.Semaphore(REQUESTS)
 
-            async def one(item: str) -> T:
+            async def bounded(item: str) -> T:
                 async with free:
                     return await work(item)
 
-            return await gather([one(item) for item in items])
+            return await gather([bounded(item) for item in items])
 
         return self._run(all_of_them)
 
-    def _get(self, path: str, first: int | None = None, last: int | None = None) -> Awaitable[Part]:
-        part: Awaitable[Part] = self.fs.get(self.full(path), first, last)
+    def _get(
+        self, path: str, first: int | None = None, last: int | None = None
+    ) -> Awaitable[ObjectBytes]:
+        part: Awaitable[ObjectBytes] = self.fs.get(self.full(path), first, last)
         return part
 
     async def _read_or_none(self, path: str) -> bytes | None:
@@ -82,11 +84,11 @@ class S3Requests(Backend):
         """Write a small object in one request; whether the condition held."""
         writer = uuid.uuid4().hex
         check = crc32(data)
-        said = facts(path, writer=writer, crc32=check) | {"Body": data, "ChecksumCRC32": check}
+        arguments = facts(path, writer=writer, crc32=check) | {"Body": data, "ChecksumCRC32": check}
         return await self._written(
             path,
             writer,
-            lambda: self._call("put_object", path, **said, **condition),
+            lambda: self._call("put_object", path, **arguments, **condition),
             is_conditional=bool(condition),
         )
 
@@ -117,12 +119,12 @@ class S3Requests(Backend):
     ) -> Sequence[dict[str, Any]]:
         folder = self._key(prefix)
         arguments |= {"Bucket": self.bucket, "Prefix": f"{folder}/" if folder else ""}
-        found: list[dict[str, Any]] = []
+        items: list[dict[str, Any]] = []
         while True:
             page = await self.fs._call_s3(method, **arguments)
-            found += page.get(entries, [])
+            items += page.get(entries, [])
             if not page.get("IsTruncated"):
-                return found
+                return items
             arguments |= {
                 name: page[f"Next{name}"]
                 for name in ("ContinuationToken", "KeyMarker", "UploadIdMarker")

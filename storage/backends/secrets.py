@@ -58,5 +58,5 @@ def command_line(words: list[str]) -> list[str]:
 
 def _cleaned_word(word: str) -> str:
     # Quotes are gone, so a value may hold white space and ends where the word ends.
-    found = _VALUE.search(word)
-    return cleaned(word) if found is None else cleaned(word[: found.start()]) + found[1] + "***"
+    match = _VALUE.search(word)
+    return cleaned(word) if match is None else cleaned(word[: match.start()]) + match[1] + "***"

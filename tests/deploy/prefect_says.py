@@ -11,8 +11,8 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from flows.server.deploy_options import DeployOptions
 from flows.server.deployments import deployments_of
-from flows.server.wanted import Deploy
 
 # isort: split
 # Our settings come before Prefect reads them.
@@ -72,7 +72,7 @@ async def manifest(template: dict[str, Any], values: dict[str, Any]) -> dict[str
 
 def deployments() -> Iterator[dict[str, Any]]:
     """What ``mixpool deploy`` registers, as prefect.yaml would write it."""
-    for made in deployments_of(Deploy(store="STORE", recipe="RECIPE", corpus="any")):
+    for made in deployments_of(DeployOptions(store="STORE", recipe="RECIPE", corpus="any")):
         options = made.concurrency_options
         triggers = [trigger.model_dump(mode="json") for trigger in made.triggers]
         yield {

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from flows.chain.recipe import Recipe
 from flows.chain.recipe_file import (
-    Loader,
     RecipeError,
+    RecipeLoader,
     apply_override,
     load_recipe,
     override_recipe,
@@ -80,7 +80,7 @@ def test_a_recipe_without_overrides_is_not_read_again() -> None:
     ],
 )
 def test_numbers_are_read_as_people_write_them(text: str, value: object) -> None:
-    found = yaml.load(text, Loader=Loader)
+    found = yaml.load(text, Loader=RecipeLoader)
     assert (found, type(found)) == (value, type(value))
 
 
@@ -107,7 +107,7 @@ def test_yaml_round_trip_keeps_recipe_and_fingerprint(
     tree["train"]["learning_rate"] = rate
     tree["mixtures"]["spaces"][0]["only"] = [*domains, looks]
     recipe = parse_recipe(tree)
-    again = parse_recipe(yaml.load(to_yaml(recipe), Loader=Loader))
+    again = parse_recipe(yaml.load(to_yaml(recipe), Loader=RecipeLoader))
     assert again == recipe
     assert fingerprint("recipe", again) == fingerprint("recipe", recipe)
 

@@ -13,7 +13,7 @@ import pytest
 from flows.chain.ablation import scan_corpus
 from flows.chain.recipe import Recipe
 from flows.chain.runner import Quiet
-from flows.chain.search import Searched, scope, search
+from flows.chain.search import SearchOutcome, scope, search
 from flows.chain.work import SweepPlan, SweepWork
 from flows.command.summary import by_surrogate, figure
 from flows.runners.inline import InlineRunner
@@ -44,7 +44,7 @@ class StoppedError(Exception):
     """The search was ended here."""
 
 
-def searched(recipe: Recipe, store: Path, limit: int = 10**6) -> tuple[Searched, InlineRunner]:
+def searched(recipe: Recipe, store: Path, limit: int = 10**6) -> tuple[SearchOutcome, InlineRunner]:
     """A search that is ended after ``limit`` sweeps."""
 
     class Ending(InlineRunner):
@@ -71,7 +71,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, finished: Place) -> Place:
 
 
 @pytest.fixture(scope="module")
-def first(place: Place) -> tuple[Searched, InlineRunner, Plan]:
+def first(place: Place) -> tuple[SearchOutcome, InlineRunner, Plan]:
     """A search, and what was planned before it."""
     recipe = place.load(*RULES)
     before = planned(recipe, Path(place.store))
@@ -79,7 +79,7 @@ def first(place: Place) -> tuple[Searched, InlineRunner, Plan]:
 
 
 def test_the_budget_holds_and_every_row_is_real(
-    place: Place, first: tuple[Searched, InlineRunner, Plan]
+    place: Place, first: tuple[SearchOutcome, InlineRunner, Plan]
 ) -> None:
     found, runner, _ = first
     mixtures, rows = found.outcome.mixtures, found.outcome.rows
@@ -95,8 +95,10 @@ def test_the_budget_holds_and_every_row_is_real(
     assert SweepPlan.of(runner.store, again).rows() == rows
 
 
-def test_what_is_told_is_what_was_evaluated(first: tuple[Searched, InlineRunner, Plan]) -> None:
-    outcome, told = first[0].outcome, first[0].found
+def test_what_is_told_is_what_was_evaluated(
+    first: tuple[SearchOutcome, InlineRunner, Plan],
+) -> None:
+    outcome, told = first[0].outcome, first[0].result
     assert told is not None
     assert outcome.rows is not None
     assert told.trace["mixture"].tolist() == outcome.rows.labels
@@ -118,22 +120,22 @@ def test_what_is_told_is_what_was_evaluated(first: tuple[Searched, InlineRunner,
 
 
 def test_the_same_again_costs_nothing(
-    place: Place, first: tuple[Searched, InlineRunner, Plan]
+    place: Place, first: tuple[SearchOutcome, InlineRunner, Plan]
 ) -> None:
     again, runner = searched(place.load(*RULES), Path(place.store))
     assert runner.ledger.num_evaluated == 0
     assert runner.ledger.built(DESCEND) == []
     assert again.outcome.rows == first[0].outcome.rows
-    assert again.found is not None
-    assert first[0].found is not None
-    pd.testing.assert_frame_equal(again.found.trace, first[0].found.trace)
-    assert again.found.words == first[0].found.words
+    assert again.result is not None
+    assert first[0].result is not None
+    pd.testing.assert_frame_equal(again.result.trace, first[0].result.trace)
+    assert again.result.words == first[0].result.words
     after = planned(place.load(*RULES), Path(place.store))
     assert (after.pairs_missing, after.mixtures, after.is_search) == (0, 24, False)
 
 
 def test_a_plan_counts_what_is_left_at_most(
-    place: Place, first: tuple[Searched, InlineRunner, Plan]
+    place: Place, first: tuple[SearchOutcome, InlineRunner, Plan]
 ) -> None:
     _, runner, before = first
     assert before.is_search
@@ -165,7 +167,7 @@ def test_a_plan_of_nothing_yet(tmp_path: Path, place: Place) -> None:
 
 
 def test_more_evaluations_cost_the_difference(
-    tmp_path: Path, place: Place, first: tuple[Searched, InlineRunner, Plan]
+    tmp_path: Path, place: Place, first: tuple[SearchOutcome, InlineRunner, Plan]
 ) -> None:
     store = Path(place.copy(tmp_path).store)
     more, runner = searched(place.load(*RULES, "search.evaluations=30"), store)
@@ -175,24 +177,26 @@ def test_more_evaluations_cost_the_difference(
     assert runner.ledger.num_evaluated + runner.ledger.num_known == 31 * SETS
 
 
-def test_the_command_leaves_a_run(place: Place, first: tuple[Searched, InlineRunner, Plan]) -> None:
+def test_the_command_leaves_a_run(
+    place: Place, first: tuple[SearchOutcome, InlineRunner, Plan]
+) -> None:
     rules = [word for rule in RULES for word in ("--set", rule)]
     words = ("search", place.recipe, "--store", place.store, *rules)
     found = mixpool_json(*words)
     assert found["losses_evaluated"] == 0
     assert found["mixtures"] == 24
-    assert first[0].found is not None
-    assert found["search"] == first[0].found.words
-    best = first[0].found.best.iloc[0]
+    assert first[0].result is not None
+    assert found["search"] == first[0].result.words
+    best = first[0].result.best.iloc[0]
     assert found["found"] == {
         "mixture": best["mixture"],
         "objective": pytest.approx(best["objective"]),
         "evaluations": 24,
     }
     folder = Path(place.store) / found["run"]
-    assert first[0].found.words[1].split(",")[0] in (folder / "report.html").read_text()
+    assert first[0].result.words[1].split(",")[0] in (folder / "report.html").read_text()
     content = json.loads((folder / "run.json").read_text())["content"]
-    assert Mixture.of(content["best"]).label == first[0].found.best["mixture"][0]
+    assert Mixture.of(content["best"]).label == first[0].result.best["mixture"][0]
     said = mixpool(*words, "--evaluations", "26")
     assert "26 of " in said.stdout
     order = [
@@ -207,7 +211,7 @@ def test_the_command_leaves_a_run(place: Place, first: tuple[Searched, InlineRun
 
 
 def test_a_search_that_was_ended_goes_on(
-    tmp_path: Path, finished: Place, first: tuple[Searched, InlineRunner, Plan]
+    tmp_path: Path, finished: Place, first: tuple[SearchOutcome, InlineRunner, Plan]
 ) -> None:
     copy = finished.copy(tmp_path)
     recipe, store = copy.load(*RULES), Path(copy.store)
@@ -277,7 +281,7 @@ def test_constraints_and_caps_hold(place: Place) -> None:
     for mixture in found.outcome.mixtures:
         assert mixture.size <= 3
         assert 0.25 <= mixture.weights["law-0"] <= 0.5
-    told = found.found
+    told = found.result
     assert told is not None
     assert {*told.surrogates["surrogate"]} == {"linear", "quadratic"}
     np.testing.assert_allclose(told.best[["law", "sums"]].mean(axis=1), told.best["objective"])

@@ -27,7 +27,7 @@ from flows.chain.runner import Ledger
 from flows.chain.work import SweepPlan, SweepWork
 from flows.runners.chunks import ResidentSweeper, run_chunk
 from flows.runners.devices import Device, Devices
-from flows.runners.process import Child, DeviceProcess, DeviceProcessError
+from flows.runners.process import DeviceChild, DeviceProcess, DeviceProcessError
 from flows.runners.stopping import Stopped, TimeLimitError
 from flows.runners.worker import Build, Failed
 from storage.artifact import Artifact, CorruptError
@@ -432,7 +432,7 @@ def test_work_that_never_reports_ends_some_time_after_the_parent(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("flows.runners.process.ENTRY", ENDLESS)
-    child = Child.start(bench.store.url, TWO)
+    child = DeviceChild.start(bench.store.url, TWO)
     child.send(pickle.dumps(Build(bench.call(90))))
     assert child.end(30) == 1
     assert "Timeout" in capfd.readouterr().err, "and tells where it was"

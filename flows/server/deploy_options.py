@@ -12,7 +12,7 @@ PROCESS = "process"
 
 
 @dataclass(frozen=True)
-class Deploy:
+class DeployOptions:
     """What is to be registered."""
 
     store: str
