@@ -1,8 +1,8 @@
-"""Artifacts and records: what was made, and how.
+"""Artifacts (immutable folders) and records (how each of them was made).
 
-An artifact is an immutable folder, named by the sha256 over its sorted files. A record says which
-step made it, from which config and inputs, at what cost, where and by what code; the whole pre-image
-of its key is in it. Both carry their own digest, so an edited record is as evident as a flipped bit.
+An artifact is named by the sha256 over its sorted files. A record names the step, config, inputs, cost,
+host and code that made an artifact; it holds everything that its key is computed from. Both carry their
+own digest, so an edit shows like a flipped bit.
 """
 
 import hashlib
@@ -73,7 +73,7 @@ def hash_file(path: Path) -> FileEntry:
 def describe(kind: str, folder: Path) -> Artifact:
     """The artifact that a local folder would be. Raises ValueError for an empty folder.
 
-    What a killed writer left unpublished in a store's folder is no part of it.
+    Temporary files that a killed writer left in a store's folder do not count.
     """
     files = {
         path.relative_to(folder).as_posix(): hash_file(path)

@@ -1,8 +1,8 @@
-"""Re-hash everything in a store, say what is wrong, and set it aside so that it is made anew.
+"""Audit a store: re-hash every file, list the faults, and set damaged files aside to be made anew.
 
-Every file but those of work in progress carries its own digest or has it in a file that does; and what
-a run or a manifest names must be there. A part of the losses table that is gone altogether leaves no
-trace and does no harm: its rows are evaluated again.
+Every file but those of work in progress carries its own digest, or is named with it by a file that does;
+and every file that a run or a manifest names must exist. A lost part of the losses table leaves no trace
+and does no harm: its rows are evaluated again.
 """
 
 import hashlib
@@ -18,17 +18,17 @@ from storage.store import Store
 
 
 class Fault(NamedTuple):
-    """Something in the store that is not what was written."""
+    """A file of the store that is missing, or not as it was written."""
 
     path: str
     what: str
     is_damage: bool = True
-    """False where it could not be looked at, or something else that it names is gone: whether it is
-    damaged itself is not known, so ``repair`` leaves it."""
+    """False where the file could not be read, or names a file that is gone. Then it may be sound
+    itself, so ``repair`` leaves it."""
 
 
 def verify(store: Store, progress: Callable[[int, int, str], None]) -> list[Fault]:
-    """Re-hash everything in the store; what is wrong, in the order in which it was looked at."""
+    """Re-hash everything in the store; the faults, in the order of the check."""
     audit = _Audit(store)
     faults: list[Fault] = []
     for number, path in enumerate(audit.listed):
@@ -38,7 +38,7 @@ def verify(store: Store, progress: Callable[[int, int, str], None]) -> list[Faul
 
 
 class _Audit:
-    """What is known so far; records come first, so that the rest can be held against them."""
+    """The state of an audit. Records come first, because the other files are compared with them."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -51,7 +51,7 @@ class _Audit:
         self._digests: set[str] = set()
 
     def check(self, path: str) -> Iterator[Fault]:
-        """Everything that is wrong with one file and what it stands for."""
+        """The faults of one file, and for a record those of its artifact."""
         kinds = {"records": self._record, "manifests": self._manifest, "losses": self._losses}
         try:
             yield from kinds.get(path.partition("/")[0], self._run)(path)
@@ -133,10 +133,10 @@ def history(faults: Iterable[Fault]) -> list[str]:
 
 
 def repair(store: Store, faults: Iterable[Fault]) -> list[str]:
-    """Set aside what is damaged, so that the next run makes it anew; the paths set aside.
+    """Set damaged files aside, so that the next run makes them anew; the paths set aside.
 
-    Manifests and run folders are history and cannot be made anew: they are left for a person, as is
-    what could not be looked at.
+    Manifests and run folders are history and cannot be made anew: they are left for a person. So are
+    files that could not be read.
     """
     done = []
     for path in dict.fromkeys(fault.path for fault in faults if fault.is_damage):

@@ -1,7 +1,7 @@
 """The cache: look a result up by the fingerprint of its inputs, or build it and commit it.
 
-``explain`` names the fields in which a call differs from the nearest record, so that a person knows
-before a run why something is built again. Steps and calls themselves are in ``storage.step``.
+``explain`` names the fields in which a call differs from the nearest record: why something is built
+again, before a run. Steps and calls themselves are in ``storage.step``.
 """
 
 import errno
@@ -31,7 +31,7 @@ def lookup(store: Store, call: Call[Any], *, fresh: bool = False) -> Handle | No
 
 
 def look_ahead(store: Store, calls: Iterable[Call[Any]]) -> None:
-    """Read what the store has of many calls at once, before each is looked up."""
+    """Read the records of many calls at once, before each call is looked up."""
     keys: dict[str, list[str]] = {}
     for call in calls:
         if (key := call.key) is not None:
@@ -41,13 +41,13 @@ def look_ahead(store: Store, calls: Iterable[Call[Any]]) -> None:
 
 
 class OutOfSpaceError(OSError):
-    """No space is left where a step writes; what was committed is safe."""
+    """The disk of the store or of the scratch folder is full; committed results are safe."""
 
 
 def build(
     store: Store, call: Call[Any], runtime: Runtime, meter: Meter, progress: Progress
 ) -> Handle:
-    """Run a call under a lease and commit its output; a result that appears meanwhile is used.
+    """Run a call under a lease and commit its output, unless another run has done so meanwhile.
 
     Raises:
         Busy: another live run is building the same key.
@@ -113,7 +113,7 @@ def _fetched(store: Store, handle: Handle) -> Path:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why a call would run: how it differs from the record that is nearest to it."""
+    """Why a call would run: its differences from the nearest record."""
 
     call: Call[Any]
     nearest: Record | None
@@ -130,7 +130,7 @@ class Explanation:
 
 
 def explain(call: Call[Any], records: list[Record]) -> Explanation:
-    """Compare a call with the records of its step; an input that is not built is ``not built``."""
+    """Compare a call with the records of its step; an unbuilt input has the digest ``not built``."""
     target = _pre_image(
         call.step.version,
         canonical(call.config),
@@ -141,7 +141,7 @@ def explain(call: Call[Any], records: list[Record]) -> Explanation:
     ]
     if not compared:
         return Explanation(call, None, [])
-    # Of records that are equally near, the one for the same thing tells more.
+    # Of records that are equally near, one with the same label is the more useful.
     fewest, record = min(compared, key=lambda pair: (len(pair[0]), pair[1].label != call.label))
     return Explanation(call, record, fewest)
 
@@ -153,7 +153,10 @@ def _pre_image(version: int, config: Json, inputs: dict[str, str]) -> Json:
 def deposit(
     store: Store, step: str, kind: str, label: str, folder: Path, details: Mapping[str, object]
 ) -> Handle:
-    """Store a folder that came from outside or from a scan: its content is its whole identity."""
+    """Store a folder that no step made, such as a given model or scanned documents.
+
+    Its key follows from its content alone.
+    """
     artifact = describe(kind, folder)
     config: Json = {"digest": artifact.digest}
     key = deposit_key(step, artifact)

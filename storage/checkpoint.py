@@ -1,11 +1,10 @@
 """Resume points of a step that is being built: the one mutable place of the store.
 
 A checkpoint is a folder ``checkpoint.<position>`` and, written last, ``checkpoint.json`` with the
-digests of its files. A crash between the two leaves the older checkpoint in force; a damaged one is
-reported and counts as none, because starting over is slow and resuming from rubbish is wrong.
+digests of its files. After a crash between the two, the older checkpoint counts. A damaged one is
+logged and ignored: starting over is slow, but resuming from damaged files is wrong.
 
-``BackgroundSaves`` writes and uploads in a thread, one resume point at a time, so that the work goes on
-meanwhile and two are never half written.
+``BackgroundSaves`` writes and uploads in a thread, one resume point at a time, while the work goes on.
 """
 
 import contextvars
@@ -37,7 +36,7 @@ class Checkpoints:
     ) -> None:
         """Make the files in ``source`` the resume point at ``position``; drop older ones.
 
-        ``is_wanted`` is asked before each change; where it says no, the older one stays in force.
+        ``is_wanted`` is called before each change; where it returns False, the older one stays.
         """
         artifact = describe("checkpoint", source)
         for name in artifact.files:
@@ -109,10 +108,10 @@ class Checkpoints:
 class BackgroundSaves:
     """Saves resume points while the ``with`` block goes on with its work, at most one at a time.
 
-    What made a save fail is raised by the next ``save`` or ``wait``. The end of the block waits for
-    the last one; where the block failed, ``patience`` seconds at most, after which the save is given
-    up and the older resume point stays in force. A failure that only shows there is logged: the work
-    that the resume point was for is over.
+    The error of a failed save is raised by the next ``save`` or ``wait``. The end of the block waits
+    for the last save. Where the block failed, it waits ``patience`` seconds at most: then the save is
+    given up and the older resume point stays. An error of that last save is only logged, since the
+    work that needed the resume point is over.
 
     Args:
         checkpoints: where they are saved.
@@ -138,9 +137,9 @@ class BackgroundSaves:
         return max(self._longest, time.monotonic() - self._began if self.is_saving else 0.0)
 
     def save(self, write: Callable[[Path], object], position: int) -> None:
-        """Begin to save what ``write`` puts into a folder, after the one before has ended.
+        """Wait for the save before, then begin to save the files that ``write`` puts into a folder.
 
-        ``write`` is called in a thread: what it writes must not change meanwhile.
+        ``write`` is called in a thread: the data it writes must not change meanwhile.
         """
         self.wait()
         self._began = time.monotonic()
@@ -152,11 +151,11 @@ class BackgroundSaves:
         self._thread.start()
 
     def wait(self, seconds: float | None = None) -> None:
-        """Wait for the one that is being saved; after ``seconds`` it is given up.
+        """Wait for the save that goes on; after ``seconds`` it is given up.
 
         Raises:
-            Exception: what made it fail.
-            TimeoutError: it was given up.
+            Exception: the error of the save.
+            TimeoutError: the save was given up.
         """
         if self._thread is not None:
             self._thread.join(seconds)
@@ -173,7 +172,7 @@ class BackgroundSaves:
             with tempfile.TemporaryDirectory(dir=self._scratch) as name:
                 write(Path(name))
                 self._checkpoints.save(Path(name), position, lambda: not self._given_up.is_set())
-        except BaseException as error:  # raised where somebody hears of it
+        except BaseException as error:  # raised again in the thread that waits
             self._error = error
         finally:
             self._longest = max(self._longest, time.monotonic() - self._began)

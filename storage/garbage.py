@@ -1,9 +1,8 @@
-"""Garbage: what no kept run reaches, and its deletion.
+"""Garbage collection: find everything that no kept run needs, and delete it.
 
-A run's ``run.json`` names the records, manifests and losses that it used. Records name their inputs by
-digest, manifests name artifacts, so everything a run needs can be reached from it. What no kept run
-reaches is garbage. What names things is deleted before the things, so that an interrupted ``gc``
-leaves only files that nothing names.
+A run's ``run.json`` names the records, manifests and losses that it used; records name their inputs and
+manifests their artifacts, by digest. What cannot be reached that way from a kept run is garbage. A file
+is deleted before the files that it names, so that an interrupted ``gc`` leaves no dangling name.
 """
 
 import contextlib

@@ -1,12 +1,12 @@
-"""An advisory lease, so that two runs do not do the same work at the same time.
+"""Advisory leases, so that two runs do not do the same work at the same time.
 
-A lease is a chain of files ``lease.0``, ``lease.1``, ... of which the highest counts. Taking over an
-expired one means creating the next number, which only one of many can: the store's create-only write
-is all that is needed, on every backend. The holder renews by replacing what it wrote last (so a
-holder that slept cannot bring back a lease that another took over); expiry is measured by the clock
-that stamps the files. A holder on this host whose process is gone has expired at once.
+A lease is a chain of files ``lease.0``, ``lease.1``, ... of which the highest number counts. An expired
+lease is taken over by creating the next number, which only one of many can do, on every backend. The
+holder renews its lease by replacing its own file, so a holder that slept cannot bring back a lease that
+another took over. Age is measured by the clock that stamps the files. A holder on this host whose
+process is gone has expired at once.
 
-Leases only save work. What keeps results right is that records are create-only.
+Leases only save work. Results are right without them, because records are create-only.
 """
 
 import json

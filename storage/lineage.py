@@ -1,4 +1,4 @@
-"""What came from what: the record that made each artifact, trees for people, finished runs.
+"""Lineage: which record made each artifact, as a tree; and the folders of the store's runs.
 
 Records name their inputs by digest, so an artifact's whole history can be followed from its record.
 """
@@ -27,7 +27,7 @@ def tree(
     """Lines that show how an artifact was made, its inputs below it, with fingerprints.
 
     Args:
-        made: the record that made each artifact, by digest.
+        records: the record that made each artifact, by digest.
         names: what to call an artifact that is not in ``records``, by digest.
     """
     start = "    " * depth + (f"{name}: " if name else "")

@@ -1,4 +1,4 @@
-"""Where a result came from: commit, command line, host, device, versions. Never part of a key.
+"""Provenance of a result: commit, command line, host, device, package versions. Never part of a key.
 
 Secrets are cut out of the command line before it is written, and environment variables are never read.
 """
@@ -17,7 +17,7 @@ PACKAGES = ("mixpool", "torch", "transformers", "tokenizers", "datasets", "safet
 
 
 def provenance(device: str) -> dict[str, object]:
-    """Facts about this process, as plain JSON; ``device`` names what computed."""
+    """Facts about this process, as plain JSON; ``device`` is the name of the device that computed."""
     return {**_constant(), "device": device, "created": now()}
 
 

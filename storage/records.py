@@ -1,8 +1,7 @@
-"""Records by step and key: found by one listing, read many at a time, set aside when damaged.
+"""The records of a store: look one up by step and key, read many at once, set damaged ones aside.
 
-A record's name ends in its key, so a listing of a step's folder answers for any number of keys. The
-listing is kept; what it does not show may still have been written by another client since, and
-``fresh`` asks again.
+A record's name ends in its key, so one listing of a step's folder answers for any number of keys. The
+listing is kept. Another client may have written a record since, and ``fresh`` lists again.
 """
 
 import contextlib
@@ -53,8 +52,8 @@ class Records:
     def find(self, step: str, key: str, *, fresh: bool = False) -> Record | None:
         """The record of a key, or None. ``fresh`` lists the store again first.
 
-        A record that does not hold what was written is set aside (see ``retract``) and reported,
-        and counts as none. Where two writers used different labels, the first name stands.
+        A damaged record is set aside (see ``set_aside``), logged, and counts as none. Where two
+        writers used different labels, the first by name counts.
         """
         ahead = self._ahead.pop(key, {})
         for path in self._paths(step, key, fresh=fresh):
@@ -79,7 +78,7 @@ class Records:
         return key in self._names(step)
 
     def look_ahead(self, step: str, keys: Iterable[str]) -> None:
-        """Read the records of many keys at once; the next ``find`` of each has it at hand."""
+        """Read the records of many keys at once; the next ``find`` of each uses what was read."""
         names, contents = self._names(step), {key: dict[str, bytes]() for key in keys}
         owners = {path: key for key in contents for path in names.get(key, ())}
         for path, data in self.backend.read_each(owners):
@@ -140,7 +139,7 @@ class Records:
                 LOG.warning("%s", error)
 
     def _add(self, record: Record, sealed: bytes) -> Record:
-        """Write a record; the one that stands for its key."""
+        """Write a record; returns the one that counts for its key."""
         # What was read ahead may be gone by now, and then this record must be written.
         self._ahead.pop(record.key, None)
         with self._lock:

@@ -1,6 +1,6 @@
-"""A file that carries the sha256 of itself, so that one flipped bit anywhere in it is found.
+"""A file with its own sha256 inside, so that a changed bit anywhere in it is noticed.
 
-The writer leaves a placeholder (``PLACEHOLDER``: a marker and 64 zeros) anywhere in the bytes; the
+The writer leaves a placeholder (``PLACEHOLDER``: a marker and 64 zeros) anywhere in the bytes. The
 stamp is the digest of the file with the placeholder in it, written over the zeros.
 """
 

@@ -1,8 +1,8 @@
-"""Steps: pure functions from a configuration and inputs to a folder, and how one use of a step is named.
+"""Steps and calls: a step is a pure function from config and inputs to a folder, a call one use of it.
 
 What can change a result is in a ``Call`` (step, config, inputs by digest) and so in its key; what
-cannot is in ``Runtime``. The line is drawn by types: a step's function is given both, and only the
-first can reach the fingerprint. ``storage.cache`` looks results up and builds them.
+cannot is in ``Runtime``. Types keep the two apart: a step's function is given both, and only the
+first can enter the fingerprint. ``storage.cache`` looks results up and builds them.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ class Runtime(BaseModel):
     device: str = "auto"
     """torch devices, separated by commas (cuda:0,cuda:1); auto is every GPU, else the CPU.
 
-    Whoever computes in one process uses the first.
+    A run in one process uses the first.
     """
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of one process; None leaves torch's default."""

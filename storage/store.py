@@ -1,8 +1,8 @@
 """The store: immutable artifacts, create-only records, verified reads, one mutable place for work.
 
-An artifact exists when, and only when, a record names it: files first, record last. A crash leaves
-files that no record names, which ``gc`` finds. Only the index page is ever overwritten, so readers need
-no locks; of two writers of one key the first wins, and the second is given what is there.
+An artifact exists when, and only when, a record names it: its files are written first, the record last.
+A crash leaves files that no record names, which ``gc`` deletes. Only the index page is ever overwritten,
+so readers need no locks. Of two writers of one key the first wins, and the second gets its record.
 """
 
 import logging
@@ -42,7 +42,7 @@ class Store(Records):
         url: where; ``file://``, a plain path, ``memory://`` or any fsspec URL.
         cache: local folder for verified copies of remote artifacts.
         create: make a new store where there is none; otherwise that is an error.
-        backend: the files themselves, where they are not simply those at ``url``.
+        backend: where the files are read and written; None opens ``url``.
     """
 
     def __init__(
@@ -80,12 +80,15 @@ class Store(Records):
             )
 
     def check(self) -> list[str]:
-        """Prove that of 16 racing creates exactly one wins; what else the backend lacks, in words.
+        """Prove that of 16 racing creates exactly one wins.
+
+        Returns:
+            What else the backend lacks, in words; each is logged as a warning.
 
         Raises:
             StoreFormatError: the backend lets a second writer through, so concurrent runs would
-                corrupt each other's results; it is only told where MIXPOOL_ALONE promises that
-                there is never a second run or process.
+                corrupt each other's results. With MIXPOOL_ALONE=1, a promise that there is never a
+                second run or process, that is only a warning.
         """
         path = f"work/check/{uuid.uuid4().hex}"
         with in_threads(self.backend, 16) as pool:
@@ -96,7 +99,7 @@ class Store(Records):
         if won.count(True) != 1 or stands != b"%d" % won.index(True):
             fault = (
                 f"the backend of {self.url} does not refuse a second create ({won.count(True)} of "
-                "16 racing writers were told they won)"
+                "16 racing writers won)"
             )
             if os.environ.get("MIXPOOL_ALONE") != "1":
                 raise StoreFormatError(
@@ -113,7 +116,7 @@ class Store(Records):
     # Commit and retract ------------------------------------------------------------------------
 
     def commit(self, record: Record, folder: Path) -> Record:
-        """Store ``folder`` as the record's output, then the record; returns the one that stands.
+        """Store ``folder`` as the record's output, then the record; returns the record that counts.
 
         Raises:
             NotCanonicalError: the record holds a value without a canonical form; nothing is stored.
@@ -174,7 +177,7 @@ class Store(Records):
     # Chains, work and leases -------------------------------------------------------------------
 
     def append(self, folder: str, suffix: str, content: bytes, *, after: int = -1) -> str:
-        """Claim the next number in ``folder`` for ``content``; the path it got.
+        """Write ``content`` under the next free number in ``folder``; its path.
 
         Args:
             after: a number that is known to be taken, so that not all are listed again.
@@ -202,7 +205,7 @@ class Store(Records):
 
 
 def number_of(path: str) -> int:
-    """The number that a file of a chain claimed."""
+    """The number of a file of a chain."""
     return int(PurePosixPath(path).stem)
 
 

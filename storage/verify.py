@@ -1,8 +1,8 @@
-"""Is a file what its artifact says, and how a remote one comes into the local read cache.
+"""Check an artifact's files against their digests, and download them into the local read cache.
 
-A missing or changed file is a fault of the artifact, for which it is set aside and made anew. Trouble
-of the machine (no permission, too many open files, a network that fails) is none and is raised: no
-result is deleted because it could not be looked at.
+A missing or changed file is a fault of the artifact, which is then set aside and made anew. An error of
+the machine (no permission, too many open files, a network that fails) is raised instead: no result is
+deleted because it could not be read.
 """
 
 import errno
@@ -14,9 +14,9 @@ from storage.artifact import Artifact, FileEntry, hash_file
 from storage.backends.backend import Backend, in_threads
 
 TRIES = 4
-"""A flaw on the way here is none in the store: only what comes damaged so often is."""
+"""Downloads that must all be damaged before the file in the store counts as damaged."""
 FILES = 8
-"""Files of one artifact that are looked at together."""
+"""Files of one artifact that are checked at the same time."""
 
 
 def faults(backend: Backend, artifact: Artifact) -> list[str]:
@@ -33,7 +33,7 @@ def fault(backend: Backend, path: str, entry: FileEntry) -> str | None:
 
 
 def fill(backend: Backend, artifact: Artifact, folder: Path) -> list[str]:
-    """Download what ``folder`` lacks or holds damaged; what stays wrong, in words.
+    """Download the artifact's files that ``folder`` lacks or has damaged; faults that stay, in words.
 
     Files are replaced one by one, so that another reader of the folder never misses one.
     """
@@ -58,7 +58,7 @@ def _each(
 
 
 def _download(backend: Backend, path: str, entry: FileEntry, target: Path) -> str | None:
-    """Replace ``target`` by the file at ``path``, or by nothing where it is missing; what is wrong."""
+    """Replace ``target`` by the file at ``path``, or delete it where that is missing; the fault."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetching-") as scratch:
         fresh = Path(scratch) / "file"

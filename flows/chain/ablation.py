@@ -1,7 +1,7 @@
-"""The chain: corpus to losses of every mixture, readable top to bottom.
+"""The chain: from corpus to the losses of every mixture, readable top to bottom.
 
-A plain function that is given a runner. Nothing here computes: it says which step is needed with
-which inputs, and the runner looks it up, builds it, or counts it.
+Nothing here computes. ``ablate`` says which step is needed with which inputs, and the runner that it is
+given looks each up, builds it, or counts it.
 """
 
 from collections.abc import Iterable
@@ -35,7 +35,7 @@ BASE = "base model"
 
 @dataclass(frozen=True)
 class Prepared:
-    """What every mixture is judged by: the pool and the evaluation sets, as made or planned."""
+    """The pool and the evaluation sets, built or planned: all that evaluating a mixture needs."""
 
     manifest: Manifest
     tokenizer: Handle
@@ -57,7 +57,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Outcome(Prepared):
-    """What a chain has made, or would make."""
+    """The result of a chain: pool, sets, mixtures and losses; in a plan without the losses."""
 
     mixtures: list[Mixture]
     """Over names of partitions."""
@@ -74,7 +74,7 @@ class Outcome(Prepared):
         rows: Rows | None,
         race: RaceOutcome | None = None,
     ) -> "Outcome":
-        """What was prepared, and the mixtures that were judged by it."""
+        """The outcome of judging ``mixtures`` with what was prepared."""
         values = {field.name: getattr(prepared, field.name) for field in fields(Prepared)}
         return cls(**values, mixtures=mixtures, rows=rows, race=race)
 
@@ -88,13 +88,13 @@ def ablate(run: Runner, recipe: Recipe, corpus: Manifest | None = None) -> Outco
     """Bring everything that the recipe asks for up to date and return it.
 
     Args:
-        corpus: what ``scan_corpus`` has just found; None scans now.
+        corpus: the manifest that ``scan_corpus`` has just made; None scans now.
 
     Raises:
         ValueError: the data or the recipe cannot be used; what was committed stays.
     """
     corpus = corpus or scan_corpus(run, recipe)
-    # Before anything is trained: a space may name a domain that there is not.
+    # Before anything is trained: a space may name a domain that does not exist.
     domains = {entry.name: entry.domain for entry in partitions_of(corpus, recipe)}
     mixtures = enumerate_mixtures(recipe.mixtures, domains)
     check_labels(mixtures)
@@ -141,7 +141,7 @@ def partitions_of(corpus: Manifest, recipe: Recipe) -> list[PartitionEntry]:
 
 
 def check_labels(mixtures: Iterable[Mixture]) -> None:
-    """Refuse mixtures that people could not tell apart. Raises ValueError."""
+    """Raise ValueError where two mixtures have the same label."""
     seen: set[str] = set()
     for mixture in mixtures:
         if (label := mixture.label) in seen:

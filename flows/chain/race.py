@@ -1,10 +1,9 @@
-"""The best mixtures for little more than the price of a few: a race over the parts of the sets.
+"""Carry out a race: evaluate mixtures on parts of the sets, and only the finalists in full.
 
-``tasks.ranking.race`` decides who is evaluated on what; here its questions become uses of steps
-(each part of a set is an artifact) and sweeps of the usual kind. So what a race evaluates is kept
-in the losses table under the digest of the part, a killed race goes on where it was, later runs use
-its rows, and finalists' losses are those that a full sweep writes. A plan plays a race again from
-stored losses as far as they go.
+``tasks.ranking.race`` decides which mixtures are evaluated on which parts. Here each part of a set
+becomes an artifact, and each evaluation a sweep. So a race's losses are in the losses table under the
+digest of the part: a killed race goes on, later runs use its rows, and finalists' losses are those of a
+full sweep. A plan replays a race from stored losses as far as they go.
 """
 
 import itertools
@@ -30,12 +29,12 @@ if TYPE_CHECKING:
 
 
 LARGEST = 0.5
-"""All parts together hold at most this share of the documents: past it the whole is the better buy."""
+"""Share of the documents that all parts together may hold; above it, evaluating in full is cheaper."""
 
 
 @dataclass(frozen=True)
 class RaceOutcome:
-    """What a race came to."""
+    """The result of a race: its finalists, with their losses."""
 
     config: RaceConfig
     result: Result
@@ -46,11 +45,11 @@ class RaceOutcome:
 
     @property
     def words(self) -> list[str]:
-        """What a complete race did, in sentences."""
+        """A complete race in sentences."""
         return list(in_words(self.result, self.config.top, self.config.confidence))
 
     def to_json(self) -> dict[str, Any]:
-        """The rules, and what a complete race did, as plain JSON."""
+        """The rules and the result of a complete race, as plain JSON."""
         return {
             "words": self.words,
             **self.config.model_dump(mode="json"),
@@ -62,7 +61,7 @@ class RaceOutcome:
         }
 
     def screening(self, mixtures: Sequence[Mixture]) -> Screening | None:
-        """What a report tells of a complete race of ``mixtures``; None where none was dropped."""
+        """The report's part on a complete race of ``mixtures``; None where none was dropped."""
         if not self.result.exits:
             return None
         exits = exits_frame(self.result, [mixture.label for mixture in mixtures])
@@ -84,14 +83,14 @@ def run_race(run: Runner, config: RaceConfig, work: SweepWork) -> RaceOutcome:
     if not result.is_complete:
         return RaceOutcome(config, result, None, None)
     finalists = [work.mixtures[number] for number in result.finalists]
-    # Not swept once more, or what was evaluated just now would be counted as found.
+    # Not swept once more, or losses evaluated just now would be counted as stored.
     scratch = run.runtime.scratch
     plan = SweepPlan.of(run.store, work._replace(mixtures=finalists), scratch)
     return RaceOutcome(config, result, finalists, plan.rows(scratch))
 
 
 def _look_at_opening(run: Runner, config: RaceConfig, work: SweepWork) -> None:
-    """What is needed in any case, for a plan in which no set is built, so that none has a size."""
+    """Plan the first look only: no set is built yet, so the sizes of later looks are unknown."""
     run.sweep(work._replace(mixtures=_members(work)))
     parts = run.map([_part_call(config, name, handle, 0) for name, handle in work.sets.items()])
     sets = {handle.label: handle for handle in parts}
@@ -124,7 +123,7 @@ def _part_call(config: RaceConfig, name: str, windows: Handle, number: int) -> C
 
 
 class RaceSweeps:
-    """Losses by sweeps (see ``tasks.ranking.race.Course``)."""
+    """Gives a race its losses, by sweeps (see ``tasks.ranking.race.Course``)."""
 
     def __init__(self, run: Runner, config: RaceConfig, work: SweepWork) -> None:
         self._run, self._config, self._work = run, config, work

@@ -1,8 +1,7 @@
 """The recipe: everything that can change a result, in one frozen tree.
 
-It is read from YAML, drawn as a form by Prefect, varied with ``--set a.b=c``, and refused with the
-path of the field and the allowed values where it is wrong. Where results are kept and what computes
-them is not part of it.
+It is read from YAML, drawn as a form by Prefect, and varied with ``--set a.b=c``. A wrong field is refused
+with its path and the allowed values. Store, devices and folders are no part of it.
 """
 
 import math

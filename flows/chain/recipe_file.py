@@ -1,4 +1,4 @@
-"""Recipes in files: read from YAML, varied with ``--set a.b=c``, refused in words, written again.
+"""Recipes in files: read YAML, apply ``--set a.b=c``, explain what is wrong, write YAML.
 
 A wrong field is refused with its path and the allowed values.
 """
@@ -65,7 +65,7 @@ class RecipeLoader(yaml.SafeLoader):
 
 
 class RecipeDumper(yaml.SafeDumper):
-    """What it writes, ``RecipeLoader`` reads as it was: the text ``5e-4`` gets quotes."""
+    """Writes YAML that ``RecipeLoader`` reads back unchanged: the text ``5e-4`` gets quotes."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -115,7 +115,7 @@ def _fault(fault: dict[str, Any]) -> str:
 
 
 def _path_and_type(location: Iterable[str | int]) -> tuple[str, Any]:
-    """The path to a place of the recipe, and the annotation of what stands there."""
+    """The dotted path of a field of the recipe, and the field's annotation."""
     path, annotation = "", cast(Any, Recipe)
     for part in location:
         name, choices = _choices(annotation)
@@ -134,7 +134,7 @@ def _path_and_type(location: Iterable[str | int]) -> tuple[str, Any]:
 
 
 def _choices(annotation: Any) -> tuple[Any, list[Any]]:
-    """The name of the field by which alternatives are told apart, if there is one, and these."""
+    """The field that distinguishes alternatives (None where there is one only), and these."""
     name = None
     while True:
         if get_origin(annotation) is Annotated:
@@ -187,7 +187,7 @@ def apply_override(tree: dict[str, Any], override: str, option: str = "--set") -
 
 
 def _key(node: object, text: str, where: str) -> Any:
-    """What ``text`` stands for in a mapping or a list."""
+    """The key of a mapping, or the position in a list, that ``text`` names."""
     if isinstance(node, dict):
         return text
     if not isinstance(node, list):

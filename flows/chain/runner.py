@@ -1,8 +1,8 @@
-"""What the chain asks of a runner, and the ledger of what became of it.
+"""The runner: the protocol that carries out the chain, and the ledger of what it built.
 
-The chain (``flows.chain.ablation``) says what is needed. A runner looks it up, builds it or counts it:
+The chain (``flows.chain.ablation``) says what is needed, and a runner looks it up, builds it or counts it:
 ``flows.runners.inline`` in this process, ``flows.runners.planner`` without building anything,
-``flows.prefect.runner`` with a task run for each use of a step.
+``flows.prefect.runner`` with a task run for each call of a step.
 """
 
 import logging
@@ -22,10 +22,10 @@ POLL_SECONDS = 1.0
 
 
 class Reporter(Protocol):
-    """Shows a person what goes on."""
+    """Shows a person the progress of a run."""
 
     def task(self, name: str) -> Progress:
-        """A function that is told how far the named piece of work is."""
+        """A function to call with the progress of the named piece of work."""
 
     def say(self, message: str) -> None:
         """One line that stays."""
@@ -35,7 +35,7 @@ class Quiet:
     """Shows nothing."""
 
     def task(self, name: str) -> Progress:
-        """A function that ignores what it is told."""
+        """A function that ignores progress."""
         del name
         return lambda done, total, unit: None
 
@@ -46,7 +46,7 @@ class Quiet:
 
 @dataclass(frozen=True)
 class Entry:
-    """What became of one piece of work."""
+    """One call of a step, built now or taken from the store."""
 
     step: Step[Any]
     label: str
@@ -59,7 +59,7 @@ class Entry:
 
 @dataclass
 class Ledger:
-    """Everything a run asked for: what was built now and what the store had."""
+    """All calls and losses of a run: what was built now, and what the store had."""
 
     entries: list[Entry] = field(default_factory=list)
     num_evaluated: int = 0
@@ -69,11 +69,11 @@ class Ledger:
     sweep_costs: list[Mapping[str, Any]] = field(default_factory=list)
 
     def built(self, step: Step[Any]) -> list[Entry]:
-        """What was built now of one step."""
+        """The calls of one step that were built now."""
         return [entry for entry in self.entries if entry.step == step and entry.built]
 
     def cached(self, step: Step[Any]) -> list[Entry]:
-        """What the store had of one step."""
+        """The calls of one step whose results the store had."""
         return [entry for entry in self.entries if entry.step == step and not entry.built]
 
 
@@ -89,7 +89,7 @@ class Runner(Protocol):
         """The results of calls that do not need one another, in order."""
 
     def sweep(self, work: SweepWork) -> Rows | None:
-        """Every row of the work, or None in a plan."""
+        """The losses of every mixture of the work on every set; None in a plan."""
 
     def rest(self) -> None:
         """Give back the memory that the stages of a race share."""

@@ -1,9 +1,8 @@
-"""The best mixture of a pool whose mixtures cannot be listed: proposed, evaluated, learnt from.
+"""Carry out a search: evaluate the mixtures that ``tasks.search.rounds`` proposes, and learn from them.
 
-``tasks.search.rounds`` says what is next; here its proposals become sweeps of the usual kind. So whatever a
-search evaluates is a row of the losses table: a search that was killed goes on for nothing, the same
-search costs nothing, one with a larger budget costs the difference, and a full sweep later finds its
-rows. A plan plays a search again from stored losses as far as they go.
+Proposals are evaluated by sweeps, so their losses are rows of the losses table. A killed search goes on
+for nothing, the same search costs nothing, one with a larger budget costs the difference, and a full
+sweep uses the rows. A plan replays a search from stored losses as far as they go.
 """
 
 import math
@@ -43,16 +42,16 @@ if TYPE_CHECKING:
 
 
 class SearchOutcome(NamedTuple):
-    """What a search came to."""
+    """The result of a search, or how much of it a plan can foresee."""
 
     outcome: Outcome
     """Its mixtures are those that were evaluated."""
     result: "Found | None"
-    """What is told of it; None in a plan that does not know all losses."""
+    """Its answer, tables and words; None in a plan that does not know all losses."""
     pending: int = 0
     """Mixtures that may be evaluated and whose losses a plan does not know; 0 outside plans."""
     left: int = 0
-    """How many of these the plan was not asked to count yet, because what they are is not known."""
+    """How many of these are yet unknown mixtures, which the plan's runner has not counted."""
 
 
 def search(run: Runner, recipe: Recipe, corpus: Manifest) -> SearchOutcome:
@@ -61,7 +60,7 @@ def search(run: Runner, recipe: Recipe, corpus: Manifest) -> SearchOutcome:
     Raises:
         ValueError: the data or the recipe cannot be used; what was committed stays.
     """
-    # Before anything is trained: constraints may contradict, an objective may name what is not there.
+    # Before anything is trained: constraints may contradict, an objective may name an unknown set.
     state = scope(recipe, corpus)
     prepared = prepare(run, recipe, corpus)
     sweeps = SearchSweeps(run, recipe, prepared, state)
@@ -82,7 +81,7 @@ def scope(recipe: Recipe, corpus: Manifest) -> Search:
     """A search that has evaluated nothing yet.
 
     Raises:
-        ValueError: constraints or objective name what is not there, or contradict.
+        ValueError: constraints or objective contradict, or name an unknown unit or set.
     """
     rules, partitions = recipe.search, partitions_of(corpus, recipe)
     units = _units(partitions, rules.unit)
@@ -104,7 +103,7 @@ def _units(partitions: Sequence[PartitionEntry], unit: Unit) -> Units:
 
 
 class SearchSweeps:
-    """Carries out what a search asks for.
+    """Evaluates what a search proposes, by sweeps.
 
     Attributes:
         landings: mixtures of units to which descents led.
@@ -122,7 +121,7 @@ class SearchSweeps:
     def go(self) -> bool:
         """Evaluate until the budget is spent; False where a plan does not know the losses."""
         state = self._state
-        # Each is asked for whatever became of the one before: a plan is to count them all.
+        # All three, even where the first does not succeed: a plan is to count them all.
         opening = [self._base(), self._evaluate(state.first(), "first design"), self._descend()]
         if not all(opening):
             return False
@@ -135,7 +134,7 @@ class SearchSweeps:
         """The losses of every mixture that was evaluated."""
         mixtures = [trial.judged for trial in self._state.tried]
         scratch = self._run.runtime.scratch
-        # Not swept once more, or what was evaluated just now would be counted as found.
+        # Not swept once more, or losses evaluated just now would be counted as stored.
         plan = SweepPlan.of(self._run.store, self._work._replace(mixtures=mixtures), scratch)
         return plan.rows(scratch)
 

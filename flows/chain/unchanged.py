@@ -1,8 +1,7 @@
-"""Whether a finished run's answer still holds, because nothing has changed since.
+"""Check whether anything has changed since the recipe's last finished run.
 
-A schedule looks often, so looking must cost next to nothing when there is nothing new: the newest
-finished run of the recipe is found by name, and the corpus is listed once. Nothing is written, and no
-lease is taken.
+A schedule looks often, so a look must cost next to nothing: the newest finished run of the recipe is
+picked by name, and the corpus is listed once. Nothing is written, and no lease is taken.
 """
 
 import hashlib
@@ -27,9 +26,8 @@ from tasks.tokens.tokenizer import GivenTokenizer
 LOG = logging.getLogger("mixpool.landing")
 
 
-# Is there anything to do? -------------------------------------------------------------------------
 class Unchanged(NamedTuple):
-    """Nothing is to be done: what a finished run found is still the answer."""
+    """Nothing is to be done: the result of a finished run is still up to date."""
 
     run: str
     """Name of the run: its folder in the store is ``runs/<name>``."""
@@ -40,14 +38,14 @@ class Unchanged(NamedTuple):
 def is_unchanged(store: Store, recipe: Recipe, settle_seconds: float = 0.0) -> Unchanged | None:
     """The finished run of exactly this recipe after which nothing has landed; None to run the chain.
 
-    A run that crashed or was cancelled is no finished run. New files that wait for their marker are
-    nothing new, nor is a damaged file that the run could not read. A given base model is taken to be
-    what it was, as nothing but data is looked at; a given tokenizer is read, since the corpus's chain
-    depends on it. Why not is logged.
+    A run that crashed or was cancelled is no finished run. New files that wait for their marker do
+    not count, nor does a damaged file that the run could not read. A given base model is assumed to
+    be unchanged; a given tokenizer is read, since the name of the corpus's chain depends on it. The
+    reason for None is logged.
 
     Args:
-        settle_seconds: as for a scan: with more than 0, new files that still change are nothing new
-            either, at the price of the wait.
+        settle_seconds: as for a scan: above 0, new files that still change do not count either,
+            and the call takes so long.
 
     Raises:
         ValueError: the corpus has no files at its address, or the newest manifest is damaged.
@@ -72,7 +70,7 @@ def is_unchanged(store: Store, recipe: Recipe, settle_seconds: float = 0.0) -> U
 
 
 def _finished_run(store: Store, recipe: Recipe) -> tuple[str, Mapping[str, Any]] | None:
-    """Name and content of the newest; runs of other recipes are told by their names, mostly."""
+    """Name and content of the newest finished run of exactly this recipe, or None."""
     digest = hashlib.sha256(to_yaml(recipe).encode()).hexdigest()
     ended = re.compile(rf"runs/\w+-{re.escape(slug(recipe.name))}(-\d+)?/run\.json")
     paths = filter(ended.fullmatch, store.backend.list("runs"))
@@ -86,7 +84,7 @@ def _finished_run(store: Store, recipe: Recipe) -> tuple[str, Mapping[str, Any]]
 
 
 def _read(store: Store, path: str) -> Mapping[str, Any] | None:
-    """What a ``run.json`` holds; None, with a warning, where it is damaged or gone."""
+    """The content of a ``run.json``; None, with a warning, where it is damaged or gone."""
     try:
         content = unseal(store.backend.read(path), path)
     except (CorruptError, FileNotFoundError) as error:

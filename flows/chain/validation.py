@@ -1,9 +1,9 @@
-"""Really train a sample of mixtures, and see how far the ranking can be trusted.
+"""Validation: really train a sample of mixtures, and compare the ranking with them.
 
-References are steps like any other: the base model trained on the union of a mixture's tokens, in as
-many steps as its partitions had together. They are cached, resumed, and reused by later validations;
-so are the same with other seeds, which tell how far references themselves agree. What else a verdict
-stands on costs evaluations alone: partition models by themselves, the midpoints of pairs, the base model.
+A reference is a training step: the base model trained on the union of a mixture's tokens, in as many
+steps as its partitions had together. References are cached, resumed and reused. So are the repeats with
+other seeds, which show how far references agree with one another. The other figures of a verdict cost
+evaluations alone: partition models by themselves, midpoints of pairs, the base model.
 """
 
 import random
@@ -48,7 +48,7 @@ class Validation:
 
 
 class References(NamedTuple):
-    """Mixtures that were really trained, and what their models are compared with."""
+    """Mixtures that were really trained, and the models they are compared with."""
 
     chosen: list[Mixture]
     models: dict[str, Handle]
@@ -65,7 +65,7 @@ class References(NamedTuple):
 
 
 def train_references(run: Runner, recipe: Recipe, outcome: Outcome) -> References:
-    """Train and evaluate the references, and evaluate what they are compared with.
+    """Train and evaluate the references, and evaluate the models they are compared with.
 
     Raises:
         ValueError: the recipe has fewer such mixtures, or the budget pays for fewer than two.
@@ -79,7 +79,7 @@ def train_references(run: Runner, recipe: Recipe, outcome: Outcome) -> Reference
     handles = run.map([*calls, *again])
     models = {m.label: handle for m, handle in zip(chosen, handles[: len(chosen)], strict=True)}
     repeats = dict(zip(seeds, handles[len(chosen) :], strict=True))
-    # What the ranking lacks: a race may have screened out a mixture that is now to be compared.
+    # A race may have screened out a mixture that is now to be compared: its losses are lacking.
     judged = {mixture.label for mixture in outcome.judged}
     compared = dict.fromkeys([*map(_alone, outcome.pool), *chosen, *_pairs(recipe, outcome)])
     proxies = SweepWork([*compared], outcome.pool, outcome.windows, evaluate)
@@ -93,7 +93,7 @@ def train_references(run: Runner, recipe: Recipe, outcome: Outcome) -> Reference
 
 
 def _as_they_are(models: Mapping[str, Handle], outcome: Outcome, recipe: Recipe) -> SweepWork:
-    """Models as they are, each a pool's only member."""
+    """The work of evaluating models as they are, not merged."""
     evaluate = recipe.evaluation.evaluate
     return SweepWork([_alone(name) for name in models], models, outcome.windows, evaluate)
 
@@ -103,7 +103,7 @@ def _alone(name: str) -> Mixture:
 
 
 def _pairs(recipe: Recipe, outcome: Outcome) -> list[Mixture]:
-    """The midpoints that are looked at: all, or as many as the recipe allows."""
+    """The pairs whose midpoint is evaluated: all, or as many as the recipe allows."""
     pairs = [Mixture.uniform(pair) for pair in combinations(sorted(outcome.pool), 2)]
     most = recipe.validation.pairs
     if len(pairs) <= most:
@@ -112,14 +112,14 @@ def _pairs(recipe: Recipe, outcome: Outcome) -> list[Mixture]:
 
 
 def refuse_early(run: Runner, recipe: Recipe, corpus: Manifest) -> None:
-    """Before anything is trained: are there enough mixtures, and does the budget pay for two?
+    """Check, before anything is trained, that a validation is possible.
 
     Raises:
-        ValueError: one of both is not so.
+        ValueError: there are too few mixtures, or the budget pays for fewer than two references.
     """
     budget = recipe.validation.budget
     if budget is not None and parse_budget(budget).unit == "joules":
-        return  # what a training takes is measured first
+        return  # the energy of a training is measured first
     domains = {entry.name: entry.domain for entry in partitions_of(corpus, recipe)}
     _chosen(run, recipe, enumerate_mixtures(recipe.mixtures, domains), None)
 
@@ -148,7 +148,7 @@ def _chosen(
 
 
 def _ranked_by(run: Runner, outcome: Outcome) -> dict[str, float]:
-    """Macro mean of each mixture by label; what a race screened out comes by its estimate."""
+    """Macro mean by label of mixture; of mixtures that a race dropped, the race's estimate."""
     assert outcome.rows is not None
     losses = losses_of(run.store, outcome.rows, outcome.windows)
     tokens = [counts.num_tokens for counts in losses.counts]
@@ -193,7 +193,7 @@ def validate(run: Runner, recipe: Recipe, outcome: Outcome) -> Validation:
     references = train_references(run, recipe, outcome)
     assert references.trained is not None, "a plan has no losses to compare"
     assert references.base is not None
-    # Not swept once more, or what was evaluated just now would be counted as found.
+    # Not swept once more, or losses evaluated just now would be counted as stored.
     scratch = run.runtime.scratch
     merged = SweepPlan.of(run.store, references.proxies, scratch).rows(scratch)
     proxies, trained, base = (

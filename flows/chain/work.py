@@ -1,4 +1,4 @@
-"""What a sweep has to do: the pairs of mixture and evaluation set that the losses table lacks."""
+"""The work of a sweep: the pairs of mixture and evaluation set that the losses table lacks."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,16 +15,16 @@ from tasks.mixtures.mixture import Mixture
 
 
 class Stage(NamedTuple):
-    """A stage of a race; a plan gives its rows too where all are stored, to play the race again."""
+    """A stage of a race or search. A plan gives its rows where all are stored, to replay the stage."""
 
     name: str
-    """What is evaluated, in a few words."""
+    """A few words for progress bars."""
     share: float = 1.0
     """Share of the evaluation sets' tokens that each mixture is evaluated on."""
 
 
 class SweepWork(NamedTuple):
-    """What a sweep is to fill the losses table with."""
+    """Mixtures, models and sets whose losses a sweep is to bring into the losses table."""
 
     mixtures: list[Mixture]
     """Over names of partitions."""
@@ -34,11 +34,11 @@ class SweepWork(NamedTuple):
     """Windows of each evaluation set, by name."""
     config: EvaluateConfig
     stage: Stage | None = None
-    """The stage of a race that goes by these rows; None outside races."""
+    """The stage of a race or search that needs these rows; None elsewhere."""
 
     @property
     def title(self) -> str:
-        """What a person is told is going on."""
+        """The name of the work for progress bars."""
         return "sweep" if self.stage is None else f"sweep ({self.stage.name})"
 
     def resolved(self, mixture: Mixture) -> Mixture:
@@ -47,7 +47,7 @@ class SweepWork(NamedTuple):
 
 
 class SweepPlan(NamedTuple):
-    """What a sweep has to do, and where its rows are."""
+    """The jobs that are left of a sweep, and the table with its rows."""
 
     work: SweepWork
     table: LossesTable

@@ -1,4 +1,4 @@
-"""What a person sees while work goes on: bars in a terminal, plain lines on a pipe.
+"""Terminal output: progress bars, or plain lines on a pipe; tables and JSON.
 
 Names of domains and files come from data, so nothing printed here is read as markup.
 """

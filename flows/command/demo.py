@@ -1,4 +1,4 @@
-"""The demo: a corpus from this Python environment, every mixture judged, then a domain arrives."""
+"""The demo: gather a corpus from this Python environment, judge every mixture, let a domain arrive."""
 
 import time
 from pathlib import Path

@@ -1,9 +1,9 @@
-"""A corpus that every machine with mixpool installed already has: its own Python environment.
+"""The demo's corpus: text from the Python environment in which mixpool is installed.
 
 The demo needs real text from several domains, without a download. The standard library and the
-packages mixpool depends on hold it: code in four languages, package descriptions, service
-definitions, licences. Each file is cut into documents of some 4,000 characters, and a domain takes
-one document of every file, then a second of every file, until it is full; so few files carry no
+packages that mixpool requires hold it: code in four languages, package descriptions, service
+definitions, licences. Each file is cut into documents of some 4,000 characters. A domain takes one
+document of every file, then a second of every file, until it is full, so that few files dominate no
 domain. Order and choice follow sha256 digests: a shuffle that is the same every time.
 
 A document that mostly repeats another one of its domain is left out: held-out documents that are
@@ -72,7 +72,7 @@ class DemoDocument(NamedTuple):
 
 
 class Gathered(NamedTuple):
-    """What a domain's file holds: number of documents, and bytes of their text as UTF-8."""
+    """A domain's file: number of documents, and bytes of their text as UTF-8."""
 
     path: Path
     num_documents: int

@@ -1,7 +1,7 @@
-"""The command line: one function per subcommand, which reads options, calls, and prints.
+"""The command line: one function per command, which reads options, calls, and prints.
 
 Results go to stdout, bars and messages to stderr, so that ``--json`` gives one document. Heavy modules
-are imported where they are needed: a run in which everything is stored imports neither torch nor
+are imported where they are needed: a run whose results are all stored imports neither torch nor
 transformers, and ``--help`` next to nothing.
 """
 

@@ -1,6 +1,6 @@
-"""What the commands share: their options, how options become objects, how faults become messages.
+"""Shared by the commands: their options, how options become objects, how errors become messages.
 
-Whatever is wrong with input, data or store is one clear line and an exit code; anything else is a bug
+An error in input, data or store is one clear line and an exit code; any other error is a bug
 and shows its traceback.
 """
 
@@ -95,7 +95,7 @@ def _ended(error: Exception, code: int) -> typer.Exit:
 
     words = str(error)
     if isinstance(error, OSError) and error.filename is None:
-        words = error.strerror or words  # the number before it tells a person nothing
+        words = error.strerror or words  # the error number helps nobody
     # A URL may hold a password, and messages end up in logs.
     err.print(f"error: {without_users(words)}", soft_wrap=True)
     return typer.Exit(code)

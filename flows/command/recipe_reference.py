@@ -1,8 +1,8 @@
-"""The reference of recipes as Markdown: every field that a recipe can have, read from its models.
+"""The reference of recipes as Markdown: every field of a recipe, read from its models.
 
 Names, kinds, defaults and limits come from the JSON schema that Prefect's form is drawn from too, and
-what a field means from the docstring below it, so the page cannot say anything but what is checked.
-``docs/recipe.md`` is what ``python -m`` of this module prints.
+meanings from the docstrings of the fields, so the page agrees with the checks. ``docs/recipe.md`` is
+what ``python -m`` of this module prints.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The command that makes a run's report again, with pictures and tables for use elsewhere."""
+"""`mixpool report`: make a run's report again, with pictures and tables for use elsewhere."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The command that looks for the best mixture: of a recipe's pool, or by a table of anybody's losses."""
+"""`mixpool search`: look for the best mixture of a recipe's pool, or by a table of losses."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -197,8 +197,8 @@ def _tokens(path: str | None, rules: "SearchConfig") -> dict[str, int] | None:
 
     if (path is None) != (rules.constraints.repetition is None):
         raise UsageError(
-            "constraints.repetition and --tokens go together: with --losses, only a file of tokens "
-            "behind each column of weights tells how often they would be repeated"
+            "constraints.repetition and --tokens go together: with --losses, how often "
+            "tokens would be repeated follows from a file of tokens behind each column of weights"
         )
     if path is None:
         return None

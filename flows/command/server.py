@@ -1,4 +1,4 @@
-"""Commands that bring mixpool to a Prefect server, or a server to this machine."""
+"""The commands serve, deploy and landed, which work with a Prefect server."""
 
 import json
 import os
@@ -115,17 +115,17 @@ def deploy(
 def landed(
     uri: Annotated[str, typer.Argument(help="What has landed: a file or folder, fsspec URL.")],
     corpus: Annotated[
-        str, typer.Option(help="Name of the corpus (corpus.name); 'any' tells every one.")
+        str, typer.Option(help="Name of the corpus (corpus.name); 'any' is every one.")
     ] = "any",
     as_json: AsJson = False,
 ) -> None:
-    """Tell the Prefect server that data has landed; told twice, it starts one run."""
+    """Report to the Prefect server that data has landed; reported twice, it starts one run."""
     with faults():
         _check_server()
         from flows.server.events import send_landed
 
         event = send_landed(uri, corpus)
-    print_json({"event": str(event)}) if as_json else out.print(f"told, as event {event}")
+    print_json({"event": str(event)}) if as_json else out.print(f"sent, as event {event}")
 
 
 def _deploy(store: str, recipe: str, **fields: Any) -> DeployOptions:

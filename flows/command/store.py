@@ -1,4 +1,4 @@
-"""Commands that look into a store, take something out of it, or clean it up."""
+"""The commands show, verify, gc and export, which work on a store."""
 
 from collections.abc import Iterable
 from enum import StrEnum

@@ -1,6 +1,6 @@
-"""What a run found, did and cost, as tables in a terminal; the words are those of the report.
+"""The results of a run as tables in a terminal, in the words of the report.
 
-What a search found stands first: it is the answer, and the ranking only what was looked at.
+The answer of a search stands first, before the ranking of what it evaluated.
 """
 
 import math
@@ -39,7 +39,7 @@ BEST: Columns = {
 
 
 def show_result(console: Console, result: "RunResult", top: int = 10) -> None:
-    """Print what a run found, did and cost."""
+    """Print the results and costs of a run."""
     rankings = result.report.rankings
     judged = f"Best mixtures by {MACRO_MEAN} ({len(rankings[MACRO_MEAN]):,} judged)"
     if result.report.search is not None:

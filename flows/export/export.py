@@ -1,4 +1,4 @@
-"""Take a mixture out of the store: its merged model as a folder, its weights as a trainer's file."""
+"""Export a mixture: its merged model as a folder, its sampling weights as a file for a trainer."""
 
 import json
 import re
@@ -137,7 +137,7 @@ def sampling_of(
     """A mixture as sources to sample from.
 
     Args:
-        unit: what is a source. A domain weighs what its partitions in the mixture weigh together.
+        unit: of a source. A domain's weight is the sum over its partitions in the mixture.
         paths: where each source's data lies, as ``read_paths`` takes it.
 
     Raises:
@@ -154,7 +154,7 @@ def read_paths(options: Iterable[str], names: Iterable[str]) -> dict[str, tuple[
     """Paths by name, from ``NAME=PATH`` (again for a further path) and YAML files that map them.
 
     Raises:
-        ValueError: what is neither, or a name that the run does not have.
+        ValueError: an option that is neither, or a name that the run does not have.
     """
     # The longest first: a name comes from data and may hold an equals sign.
     longest_first = sorted(names, key=len, reverse=True)

@@ -1,8 +1,8 @@
-"""How a mixture's sampling weights are written down for the trainers that people use.
+"""File formats for sampling weights: one writer for each trainer.
 
 A weight is a source's share of training tokens. It is written as a decimal, and the decimals of a file
 sum to exactly 1: they are rounded together, by largest remainder. A format is offered where the
-trainer's documentation or source says what the numbers mean; each writer names that place.
+trainer's documentation or source says what the numbers mean; each writer names that source.
 """
 
 import json
@@ -39,7 +39,7 @@ class Share(NamedTuple):
 
 
 class Sampling(NamedTuple):
-    """What is written."""
+    """A mixture as sources to sample from."""
 
     facts: Mapping[str, Any]
     """The mixture, the run, its weights by partition and by domain (``weights_tree``)."""
@@ -67,7 +67,7 @@ def render(format_name: str, sampling: Sampling) -> str:
 
 
 def unknown_format(format_name: str) -> str:
-    """What to say of a format that there is not; see axolotl-ai-cloud/axolotl, pull request 3690."""
+    """The message for an unknown format; on Axolotl see axolotl-ai-cloud/axolotl, pull request 3690."""
     return (
         f"there is no format {format_name!r}; there are {', '.join(FORMATS)}. Axolotl is not one: "
         "its weight of a dataset is the share of that dataset's rows that is kept, not a share of "
@@ -200,7 +200,7 @@ def _comments(sampling: Sampling, note: str) -> str:
 
 
 def unplaced(sampling: Sampling) -> str:
-    """What to say where a source has no path."""
+    """The note for sources without a path."""
     return (
         "No path was given for these, and their names stand where a path belongs "
         f"(--paths NAME=PATH): {', '.join(sampling.unplaced)}"

@@ -1,7 +1,7 @@
-"""The README.md of a merged model: what it is made of, how good it was, and what it is not.
+"""The README.md of a merged model: its members, its losses in the run, and what it is not.
 
-The front matter is what the Hugging Face hub reads. No licence stands in it: that follows from the
-corpus and the base model, which mixpool knows nothing about.
+The front matter is for the Hugging Face hub. It names no licence: that follows from the corpus and the
+base model, which mixpool knows nothing about.
 """
 
 import importlib.metadata

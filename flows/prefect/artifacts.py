@@ -1,7 +1,7 @@
-"""What a flow run leaves in Prefect for a person to look at: plan, ranking, costs, links.
+"""Prefect artifacts of a flow run: its plan, ranking, costs and links.
 
-All of it is in the store as well, and nothing is read back from Prefect. So where Prefect does not
-take an artifact, that is a warning: it must not end a run whose work is done and kept.
+All of it is in the store as well, and nothing is read back from Prefect. So an artifact that Prefect
+does not take is only a warning: it must not end a run whose work is done and kept.
 """
 
 import functools
@@ -36,7 +36,7 @@ MOST_NAMES = 12
 
 
 def only_warns(leave: Callable[..., None]) -> Callable[..., None]:
-    """A function whose faults are logged: the work that it tells of is done."""
+    """The function with its errors logged, not raised: the work that it shows is done."""
 
     @functools.wraps(leave)
     def attempt(*arguments: Any) -> None:
@@ -53,14 +53,14 @@ def only_warns(leave: Callable[..., None]) -> Callable[..., None]:
 
 @only_warns
 def leave_plan(name: str, plan: Plan) -> None:
-    """Show what a run of the recipe called ``name`` will do, before it does it."""
+    """Show what a run of the recipe called ``name`` will do."""
     LOG.info(plan_line(plan))
     page = "\n".join(plan_page(name, plan))
     create_markdown_artifact(page, dashed(name, "plan"), plan_line(plan))
 
 
 def plan_line(plan: Plan) -> str:
-    """One line: what there is to do and how long it may take."""
+    """One line: how much is to be computed and how long it may take."""
     trainings = len(plan.to_build(TRAIN))
     if not plan.to_build() and not plan.pairs_missing:
         return "Nothing to compute: everything is in the store."
@@ -181,7 +181,7 @@ def _anchor(store: Store, path: str, *, is_folder: bool = False) -> str:
 
 @only_warns
 def leave_faults(store: Store, faults: Sequence[Fault], aside: Sequence[str]) -> None:
-    """Show what ``verify`` found and what was set aside."""
+    """Show the faults of a store, and which files were set aside."""
     rows: list[dict[str, Any]] = [
         {"file": fault.path, "fault": fault.what, "set aside": fault.path in {*aside}}
         for fault in faults[:SHOWN]
@@ -195,7 +195,7 @@ def leave_faults(store: Store, faults: Sequence[Fault], aside: Sequence[str]) ->
 
 @only_warns
 def leave_garbage(store: Store, garbage: Garbage, deleted: bool) -> None:
-    """Show what ``gc`` found or deleted."""
+    """Show how much garbage there is or was deleted."""
     kinds = {kind: paths for kind, paths in garbage._asdict().items() if isinstance(paths, list)}
     create_table_artifact(
         [{"kind": kind, "files or folders": len(paths)} for kind, paths in kinds.items()],

@@ -1,10 +1,9 @@
-"""The flows that a person finds in Prefect: each with a form, and artifacts that tell what came of it.
+"""mixpool's Prefect flows: ablate, ingest, sweep, search, report, verify and gc.
 
-``ablate`` does what ``mixpool run`` does, into the same store; ``ingest`` does it where data has
-landed; ``sweep`` evaluates and trains nothing; ``search`` looks for the best mixture where there are too
-many; ``report``, ``verify`` and ``gc`` look at a store.
-Parameters name the recipe or hold it, and say where results go; what they cannot mean is refused by
-the form, or by the run at once, with the path of the field.
+``ablate`` does what ``mixpool run`` does, into the same store. ``ingest`` does it where data has landed,
+``sweep`` evaluates and trains nothing, ``search`` looks for the best mixture where there are too many.
+``report``, ``verify`` and ``gc`` work on a store. Each flow has a form in Prefect; wrong parameters are
+refused by the form, or by the run at once, with the path of the field.
 """
 
 # Not `from __future__ import annotations`: Prefect would find strings where the forms need types.
@@ -78,7 +77,7 @@ def run_name() -> str:
 
 
 def says_what_is_wrong(act: Callable[P, R]) -> Callable[P, R]:
-    """A flow's function whose known faults end the run in words, and not in a traceback."""
+    """The function with known errors as a failed state and one line in the log, without traceback."""
 
     @functools.wraps(act)
     def attempt(*arguments: P.args, **named: P.kwargs) -> R:

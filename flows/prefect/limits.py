@@ -1,9 +1,9 @@
-"""One training on each device at a time, whatever runs are started: Prefect's concurrency limits.
+"""Device limits: Prefect concurrency limits that let one run at a time compute on a device.
 
 Each device of each host has a global concurrency limit of its own name with one slot. A run holds the
-slot while it computes there, as a lease that ends within a minute after the run has died. A person sees
-in Prefect who holds which device, and may give a device more slots. Where each run has its devices to
-itself, as in a pod, ``MIXPOOL_DEVICE_LIMITS=off`` says so.
+slot while it computes there, as a lease that ends within a minute after the run has died. Prefect's page
+shows the holder of each slot, and there a device may be given more slots. Where each run has its devices
+to itself, as in a pod, ``MIXPOOL_DEVICE_LIMITS=off`` switches limits off.
 
 Limits order work, and nothing depends on them: where the server does not answer, work goes on. Prefect's
 own ``concurrency`` is not used, since each of its attempts that fails leaves an error in the log.
@@ -36,11 +36,11 @@ LOCKED = 423
 
 
 def limit_name(device: str) -> str:
-    """What the limit of a device of this host is called, as in ``mixpool-gpu01-cuda-0``.
+    """Name of the limit of a device of this host, as in ``mixpool-gpu01-cuda-0``.
 
     Args:
-        device: as torch calls it; behind CUDA_VISIBLE_DEVICES it is another one for each process,
-            so the limit is called after what that variable says.
+        device: torch's name for it. Under CUDA_VISIBLE_DEVICES that number differs from process to
+            process, so the limit gets the number from that variable.
     """
     kind, _, index = device.partition(":")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -53,7 +53,7 @@ def limit_name(device: str) -> str:
 
 @contextlib.contextmanager
 def hold_device(device: str, slots: int = 1) -> Iterator[None]:
-    """Hold a slot of the device's limit, which is made with so many slots where there is none.
+    """Hold a slot of the device's limit, which is made with ``slots`` slots if it does not exist.
 
     Raises:
         TimeoutError: other runs have them all.
@@ -63,7 +63,7 @@ def hold_device(device: str, slots: int = 1) -> Iterator[None]:
         yield
         return
     done = threading.Event()
-    # A thread knows of the server that this one talks to by its context only.
+    # A thread learns the address of the server from its context only.
     act = functools.partial(contextvars.copy_context().run, _renew, lease, done)
     renewal = threading.Thread(target=act, name="mixpool-slot", daemon=True)
     renewal.start()
@@ -111,7 +111,7 @@ def _renew(lease: UUID, done: threading.Event) -> None:
 
 @contextlib.contextmanager
 def _only_warns(trouble: str) -> Iterator[None]:
-    """A server that is restarted must not end a training."""
+    """Log errors of the server as warnings: one that is restarted must not end a training."""
     try:
         yield
     except TimeoutError:

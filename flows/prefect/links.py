@@ -1,9 +1,9 @@
-"""Addresses under which a person can open what lies in a store.
+"""Links to the files of a store that a browser can open from Prefect's pages.
 
 A browser follows neither ``s3://`` nor, from a page on the web, ``file://``. ``MIXPOOL_LINKS`` says
 where the files of a store are reached over http: pairs of a store and the address in front of its
-paths, separated by commas (``mixpool serve`` sets one for its own store), or the word ``presigned``
-for signed addresses of single files, which whoever has them can read for a week at most.
+paths, separated by commas (``mixpool serve`` sets one for its own store). Or it is the word
+``presigned``, for signed addresses of single files, with which anyone can read them for a week at most.
 
     MIXPOOL_LINKS="s3://research/pool https://console.example/buckets/research?prefix=pool/"
 """
@@ -21,7 +21,7 @@ PRESIGNED_SECONDS = 7 * 24 * 3600
 
 
 def address(store: str, path: str = "") -> str:
-    """Where a file or folder of the store lies, as a whole URL."""
+    """The whole URL of a file or folder of the store."""
     start = store if "://" in store else Path(store).expanduser().resolve().as_uri()
     return f"{start.rstrip('/')}/{path}".rstrip("/")
 
@@ -41,5 +41,5 @@ def link(store: str, path: str, *, is_folder: bool = False) -> str:
 
 
 def is_clickable(url: str) -> bool:
-    """Whether a browser follows it from a page on the web."""
+    """Whether a browser follows the URL from a page on the web."""
     return url.startswith(("http://", "https://"))

@@ -1,10 +1,9 @@
-"""Progress of long work as progress artifacts of the run that does it.
+"""Progress bars as progress artifacts of Prefect runs.
 
 An artifact appears when the work has gone on for a few seconds, is updated every few seconds, and is
 removed when the work is done, so that plan, ranking and links are not lost among hundreds of finished
-bars. Showing progress must never end the work that is shown: where the server does not answer, the bar
-stops and the work goes on. Work that does not know its total has no bar: a percentage is all that one
-can show.
+bars. Where the server does not answer, the bar stops and the work goes on. Work of unknown size has no
+bar, as an artifact can show a percentage only.
 """
 
 import logging
@@ -19,7 +18,7 @@ from storage.step import Progress
 LOG = logging.getLogger("mixpool.run")
 
 FIRST_SECONDS = 3.0
-"""Work that is done by then has no bar."""
+"""Work that takes less has no bar."""
 UPDATE_SECONDS = 5.0
 
 

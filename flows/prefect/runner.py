@@ -1,7 +1,7 @@
-"""The chain under Prefect: every use of a step, and every chunk of a sweep, is one task run.
+"""``PrefectRunner``: each call of a step, and each chunk of a sweep, is one Prefect task run.
 
-Prefect shows, retries and limits; it decides nothing. What needs a device is computed in that device's
-process (``flows.runners.devices``). How one task run goes is in ``flows.prefect.task_runs``.
+Prefect shows, retries and limits; it decides nothing. Steps that need a device are computed in that
+device's process (``flows.runners.devices``). A single task run is in ``flows.prefect.task_runs``.
 """
 
 import functools
@@ -32,12 +32,12 @@ from tasks.steps import MODELS
 
 LOG = logging.getLogger("mixpool.run")
 
-# What is computed in this process uses all its cores, one after the other.
+# Steps computed in this process take turns, as each uses all cores.
 _TURN = threading.Lock()
 
 
 class PrefectRunner:
-    """Makes task runs of what the chain asks for; to be used as a context inside a flow run.
+    """Carries out the chain by task runs; used as a context inside a flow run.
 
     Args:
         may_train: whether a model that is not in the store is made, or refused.
@@ -183,7 +183,7 @@ class Together:
 
 
 def forward_logs() -> None:
-    """Send what ``mixpool`` loggers say inside a run to that run's logs, from INFO upwards."""
+    """Send lines of ``mixpool`` loggers inside a run to that run's logs, from INFO upwards."""
     logger = logging.getLogger("mixpool")
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)

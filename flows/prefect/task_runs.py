@@ -1,8 +1,8 @@
-"""Task runs: one piece of work each, done in threads, and left for last where another run is at it.
+"""Task runs: each does one piece of work in a thread; work that another run holds is left for last.
 
-Our own look-up is the first thing in a task run, and a hit ends it as ``Cached``; Prefect's cache and result
-storage are off. A task run that finds another run at the same work ends at once as ``Elsewhere``, so that it
-keeps no slot, and is submitted again when that work is done or its lease has ended.
+Our own look-up is the first thing in a task run, and a hit ends it as ``Cached``; Prefect's cache and
+result storage are off. A task run whose work another run is doing ends at once as ``Elsewhere``, so that
+it keeps no slot. It is submitted again when that work is done or its lease has ended.
 """
 
 import errno
@@ -43,22 +43,22 @@ LASTING = (
     OutOfSpaceError,
     UnreachableError,
 )
-"""What another attempt would meet again, or has been waited for long enough."""
+"""Errors that another attempt would meet again, or that were retried long enough."""
 
 
 class Piece(NamedTuple):
-    """What one task run does."""
+    """The work of one task run."""
 
     step: str
     name: str
     act: Callable[[threading.Event], bool]
-    """Does it, until the event is set; whether the store had it. Raises Busy and Stopped."""
+    """Does the work until the event is set; whether the store had it. Raises Busy and Stopped."""
     is_free: Callable[[], bool]
-    """Whether it is worth while to try again after another run was found at it."""
+    """Whether to try again: the other run has ended the work, or its lease has expired."""
 
 
 def may_pass(task: "Task[..., Any]", task_run: "TaskRun", state: "State[Any]") -> bool:
-    """Whether another attempt can help: faults of disks, networks and devices pass, others stay."""
+    """Whether another attempt can help: errors of disks, networks and devices may pass."""
     del task, task_run
     error = state.data
     if not isinstance(error, OSError) or isinstance(error, LASTING):
@@ -75,7 +75,7 @@ def may_pass(task: "Task[..., Any]", task_run: "TaskRun", state: "State[Any]") -
     retry_condition_fn=may_pass,
 )
 def carry_out(name: str, act: Callable[[], bool]) -> Any:
-    """Do one piece of work; the result, for the flow only, is whether it is done."""
+    """Do one piece of work; returns, to the flow only, whether it is done."""
     began = time.monotonic()
     try:
         hit = act()
@@ -110,7 +110,10 @@ def carry_out_all(pieces: Sequence[Piece], workers: int) -> None:
 
 
 def submit(pieces: Sequence[Piece], workers: int) -> list[Piece]:
-    """Do pieces, each in a task run; those that another run is at. The first fault ends them all."""
+    """Do pieces, each in a task run; returns those that another run holds.
+
+    The first error ends all of them.
+    """
     stop = threading.Event()
     with ThreadPoolTaskRunner[Any](max_workers=workers) as threads:
         futures = [

@@ -1,10 +1,8 @@
-"""Runs that wait, and runs that are to wait.
-
-Many notifications, few runs: a run that looks for new data answers all that wait behind it.
+"""Merge pending ingest runs into one; end and reschedule runs when `mixpool serve` stops.
 
 A thousand files that land together start a thousand runs, of which one at a time may work. A run lists
-the corpus after it has begun, so it sees everything that those behind it were started for: they are
-cancelled, and say why. One that is started later waits its turn, so that nothing that lands is missed.
+the corpus after it has begun, so it sees all files for which the runs behind it were started: it cancels
+them, with that reason. A run that is started later waits its turn, so nothing that lands is missed.
 """
 
 import logging
@@ -33,14 +31,14 @@ from prefect.types import DateTime
 LOG = logging.getLogger("mixpool.run")
 
 WAITING = "mixpool.flow-run.waits"
-"""The event that says that no beat is to be expected of a run until it runs again."""
+"""The event that a run waits: no heartbeat is to be expected of it until it runs again."""
 STOPPING = "its server is being stopped"
 MOST = 200
-"""Runs that one request to the server tells of."""
+"""Runs in one answer of the server."""
 
 
 def cover_waiting() -> int:
-    """Cancel the runs of this run's deployment that wait with the same parameters; how many."""
+    """Cancel the pending runs of this run's deployment with the same parameters; their number."""
     deployment, own = runtime.deployment.id, runtime.flow_run.id
     if deployment is None or own is None:
         return 0
@@ -72,7 +70,7 @@ def _due(client: SyncPrefectClient, deployment: UUID) -> list[FlowRun]:
 
 
 def _asks_the_same(run: FlowRun, mine: FlowRun) -> bool:
-    """Whether it asks for the same; what landed makes no difference."""
+    """Whether another run has the same parameters; the ``uri`` that landed does not count."""
     return run.id != mine.id and _asked(run) == _asked(mine)
 
 
@@ -81,9 +79,9 @@ def _asked(run: FlowRun) -> dict[str, object]:
 
 
 def end_runs(pool: str, patience: float) -> list[FlowRun]:
-    """Cancel the runs of a work pool that are going on, as a person would do it; which they were.
+    """Cancel the running runs of a work pool, as a person would do it; returns them.
 
-    So trainings leave resume points and leases end; for that ``patience`` seconds are waited.
+    So trainings leave resume points and leases end, which may take ``patience`` seconds.
     """
     with get_client(sync_client=True) as client:
         ending = _in_pool(client, pool, [StateType.RUNNING, StateType.PENDING])
@@ -98,7 +96,7 @@ def end_runs(pool: str, patience: float) -> list[FlowRun]:
 def broken_off_runs(pool: str) -> list[FlowRun]:
     """The runs of a work pool that began and have not ended, when no worker is left.
 
-    Those that a person was cancelling are cancelled now, and none of them.
+    Runs that a person was cancelling are cancelled now and are not returned.
     """
     with get_client(sync_client=True) as client:
         left = _in_pool(client, pool, [StateType.RUNNING, StateType.PENDING])
@@ -120,7 +118,7 @@ def schedule_again(runs: Iterable[FlowRun]) -> None:
 
 
 def announce_waiting(pool: str) -> None:
-    """Tell again of every run of a pool that began and waits to go on: a busy SQLite loses events."""
+    """Send the event of each begun run that waits to go on once more: a busy SQLite loses events."""
     with get_client(sync_client=True) as client:
         for run in _in_pool(client, pool, [StateType.SCHEDULED]):
             if run.start_time is not None:
@@ -128,10 +126,10 @@ def announce_waiting(pool: str) -> None:
 
 
 def _send_waiting(client: SyncPrefectClient, run: FlowRun) -> None:
-    """For the automation that listens for beats.
+    """Send the event that a run waits, for the automation that listens for heartbeats.
 
-    A server that was killed holds back the events of a run's states until those before them come,
-    which never do.
+    A run's own state events cannot be relied on: a server that was killed holds them back until
+    earlier ones arrive, which never do.
     """
     post_event(client, WAITING, {"prefect.resource.id": f"prefect.flow-run.{run.id}"})
 

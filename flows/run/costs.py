@@ -1,9 +1,9 @@
-"""What a run cost, what the store saved it, and what training every mixture would have cost.
+"""Costs of a run: what it spent, what the store saved, and what training every mixture would have cost.
 
 Costs are summed by estimator and device and never across them. The cost of training a mixture is
 that of its partitions' trainings: the same tokens through the same model. kWh are those of the
 facility and CO2e follows from them, by the power usage effectiveness and the grid intensity that the
-runtime states; ``stated`` puts into words what was stated and what is left out.
+runtime states; ``stated`` says in sentences what was stated and what is left out.
 """
 
 from collections import Counter
@@ -40,7 +40,7 @@ def cost_frame(
     Args:
         mixtures: all that were considered, those that a race or a search did not evaluate in full
             included.
-        trainings: what became of each partition's training, by partition.
+        trainings: the ledger's entry of each partition's training, by partition.
         runtime: states power usage effectiveness and grid intensity; None takes its defaults.
 
     Returns:

@@ -1,8 +1,8 @@
-"""One run: carry out a recipe, rank, and leave a folder that tells what it used and said.
+"""One run: carry out a recipe, rank the mixtures, and write the run's folder.
 
 ``runs/<time>-<recipe>/`` holds ``recipe.yaml`` (written first), the tables and the page of the report
-(see ``flows.run.folder``) and, written last, ``run.json``: records, manifest and losses that were used,
-which is what ``gc`` keeps, a summary that programs read, and the texts of the report. Then the store's
+(see ``flows.run.folder``) and, written last, ``run.json``. That has the records, manifest and losses that
+were used (which ``gc`` keeps), a summary for programs, and the texts of the report. Then the store's
 index page is written again.
 """
 
@@ -46,7 +46,7 @@ LOG = logging.getLogger("mixpool.run")
 
 @dataclass(frozen=True, eq=False)
 class RunResult:
-    """What a run has found and where it is kept."""
+    """The results of a run, and the folder that has them."""
 
     folder: str
     """Folder in the store."""
@@ -146,7 +146,7 @@ def _folder(store: Store, recipe: Recipe) -> Iterator[str]:
 
 
 def _best_parts(outcome: Outcome, report: ReportData) -> dict[str, int]:
-    """Parts of what a search found best, else of the best for the macro mean.
+    """Parts of the best mixture of a search, else of the best for the macro mean.
 
     A label is for people, and names may be such that it has two readings.
     """

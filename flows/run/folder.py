@@ -1,9 +1,9 @@
-"""A run's report in the store: its tables, its page, and how both are read back.
+"""The report in a run's folder: write its tables and page, and read them back.
 
-What was computed once is kept as Parquet (``ranking``, ``losses`` and ``members`` beside the page, all
-other tables under ``tables/``), words and other texts in ``run.json`` under ``report``. So a report can
-be made again from the run's folder alone, when the page has learnt to show more, or as pictures and
-tables for a paper; what follows from the losses is then computed anew.
+``ranking``, ``losses`` and ``members`` are Parquet files beside the page, all other tables are under
+``tables/``; texts are in ``run.json`` under ``report``. So a report can be made again from the run's
+folder alone, by a newer mixpool or as pictures and tables for a paper. Rankings are then computed anew
+from the losses.
 """
 
 import hashlib
@@ -63,7 +63,7 @@ def _write(store: Store, path: str, write: Callable[[Path], object]) -> str:
 
 
 def texts_of(report: ReportData) -> dict[str, Any]:
-    """What of a report is no table, as plain JSON."""
+    """The texts of a report, as plain JSON."""
     race, trust, search = report.race, report.validation, report.search
     return {
         "title": report.title,

@@ -1,9 +1,9 @@
-"""The store's index page: from one file every run, model, partition and part of losses is reached.
+"""The store's index page: links to every run, report, model, partition and part of losses.
 
-A bucket served over HTTP lists no folders, so ``index.html`` at the store's root names what is in
+A bucket served over HTTP lists no folders, so ``index.html`` at the store's root names the files in
 them. It holds no result: it is the one file outside ``work/`` that is written again, by each run and
-each ``gc``, and whoever loses it runs again. All its addresses are relative, as a store does not know
-where it lies.
+each ``gc``. A lost page comes back with the next run. All its addresses are relative, as a store does
+not know its own address.
 
 Runs that end together each write a page, and the page that is put last may be the older one. So a
 writer lists the runs once more after it has put its page, and begins anew where they have changed.

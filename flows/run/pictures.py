@@ -1,8 +1,8 @@
-"""A report as files for people: the page, every plot as a picture, every table as Parquet and CSV.
+"""Export a report as files: the page, every plot as PNG, every table as Parquet and CSV.
 
-A run leaves the page alone, as pictures take longer to draw than a run takes in which everything is
-stored. Pictures are for papers and slides: they stand on a plain background, light unless dark is asked
-for as well, with the names that the page's plots have.
+A run leaves the page alone, because drawing the pictures takes longer than a run whose results are all
+stored. Pictures are for papers and slides: they have a plain background, light unless dark is asked for
+as well, and the names of the page's plots.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What a run found as the tables and texts of its report, and as the summary that programs read."""
+"""The data of a run's report: rankings, tables and notes, and the summary in ``run.json``."""
 
 from array import array
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -36,7 +36,7 @@ class Ranked(NamedTuple):
 
 
 def rank_judged(store: Store, outcome: Outcome) -> Ranked:
-    """Rank what was judged.
+    """Rank the mixtures that were judged.
 
     Raises:
         ValueError: the losses cannot be ranked (see ``tasks.ranking.rank.rank``).
@@ -55,7 +55,12 @@ def report_of(
     trust: "Trust | None",
     search_result: Found | None,
 ) -> ReportData:
-    """All that the run's report tells; ``trust`` and ``search_result`` where it validated and sought."""
+    """The data of the run's report.
+
+    Args:
+        trust: of a validation, else None.
+        search_result: of a search, else None.
+    """
     trainings = _trainings(run, outcome)
     return ReportData(
         title=recipe.name,

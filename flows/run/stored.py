@@ -1,4 +1,4 @@
-"""Finished runs as they are kept in a store: found by name, with their rankings."""
+"""Read finished runs from a store: a run by its name, and its rankings."""
 
 import io
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What is in a store, as rows that are printed as a table or as JSON."""
+"""The tables of `mixpool show`: runs, partitions, models and losses of a store, and lineage."""
 
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -86,14 +86,14 @@ def losses(store: Store) -> Listing:
 
 
 def locations(store: Store, rows: Listing) -> Iterator[str]:
-    """Where the folders of rows lie in full, each once, behind what the row is called."""
+    """Lines ``name: folder`` for the folders of rows, each once, with the store's address in front."""
     named = {row["folder"]: next(iter(row.values())) for row in rows}
     for folder, name in named.items():
         yield f"{name}: {location_of(store, folder)}"
 
 
 def location_of(store: Store, path: str) -> str:
-    """Where a file or folder of the store lies, as the store itself was named."""
+    """The whole path or URL of a file or folder of the store."""
     return f"{store.url.rstrip('/')}/{path}"
 
 

@@ -1,4 +1,4 @@
-"""The losses that a run leaves, as a table with one row per mixture: what surrogates are fitted to."""
+"""A run's losses as a wide table, one row per mixture: the form to which surrogates are fitted."""
 
 import math
 from pathlib import PurePosixPath
@@ -25,7 +25,7 @@ def is_of_run(path: str) -> bool:
         with system.open(location, "rb") as file:
             return {*pq.read_schema(file).names} >= LONG
     except FileNotFoundError:
-        return False  # whoever reads it says so in its own words
+        return False  # the function that reads it has the better message
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read as Parquet: {error}") from error
 

@@ -1,4 +1,4 @@
-"""Chunks of a sweep: each is evaluated under a lease, by a sweeper that stays loaded between chunks."""
+"""Chunks of a sweep: each is evaluated under a lease, by a sweeper that keeps the pool in memory."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ResidentSweeper:
-    """A sweeper that is loaded when first needed and stays for all chunks, and for other sets."""
+    """A sweeper that is loaded at its first use and kept for further chunks and other sets."""
 
     def __init__(self, store: Store, work: SweepWork, runtime: Runtime) -> None:
         self._store, self._work, self.runtime = store, work, runtime
@@ -30,8 +30,8 @@ class ResidentSweeper:
         return self._sweeper
 
     def turn_to(self, work: SweepWork) -> None:
-        """Serve other work from now on; a pool that is the same stays where it is."""
-        # None while its sets are uncertain: one that could not be read must not leave others behind.
+        """Serve other work from now on; the pool stays in memory where it is the same."""
+        # None while sets are loaded: after a set that cannot be read, the old ones must not stay.
         sweeper, self._sweeper = self._sweeper, None
         if (work.pool, work.config) != (self._work.pool, self._work.config):
             sweeper = None  # there may be no room for two pools

@@ -1,8 +1,8 @@
-"""The devices of a run: what must be computed takes a free one, whose process does it.
+"""The devices of a run: each piece of work waits for a free device, and is computed in its process.
 
-A run looks up, waits and shows in its own process; trainings and chunks of a sweep go to a process for
-each device. So a machine with several GPUs uses them all, work that hangs can be ended all the same,
-and a crash of CUDA takes one piece of work with it, not the run. Nothing starts before it is needed.
+The run's own process looks up, waits and shows; trainings and chunks of a sweep go to one child process
+per device. So a machine's GPUs are all used, work that hangs can be ended, and a crash of CUDA ends one
+piece of work and not the run. No process starts before it is needed.
 """
 
 import threading
@@ -23,7 +23,7 @@ from tasks.machine.device import devices_of
 __all__ = ["Device", "DeviceProcessError", "Devices", "Stopped", "Swept", "TimeLimitError", "check"]
 
 WAIT_SECONDS = 0.5
-"""Seconds between two looks whether another run has let go of a device."""
+"""Seconds between two checks whether another run has given back a device."""
 
 Guard = Callable[[str], AbstractContextManager[Any]]
 """Entered with a device's name before it is used; TimeoutError says that another run has it."""
@@ -43,7 +43,7 @@ class Device(Protocol):
             TimeLimitError: the work took longer than the runtime allows.
             DeviceProcessError: the process died by itself; the next use starts a new one.
             Busy: another live run is building the same key.
-            Exception: whatever the step, the store or ``progress`` raises.
+            Exception: an error of the step, the store or ``progress``.
         """
 
     def sweep(
@@ -52,11 +52,11 @@ class Device(Protocol):
         """Evaluate a chunk of a sweep into the losses table. Raises what ``build`` raises."""
 
     def close(self) -> None:
-        """Let go of the device, after what it is at."""
+        """Give the device back, after the work that goes on."""
 
 
 class DeviceHere:
-    """A device that is used in this process, for stores that no other process sees."""
+    """A device used in this process, for stores in memory, which no other process can open."""
 
     def __init__(self, url: str, runtime: Runtime) -> None:
         self.name = runtime.device
@@ -83,7 +83,7 @@ class Devices:
     """The devices of one run on this machine.
 
     Args:
-        url: of a store that is there.
+        url: of an existing store.
         runtime: with the devices to use.
         guard: entered around each use of a device, see ``Guard``.
     """
@@ -107,7 +107,7 @@ class Devices:
 
     @contextmanager
     def take(self, stop: threading.Event) -> Iterator[Device]:
-        """A device of one's own, as soon as one is free.
+        """A device for the block alone, as soon as one is free.
 
         Raises:
             Stopped: ``stop`` was set before one was free.
@@ -121,7 +121,7 @@ class Devices:
             yield device
 
     def _attempt(self, stop: threading.Event) -> tuple[Device, ExitStack] | None:
-        """A device and what to leave after its use; None while all are in use."""
+        """A free device, and the stack to close after its use; None while all are in use."""
         for device in self._all():
             check(stop)
             with suppress(TimeoutError), ExitStack() as held:

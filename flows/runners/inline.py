@@ -1,4 +1,4 @@
-"""The runner that does everything now, in this process."""
+"""``InlineRunner``: carries out every step at once, in this process."""
 
 import time
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from tasks.evaluation.losses import Rows
 from tasks.machine.meter import Meter, energy_source
 
 REFERENCE = "reference "
-"""Stands before a mixture's label where its really trained model is meant, as in entries of a ledger."""
+"""Prefix of a mixture's label where the really trained model is meant, as in entries of a ledger."""
 
 
 class InlineRunner:
-    """Does everything now, in this process; waits where another run is at the same work."""
+    """Does everything now, in this process; waits where another run does the same work."""
 
     def __init__(
         self, store: Store, runtime: Runtime | None = None, reporter: Reporter | None = None
@@ -29,7 +29,7 @@ class InlineRunner:
         self.reporter: Reporter = reporter or Quiet()
         self.ledger = Ledger()
         self._raced: ResidentSweeper | None = None
-        """What all stages of a race share."""
+        """The pool in memory, which all stages of a race share."""
 
     def map(self, calls: Sequence[Call[Any]]) -> list[Handle]:
         """Look up or build every call; work that another run holds is left for last."""
@@ -84,7 +84,7 @@ class InlineRunner:
         return plan.rows(self.runtime.scratch)
 
     def rest(self) -> None:
-        """Let go of the pool that the stages of a race share."""
+        """Free the pool that the stages of a race share."""
         self._raced = None
 
     def _sweeper_for(self, work: SweepWork) -> ResidentSweeper:
@@ -102,7 +102,7 @@ def _ignore(done: int, total: int, unit: str) -> None:
 
 
 def say_once(reporter: Reporter, said: set[str], message: str) -> None:
-    """Say a line that was not said yet."""
+    """Say a line unless it is in ``said``."""
     if message not in said:
         said.add(message)
         reporter.say(message)

@@ -1,8 +1,8 @@
-"""What a run would do: the same chain, looked up and counted, and nothing built in the store.
+"""The planner: walks the chain and counts what a run would do, building nothing in the store.
 
-New files must be read to know what they hold, so the scan runs for real, into a scratch folder laid
-over the store. Where an input is not built yet, what stands on it is counted as built too: equal
-bytes may turn up and be found, so the counts are upper bounds.
+New files must be read to know their documents, so the scan runs for real, into a scratch folder laid
+over the store. Where an input is not built yet, every step that needs it counts as not built. Its output
+may turn out equal to a stored one, so the counts are upper bounds.
 """
 
 import statistics
@@ -50,7 +50,7 @@ class PlannerRunner:
     effort: float = 0.0
     """The missing pairs; one on a part of a set counts as the part's share of the set."""
     gives_rows: bool = False
-    """Whether a sweep whose losses are all there gives them, also outside races."""
+    """Whether sweeps whose losses are all stored return them, also outside races."""
 
     def map(self, calls: Sequence[Call[Any]]) -> list[Handle]:
         """Stored results, or handles without an artifact."""
@@ -70,7 +70,7 @@ class PlannerRunner:
         """Nothing is held."""
 
     def sweep(self, work: SweepWork) -> Rows | None:
-        """Count the losses that are missing; give them where all are there and a choice goes by them."""
+        """Count the missing losses; the rows where all are stored and a later choice needs them."""
         pairs = len(work.mixtures) * len(work.sets)
         handles = [*work.pool.values(), *work.sets.values()]
         if all(handle.artifact is not None for handle in handles):
@@ -136,7 +136,7 @@ class Plan:
 
     @property
     def then(self) -> str:
-        """What follows the missing losses, in words that end a count of them."""
+        """Words behind the number of missing losses: what a race or search may add."""
         tokens = self.descent_tokens
         descent = f", and a descent worth {tokens:,} evaluated tokens" if tokens else ""
         if self.is_search:
@@ -230,7 +230,7 @@ def plan(
     """Count what a run of ``recipe`` on the store at ``url`` would do.
 
     Args:
-        corpus: what ``scan_corpus`` has just found and published; None scans, and publishes nothing.
+        corpus: the manifest that ``scan_corpus`` has just published; None scans, and publishes nothing.
         with_search: a search instead of every mixture: what it may still evaluate is counted in full.
     """
     with scratch_store(url) as store:
@@ -261,7 +261,7 @@ def plan(
 
 
 def _searched(runner: PlannerRunner, recipe: Recipe, corpus: Manifest | None) -> SearchOutcome:
-    """Play a search as far as its losses are known, and count what may follow."""
+    """Replay a search as far as its losses are stored, and count what may follow."""
     searched = search(runner, recipe, corpus or scan_corpus(runner, recipe))
     uncounted = searched.left * len(searched.outcome.sets)
     runner.pairs_missing += uncounted
@@ -273,7 +273,7 @@ def _seconds_per_pair(store: Store, recipe: Recipe, outcome: Prepared) -> float 
     table = LossesTable(store, recipe.evaluation.evaluate)
     per_token = _seconds_per_token(table)
     sizes = [h.record.details["forward_tokens"] for h in outcome.windows.values() if h.record]
-    if per_token is not None and sizes:  # rows of a race are on parts of sets: tokens tell more
+    if per_token is not None and sizes:  # rows of a race are on parts of sets: go by tokens
         return float(per_token * statistics.mean(sizes))
     seconds = sum(cost["seconds"] for cost in table.costs())
     return seconds / len(table) if len(table) else None

@@ -1,9 +1,9 @@
-"""The process of one device, as its owner sees it: give an order, hear how it goes, end it if need be.
+"""The parent's side of a device process: start it, send it orders, show its progress, end it.
 
-The process is started when it is first needed and stays for the next order. Whatever is raised here
-while an order is carried out (a stop, a time limit, an interrupt, a fault of whoever shows progress)
-ends that order: the process is told and has ``STOP_SECONDS`` to save and to release, then it is killed.
-A process that died, or that CUDA may have failed in, is replaced at the next order.
+The process is started at the first order and kept for the next. An error in the parent during an order
+(a stop, a time limit, an interrupt, a progress bar that fails) ends that order: the process gets a stop
+message and ``STOP_SECONDS`` to save and to release, then it is killed. A process that died, or in which
+CUDA may have failed, is replaced at the next order.
 """
 
 import logging
@@ -35,7 +35,7 @@ class DeviceProcessError(OSError):
 
 
 class DeviceChild(NamedTuple):
-    """A process that serves, and the line to it."""
+    """A child process that serves orders, and the connection to it."""
 
     process: subprocess.Popen[bytes]
     line: Connection
@@ -50,14 +50,14 @@ class DeviceChild(NamedTuple):
         return child
 
     def send(self, message: bytes) -> None:
-        """Say something; that nobody is left to hear it is noticed when an answer is awaited."""
+        """Send a message. A dead child is noticed when its answer is awaited."""
         with suppress(OSError):
             self.line.send_bytes(message)
 
     def end(self, patience: float) -> int | None:
-        """Its exit status; killed where it does not end by itself in so many seconds.
+        """End the child, by force after ``patience`` seconds; its exit status.
 
-        None where it outlives even that, as a process in the hands of a hanging driver does.
+        None where even that does not end it, as when a driver hangs.
         """
         self.line.close()
         with suppress(subprocess.TimeoutExpired):
@@ -69,7 +69,7 @@ class DeviceChild(NamedTuple):
 
 
 class DeviceProcess:
-    """A device that is used in a process of its own, for one order at a time."""
+    """A device with a process of its own, which carries out one order at a time."""
 
     def __init__(self, url: str, runtime: Runtime) -> None:
         self.name = runtime.device
@@ -129,7 +129,7 @@ class DeviceProcess:
             raise error
 
     def _running(self) -> DeviceChild:
-        # What it said or that it died while it had nothing to do, which is nobody's fault now.
+        # Messages or a death from the time when it was idle concern no order.
         with suppress(DeviceProcessError):
             while self._child is not None and self._child.line.poll():
                 self._hear(self._child, "nothing", ignore)
@@ -138,7 +138,7 @@ class DeviceProcess:
         return self._child
 
     def _hear(self, child: DeviceChild, title: str, progress: Progress) -> Done | Failed | None:
-        """Pass on what the process says; its answer when it comes. Raises DeviceProcessError."""
+        """Pass on one message of the process; its answer, else None. Raises DeviceProcessError."""
         try:
             message = child.line.recv() if child.line.poll(POLL_SECONDS) else None
         except (EOFError, OSError):
@@ -154,7 +154,7 @@ class DeviceProcess:
         return None
 
     def _stop(self, child: DeviceChild, title: str) -> None:
-        """Have the order ended, and the process where it does not end the order in time."""
+        """End the order; kill the process where the order does not end in time."""
         child.send(STOP)
         latest = time.monotonic() + STOP_SECONDS
         try:

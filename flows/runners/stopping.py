@@ -1,4 +1,4 @@
-"""Ending a piece of work: because its run failed or was interrupted, or because it took too long."""
+"""End a piece of work: its run failed or was interrupted, or its time limit is over."""
 
 import threading
 import time
@@ -18,7 +18,7 @@ def check(stop: threading.Event) -> None:
 
 
 def checked(progress: Progress, check: Callable[[], None]) -> Progress:
-    """Progress that ends the work which reports it, where ``check`` raises."""
+    """Progress that calls ``check`` at each report, whose error ends the work."""
 
     def show(done: int, total: int, unit: str) -> None:
         check()
@@ -32,7 +32,7 @@ class TimeLimitError(RuntimeError):
 
 
 class Watch:
-    """Says when a piece of work is to end; made when it begins."""
+    """Checks stop and time limit of one piece of work; made when the work begins."""
 
     def __init__(self, title: str, runtime: Runtime, stop: threading.Event) -> None:
         self._title, self._stop = f"{title} on {runtime.device}", stop

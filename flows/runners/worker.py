@@ -1,9 +1,9 @@
-"""What runs in the process of a device: it is told what to build or evaluate, and tells how it goes.
+"""The child's side of a device process: carries out orders, reports progress, logs and results.
 
-Orders come and messages go over one private socket pair. A stop, or the end of the parent in whatever
-way, is heard by a thread of its own and ends the work at its next report of progress, so that a
-training saves its resume point and leases are released; work that does not report is ended after
-``STOP_SECONDS``. Pickle is safe here: only our own parent and child hold the two ends of the socket.
+Orders and messages go over one private socket pair. A thread of its own listens for a stop and for the
+end of the parent. Either ends the work at its next report of progress, so that a training saves its
+resume point and leases are released; work that does not report is ended after ``STOP_SECONDS``. Pickle
+is safe here: only our own parent and child hold the two ends of the socket.
 """
 
 import faulthandler
@@ -35,7 +35,7 @@ from tasks.evaluation.sweep import Job
 from tasks.machine.memory import free_memory
 
 STOP_SECONDS = 20.0
-"""Seconds that work has to end after it was told to."""
+"""Seconds in which work must end after a stop."""
 
 IDLE_SECONDS = 30.0
 """Seconds without an order after which the device's memory is given back."""
@@ -45,14 +45,14 @@ STOP = b"stop"
 
 
 class Swept(NamedTuple):
-    """What became of one chunk of a sweep."""
+    """The result of one chunk of a sweep."""
 
     num_evaluated: int
     """(mixture, evaluation set) pairs evaluated now."""
     num_known: int
     """Pairs that another run had evaluated meanwhile."""
     costs: list[Mapping[str, Any]]
-    """What evaluating cost; empty where nothing was evaluated."""
+    """Cost of evaluating; empty where nothing was evaluated."""
 
 
 class Worker:
@@ -65,7 +65,7 @@ class Worker:
 
     @functools.cached_property
     def _store(self) -> Store:
-        # Whoever orders has opened the store, and checked on the way that it is fit for writers.
+        # The parent has opened the store, and with that checked that it is fit for writers.
         return Store(self._url, create=False)
 
     def build(self, call: Call[Any], progress: Progress) -> Handle:
@@ -166,14 +166,14 @@ class Failed(NamedTuple):
 
 
 class ParentLine:
-    """The way to the parent, for all threads."""
+    """The connection to the parent, for all threads."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._turn = threading.Lock()
 
     def send(self, message: object) -> None:
-        """Say something; nothing happens where nobody is left to hear it."""
+        """Send a message; ignored where the parent is gone."""
         with self._turn, suppress(OSError):
             self._connection.send(message)
 
@@ -195,7 +195,7 @@ Inbox = queue.SimpleQueue[tuple[bytes, threading.Event] | None]
 
 
 def listen(connection: Connection, inbox: Inbox) -> None:
-    """Take orders and stops until the parent is gone, and see to it that then all ends."""
+    """Receive orders and stops until the parent is gone; then end all work and this process."""
     stop = threading.Event()
     try:
         while True:
@@ -243,7 +243,7 @@ def serve(connection: Connection) -> None:
 
 def main() -> None:
     """Serve the socket whose number is the only argument."""
-    # An interrupt of the whole group of processes is the parent's business: it tells us to stop.
+    # An interrupt of the whole group of processes is the parent's business: it sends a stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     number = int(sys.argv[1])

@@ -1,7 +1,7 @@
-"""What is to be registered with a Prefect server: plain facts, which a command line can state.
+"""Options of `mixpool deploy`: what ``flows.server.deployments`` registers with a Prefect server.
 
-``flows.server.deployments`` makes them true. This module is apart from it because Prefect reads its
-settings when it is imported, and the address of a server that is yet to be started is one of them.
+A module of its own, because Prefect reads its settings when it is imported, and `mixpool serve` must
+know these options before it knows the address of its server.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ PROCESS = "process"
 
 @dataclass(frozen=True)
 class DeployOptions:
-    """What is to be registered."""
+    """What is registered with a Prefect server, and under which names."""
 
     store: str
     """Default store of every flow."""

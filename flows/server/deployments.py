@@ -1,8 +1,8 @@
-"""What a Prefect server must know, so that people and events can start mixpool's flows.
+"""Register mixpool with a Prefect server, so that people and events can start its flows.
 
-A work pool, one deployment for each flow with working defaults, the event that starts ``ingest``, a
-limit for each device, and the automation that ends runs whose process is gone. Registering again
-changes what differs and keeps the rest: runs, and schedules of one's own where all have slugs.
+Registered are a work pool, one deployment for each flow with working defaults, the event that starts
+``ingest``, a limit for each device, and an automation that ends runs whose process is gone. Registering
+again changes what differs. It keeps runs, and schedules of one's own where all have slugs.
 """
 
 import asyncio
@@ -75,7 +75,7 @@ def deploy(options: DeployOptions) -> dict[str, str]:
         id of each deployment, by ``flow/name``.
 
     Raises:
-        ValueError: the pool is there with another type, or the schedule is none.
+        ValueError: the pool exists with another type, or the schedule cannot be read.
     """
     schedule = schedule_of(options)
     with get_client(sync_client=True) as client:
@@ -99,7 +99,7 @@ def _end_schedule(ingest: UUID) -> None:
 
 
 def deployments_of(options: DeployOptions) -> Iterator[RunnerDeployment]:
-    """The deployment of each flow. Raises ValueError where the schedule is none."""
+    """The deployment of each flow. Raises ValueError where the schedule cannot be read."""
     schedule = schedule_of(options)
     for flow in FLOWS:
         is_ingest = flow is ingest_flow
@@ -111,7 +111,7 @@ def deployments_of(options: DeployOptions) -> Iterator[RunnerDeployment]:
             parameters=_parameters(flow, options),
             schedule=schedule if is_ingest else None,
             triggers=[landed_trigger(options)] if is_ingest else [],
-            # Those that wait are answered by the one that works (flows.prefect.waiting).
+            # The run that works cancels those that wait for the same (flows.prefect.waiting).
             concurrency_limit=ConcurrencyLimitConfig(
                 limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE
             )
@@ -128,7 +128,7 @@ def deployments_of(options: DeployOptions) -> Iterator[RunnerDeployment]:
 
 
 def describe(flow: Flow[..., Any]) -> str:
-    """What a flow does: its docstring without the parameters, which the form describes."""
+    """The description of a flow: its docstring without the parameters, which the form shows."""
     return (flow.description or "").split("Args:")[0].strip()
 
 
@@ -146,10 +146,10 @@ def _job_variables(options: DeployOptions) -> dict[str, Any]:
 
 
 def schedule_of(options: DeployOptions) -> Schedule | None:
-    """When ``ingest`` looks by itself; None where nobody asked for it.
+    """When ``ingest`` looks for new data by itself; None without ``every`` and ``cron``.
 
     Raises:
-        UsageError: both ``every`` and ``cron`` are given, or one of them says nothing sensible.
+        UsageError: both ``every`` and ``cron`` are given, or one of them cannot be used.
     """
     if options.every is not None and options.cron is not None:
         raise UsageError("both every and cron say when to look for new data: give one of them")
@@ -166,7 +166,7 @@ def schedule_of(options: DeployOptions) -> Schedule | None:
 
 
 def resource_id(corpus: str) -> str:
-    """What an event of landed data is about: ``corpus.<name>``."""
+    """The resource of an event that data has landed: ``corpus.<name>``."""
     return f"corpus.{dashed(corpus)}"
 
 
@@ -219,7 +219,10 @@ def _make_limits() -> None:
 
 
 def _end_runs_that_are_gone(client: SyncPrefectClient) -> None:
-    """Without it, a run whose worker was killed too would be shown as running for ever."""
+    """Make the automation that ends runs without heartbeats.
+
+    Else a run whose worker was killed too would be shown as running for ever.
+    """
     beat = "prefect.flow-run.heartbeat"
     seconds = MISSED_BEATS * int(CLIENT["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
     automation = AutomationCore(

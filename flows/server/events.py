@@ -1,4 +1,4 @@
-"""Events that say that data has landed: one name for each version of what landed.
+"""The event that data has landed: its id and its payload, and how it is sent.
 
 An event may be delivered twice, so its id follows from what landed: address, version and size of a
 file, or of all files in a folder.
@@ -26,19 +26,18 @@ NAMESPACE = uuid.UUID("0b9f6a52-5a0e-4f0c-9a3d-6d2f6a1c7e41")
 start a second run."""
 
 
-# What has landed? ---------------------------------------------------------------------------------
 class LandedData(NamedTuple):
     """One version of a file, or of all files in a folder."""
 
     uri: str
     """Where it lies, without a slash at its end."""
     etag: str
-    """The file system's ETag, or what else tells one version from another."""
+    """The file system's ETag, or another mark that differs from version to version."""
     size: int
     """Bytes, of all files together."""
 
     def id(self, corpus: str) -> uuid.UUID:
-        """The same for the same version in the same corpus, however often it is asked for."""
+        """The id of the event: always the same for one version in one corpus."""
         return landing_id(corpus, self.uri, self.etag, self.size)
 
 
@@ -55,8 +54,8 @@ def landing_id(corpus: str, uri: str, etag: str | None, size: int | None) -> uui
 def look_at(uri: str) -> LandedData:
     """Ask the file system for the version of the file, or of the files in the folder, at ``uri``.
 
-    A folder is listed once. Each file that is added to it gives it another id, so it is to be looked
-    at when it is complete.
+    A folder is listed once. Each file that is added to it changes the id, so call this when the
+    folder is complete.
 
     Raises:
         ValueError: there is nothing at ``uri``, the folder is empty, or the address holds credentials.
@@ -98,7 +97,7 @@ def _etag(info: Mapping[str, Any]) -> str:
 
 
 def send_landed(uri: str, corpus: str) -> UUID:
-    """Send the event that ``uri`` has landed in a corpus; its id.
+    """Send the event that ``uri`` has landed in a corpus; the event's id.
 
     Raises:
         ValueError: nothing is there, or the address holds credentials.

@@ -1,8 +1,8 @@
-"""A store's pages over http, for this machine's browser: reports, tables, folders, as they lie there.
+"""A web server for the files of a store: reports, tables and folders, for this machine's browser.
 
-Links in Prefect's pages must begin with ``http``, whatever the store is: a folder here, or a bucket that
-asks for keys. Read only, and answers only to this machine's own names, so that no page of another site
-can look at the store through the browser.
+Links in Prefect's pages must begin with ``http``, while the store is a folder here or a bucket that asks
+for keys. Files are read only, and requests are answered only under this machine's own names, so that no
+page of another site can read the store through the browser.
 """
 
 import html

@@ -1,9 +1,9 @@
-"""Everything that one machine needs: Prefect's server with its page, the deployments, and a worker.
+"""`mixpool serve`: Prefect's server, the deployments, a worker and the store's pages on one machine.
 
-Server and worker are processes of their own, in process groups of their own, so that Ctrl-C reaches
-only this one and it can end them in order: runs first, which keep what they have done and go on at the
-next start; then the worker; then the server. Prefect's database is in ``home``, where the next start
-finds it. This module imports Prefect only once the server's address is in the environment.
+Server and worker are processes in process groups of their own, so that Ctrl-C reaches only this one and
+it can end them in order: runs first, which keep what they have done and go on at the next start; then
+the worker; then the server. Prefect's database is in ``home``, for the next start. This module imports
+Prefect only once the server's address is in the environment.
 """
 
 import contextlib
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
 START_SECONDS = 180.0
-"""For the server to answer, and for the worker to be there; they take 10 to 30 s."""
+"""Most seconds for the server and the worker to start; they take 10 to 30 s."""
 STOP_SECONDS = 40.0
-"""For runs to end; Prefect kills them after 30."""
+"""Most seconds for runs to end; Prefect kills them after 30."""
 REPEAT_SECONDS = (10, 30, 50)
-"""When the server is told again of runs that wait to go on, after the start."""
+"""Seconds after the start at which the events of runs that wait to go on are sent again."""
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 Say = Callable[[str], None]
@@ -42,12 +42,12 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """How the services are started."""
+    """Options of `mixpool serve`."""
 
     deploy: DeployOptions
     """What is registered."""
     home: Path
-    """Folder of Prefect's database and of what the services say."""
+    """Folder of Prefect's database and of the services' logs."""
     host: str = "127.0.0.1"
     """Address the server listens at."""
     port: int = 4200
@@ -67,7 +67,7 @@ class ServeOptions:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What server, worker and this process need; the person's own settings stay in force."""
+        """Variables for server, worker and this process; the person's own settings stay in force."""
         ours = {
             "PREFECT_HOME": str(self.home),
             "PREFECT_SERVER_API_HOST": self.host,
@@ -87,11 +87,11 @@ class ServeOptions:
 
 
 def serve(options: ServeOptions, say: Say) -> None:
-    """Start everything, and return when a signal has asked for the end and all have ended.
+    """Start everything; return after a signal, when everything has ended.
 
     Raises:
         ValueError: the host can be reached from outside and there is no authentication, or the port
-            is in use, or what is to be registered is wrong.
+            is in use, or the deploy options are wrong.
         ServeError: a service did not start, or ended by itself.
     """
     _check_address(options)
@@ -220,7 +220,7 @@ def _has_worker(options: ServeOptions) -> bool:
 
 
 def _take_up(options: ServeOptions, say: Say) -> None:
-    """Let the runs go on that had not ended when everything was killed."""
+    """Let runs go on that had not ended when an earlier server was killed."""
     from flows.prefect.waiting import broken_off_runs, schedule_again
 
     if left := broken_off_runs(options.deploy.pool):
@@ -235,8 +235,8 @@ def _announce_waiting(options: ServeOptions, say: Say) -> None:
 
     try:
         announce_waiting(options.deploy.pool)
-    except httpx.HTTPError as error:  # the server may be busy, and what was told once mostly holds
-        say(f"the server was not told again of runs that wait ({error})")
+    except httpx.HTTPError as error:  # the server may be busy, and the first event mostly arrives
+        say(f"the events of runs that wait could not be sent again ({error})")
 
 
 def _end_runs(options: ServeOptions, ended: "list[FlowRun]", say: Say) -> None:

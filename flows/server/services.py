@@ -1,8 +1,7 @@
-"""Processes that another one needs for as long as it runs, and that are not to outlive it.
+"""Child servers (Prefect's server and worker) that end with `mixpool serve`.
 
-They are in process groups of their own, so that Ctrl-C reaches only who started them and can end them
-in order. They are noted in a file: whoever is killed before it could end them ends them at its next
-start.
+They are in process groups of their own, so that Ctrl-C reaches only their parent, which ends them in
+order. Their process ids are noted in a file: where the parent was killed, its next start ends them.
 """
 
 import contextlib
@@ -21,12 +20,12 @@ NOTE, LOCK = "services.json", "lock"
 
 
 class ServeError(RuntimeError):
-    """Something that is needed did not start, or ended."""
+    """A service did not start, or ended by itself."""
 
 
 @contextlib.contextmanager
 def alone_in(home: Path) -> Iterator[None]:
-    """Hold a folder for as long as the block runs; what an owner that was killed held is free.
+    """Hold a folder while the block runs; a holder that was killed no longer holds it.
 
     Raises:
         ServeError: another process holds it.
@@ -48,14 +47,14 @@ def alone_in(home: Path) -> Iterator[None]:
 
 @dataclass
 class Service:
-    """A process of Prefect's, and the file to which it writes."""
+    """A process of Prefect's, and its log file."""
 
     name: str
     process: subprocess.Popen[bytes]
     log: Path
 
     def check(self) -> None:
-        """Raise ServeError, with what it said last, if it has ended."""
+        """Raise ServeError, with the end of the log, if the process has ended."""
         if (status := self.process.poll()) is not None:
             said = self.log.read_text(errors="replace")[-1500:]
             raise ServeError(
@@ -63,7 +62,7 @@ class Service:
             )
 
     def end(self) -> None:
-        """Ask it to end; kill it, and what it started, where it does not."""
+        """Ask the process to end; kill it after 15 s, and then the processes that it started."""
         started = []
         with contextlib.suppress(psutil.NoSuchProcess):
             started = psutil.Process(self.process.pid).children(recursive=True)
@@ -96,7 +95,7 @@ def prefect_service(home: Path, name: str, arguments: list[str]) -> Iterator[Ser
 
 
 def _note(home: Path, pid: int) -> None:
-    """Remember a service, so that the next start can end it if this process is killed."""
+    """Note a service in the file, so that the next start can end it if this process is killed."""
     file = home / NOTE
     noted = json.loads(file.read_text()) if file.exists() else []
     noted.append([pid, psutil.Process(pid).create_time()])
@@ -104,7 +103,7 @@ def _note(home: Path, pid: int) -> None:
 
 
 def end_left_over(home: Path, say: Callable[[str], None]) -> None:
-    """End the processes that a start before this one noted and could not end."""
+    """End the noted processes of an earlier start that was killed."""
     file = home / NOTE
     for pid, started in json.loads(file.read_text()) if file.exists() else []:
         with contextlib.suppress(psutil.NoSuchProcess):

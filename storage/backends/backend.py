@@ -1,9 +1,9 @@
-"""The few file operations the store stands on, for any fsspec URL.
+"""The file operations that a store needs, on any fsspec file system.
 
 Two matter: ``create`` (write once; exactly one of many racing writers wins, and a reader never sees
-half a file) and ``put`` (replace atomically; only for ``work/`` and the index page). How a disk does
-it is in ``storage.backends.local``, S3 in ``storage.backends.s3``; any other file system must have
-conditional creation, which ``Store.check`` proves.
+half a file) and ``put`` (replace atomically; only for ``work/`` and the index page). Disks are in
+``storage.backends.local``, S3 in ``storage.backends.s3``. Any other file system must have conditional
+creation, which ``Store.check`` proves.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ class Backend:
     """Files below one root in any fsspec file system that has conditional creation."""
 
     is_remote = True
-    """Whether what it can do depends on a server, and so must be proved at each start."""
+    """Whether a server decides what the backend can do, so that each start must prove it."""
 
     def __init__(self, fs: Any, root: str) -> None:
         self.fs = fs
@@ -145,7 +145,7 @@ class Backend:
         return None
 
     def hurry(self) -> None:
-        """The process is about to end: give up what waits, and wait for nothing long."""
+        """The process is about to end: give up requests that wait, and wait for no others."""
 
     def lacks(self, folder: str) -> Sequence[str]:  # noqa: ARG002
         """What the backend cannot do and results do not need, in words; tried out in ``folder``."""
@@ -162,7 +162,7 @@ class Backend:
 
 @contextlib.contextmanager
 def in_threads(backend: Backend, number: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool for work on ``backend``, whose end an interrupt does not wait for."""
+    """A pool of ``number`` threads for work on ``backend``; an interrupt does not wait for them."""
     with ThreadPoolExecutor(number) as pool:
         try:
             yield pool

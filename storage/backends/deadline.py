@@ -1,4 +1,4 @@
-"""How long a caller is willing to wait, said where it is known and heard where requests are repeated."""
+"""A deadline, set by the caller, that ends the retries of a request."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,17 +8,17 @@ _LIMIT: ContextVar[float] = ContextVar("limit", default=float("inf"))
 
 
 class UnreachableError(OSError):
-    """A server failed for longer than anybody wants to wait; the message says where and at what."""
+    """A server kept failing until the deadline; the message names the server and the request."""
 
 
 def current_limit() -> float:
-    """Seconds that ``limited`` allows this thread or task."""
+    """Seconds for which this thread or task may retry a request; infinite outside ``limited``."""
     return _LIMIT.get()
 
 
 @contextlib.contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """No request of this thread is waited for longer, where waiting would be worse than failing."""
+    """Inside the block, requests of this thread or task are retried for ``seconds`` at most."""
     token = _LIMIT.set(seconds)
     try:
         yield

@@ -1,4 +1,4 @@
-"""A store that reads from one place and writes to another: what a plan tries, nobody else sees."""
+"""Two backends as one: reads come from a store, writes go to a scratch folder. A plan uses it."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -10,7 +10,7 @@ from storage.backends.urls import open_backend
 
 
 class OverlayBackend(Backend):
-    """``lower`` is only read; whatever is written goes to ``upper`` and hides it."""
+    """``lower`` is only read; files are written to ``upper`` and hide those of ``lower``."""
 
     is_remote = False
 
@@ -77,7 +77,7 @@ class OverlayBackend(Backend):
         return {path: info for path, info in sorted(files.items()) if path not in self._deleted}
 
     def local(self, path: str) -> Path | None:
-        """Where it lies; None for a folder of which each of the two has a part."""
+        """Path on the disk; None for a folder of which each of the two has a part."""
         hidden = self._deleted | self._upper.list(path).keys()
         if self._is_above(path) and self._lower.list(path).keys() - hidden - {path}:
             return None

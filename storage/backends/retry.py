@@ -1,8 +1,8 @@
-"""Wait out what passes, and nothing else: one rule for every request to an object store.
+"""Retry requests to an object store: which errors are worth another attempt, and for how long.
 
 A server that is restarted, throttles, times out or drops a connection is asked again, after random
 and growing pauses, until a ceiling in seconds. A refusal (permission, a missing key, a condition that
-does not hold) is an answer and comes back at once. A server that has never answered gets less time:
+does not hold) is an answer and is raised at once. A server that has never answered gets less time:
 that is more often a wrong address than an outage.
 """
 
@@ -95,7 +95,7 @@ def is_passing(error: BaseException) -> bool:
 
 
 class Patience:
-    """How long and how often one client asks again.
+    """How long, and after which pauses, one client retries.
 
     Args:
         ceiling: seconds after which a request that keeps failing is given up.
@@ -121,14 +121,14 @@ class Patience:
         self._said = -1e9
 
     async def ask(self, operation: str, request: Callable[[], Awaitable[T]]) -> T:
-        """The answer to ``request``, which is made until it is one.
+        """The answer to ``request``, which is repeated after errors that pass.
 
         Args:
-            what: operation and place, for messages.
+            operation: its name and the object, for messages.
 
         Raises:
             UnreachableError: the ceiling is reached.
-            Exception: whatever ``request`` raises that does not pass.
+            Exception: an error of ``request`` that does not pass.
         """
         began = time.monotonic()
         try:
@@ -160,11 +160,12 @@ class Patience:
         return answer
 
     async def first_contact(self, request: Awaitable[T]) -> T:
-        """A single request; before the server has ever answered, it may be taken and never served."""
+        """A single request. Before the server's first answer it has a time limit: a port may accept a
+        connection and never serve it."""
         return await (request if self._has_answered else asyncio.wait_for(request, self._limit()))
 
     def hurry(self) -> None:
-        """For some seconds, wait for nothing long: the process is about to end."""
+        """Retry for ``HURRY`` seconds at most from now on, as the process is about to end."""
         self._hurries_until = time.monotonic() + 5 * HURRY
 
     def _attempts(self, operation: str) -> AsyncRetrying:

@@ -1,8 +1,8 @@
-"""Files of a store in S3, or in whatever speaks its language.
+"""Files of a store in S3, or on a server with S3's interface.
 
-The few operations a store stands on, spelled out, because their conditions are the point: creation by
-``If-None-Match: *``, replacement by ``If-Match``, a CRC32 with every upload, big files in parallel
-parts both ways, many small ones at a time.
+The operations are spelled out, because their conditions are the point: creation by ``If-None-Match: *``,
+replacement by ``If-Match``, a CRC32 with every upload. Big files go in parallel parts both ways, small
+ones many at a time.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from storage.backends.s3_requests import REQUESTS, S3Requests, facts
 PART_BYTES = 16 << 20
 """Files above this size are sent in parts of it; each is in memory on its way."""
 RANGE_BYTES = 64 << 20
-"""Files above this size are fetched in ranges of it, which go to their place piece by piece."""
+"""Files above this size are fetched in ranges of it, which are written to the file piece by piece."""
 MOST_PARTS = 10_000
 """Parts that S3 allows for one object."""
 STREAMS = 8
@@ -61,7 +61,7 @@ class S3Backend(S3Requests):
             self._run(lambda: self._fetch(path, file.fileno()))
 
     async def _fetch(self, path: str, file: int) -> None:
-        """All ranges of one version of an object; another one that replaces it starts this anew."""
+        """Fetch all ranges of one version of an object; starts anew where another version replaces it."""
         await self.fs.patience.ask(
             f"get_object of s3://{self.full(path)}", lambda: self._fetch_once(path, file)
         )

@@ -1,8 +1,8 @@
-"""s3fs with patience: the one door to S3, for stores and corpora alike.
+"""The S3 client of stores and corpora: s3fs with our own retries.
 
 s3fs finds credentials (environment, profile, instance role) and the endpoint, signs, and keeps the
 connections. Its own retries and botocore's are switched off: ``storage.backends.retry`` decides alone, so
-that an outage costs one warning and a refusal comes back at once with operation and key in its words.
+that an outage costs one warning. A refusal is raised at once and names operation and key.
 """
 
 import asyncio
@@ -69,11 +69,11 @@ class ObjectBytes(NamedTuple):
     age: float
     """Seconds since it was written, by the server's clock."""
     is_intact: bool
-    """False where the whole object came and does not fit the checksum it was written with."""
+    """False where the whole object was read and does not fit the checksum of its upload."""
 
 
 class PatientS3(S3FileSystem):  # type: ignore[misc] # s3fs has no types
-    """An s3fs file system whose requests wait out what passes."""
+    """An s3fs file system whose requests are retried after errors that pass."""
 
     retries = 1
 
@@ -83,7 +83,7 @@ class PatientS3(S3FileSystem):  # type: ignore[misc] # s3fs has no types
         self._waiting: set[Future[Any]] = set()
 
     def run(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do asynchronous work from any thread; where the thread is interrupted, it ends first."""
+        """Do asynchronous work from any thread; an interrupt of the thread cancels and awaits the work."""
         limit, ended = current_limit(), threading.Event()
 
         async def watched() -> T:
@@ -106,7 +106,7 @@ class PatientS3(S3FileSystem):  # type: ignore[misc] # s3fs has no types
             self._waiting.discard(future)
 
     def hurry(self) -> None:
-        """The process is about to end: give up what waits, and wait for nothing long."""
+        """The process is about to end: cancel requests that wait, and retry no others for long."""
         self.patience.hurry()
         for future in [*self._waiting]:
             future.cancel()
@@ -144,8 +144,8 @@ class PatientS3(S3FileSystem):  # type: ignore[misc] # s3fs has no types
     ) -> ObjectBytes:
         """Bytes ``first`` to ``last`` (both included) of an object, or all of it.
 
-        A body that ends too early is asked for again, and so, some times, is one that does not fit
-        its checksum: then it is damaged on the server, and who knows the content will say so.
+        A body that ends too early is requested again. So is one that does not fit its checksum,
+        ``TRIES`` times: then the object is damaged, and the caller, who has its sha256, will notice.
         Raises FileNotFoundError.
         """
         bucket, _, key = path.partition("/")
@@ -176,9 +176,15 @@ class PatientS3(S3FileSystem):  # type: ignore[misc] # s3fs has no types
     ) -> str:
         """Write bytes ``first`` to ``last`` of an object to their place in an open file.
 
-        A body that ends too early is gone on with where it ended. Returns the ETag of what was
-        written; ``size`` gets the size of the whole object as soon as that is known. Raises
-        FileNotFoundError, and an error with status 416 where the object ends before ``first``.
+        A body that ends too early is continued where it ended. ``size`` gets the size of the whole
+        object in bytes as soon as that is known.
+
+        Returns:
+            The ETag of the version that was written.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            OSError: with HTTP status 416, where the object ends before ``first``.
         """
         bucket, _, key = path.partition("/")
         at, etag = first, ""
@@ -226,7 +232,7 @@ class PatientS3(S3FileSystem):  # type: ignore[misc] # s3fs has no types
 
 
 class PatientFile(AbstractBufferedFile):  # type: ignore[misc] # fsspec has no types
-    """A file of a corpus, read in blocks; it must stay what it was when it was opened."""
+    """A file of a corpus, read in blocks; raises OSError where it is replaced while it is open."""
 
     def __init__(self, fs: PatientS3, path: str, head: ObjectBytes) -> None:
         super().__init__(fs, path, "rb", READ_BLOCK, cache_type="readahead", size=head.total)

@@ -1,8 +1,8 @@
 """Single requests to a bucket: their conditions, checksums and lost answers.
 
 An answer can be lost after the write has landed. So each write carries a name of its own (metadata
-``writer``), and one that is refused looks whether it was itself the first. ``storage.backends.s3`` makes a
-store's operations of them.
+``writer``), and a refused write checks whether it was itself the first. ``storage.backends.s3`` builds the
+store's operations from these requests.
 """
 
 import asyncio
@@ -100,7 +100,7 @@ class S3Requests(Backend):
         *,
         is_conditional: bool,
     ) -> bool:
-        """Whether a write is the one that stands: its own answer may be that to a repetition."""
+        """Do a write; whether it stands. The answer may be that to a repetition of the same write."""
         try:
             await write()
         except OSError as error:
@@ -133,7 +133,7 @@ class S3Requests(Backend):
 
 
 def facts(path: str, **metadata: str) -> dict[str, Any]:
-    """What is said of an object when it is written."""
+    """Metadata and content type of an object, as arguments of the request that writes it."""
     # So that a browser shows pages, tables and JSON instead of saving them.
     kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
     return {"Metadata": metadata, "ContentType": kind}

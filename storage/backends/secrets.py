@@ -1,4 +1,4 @@
-"""What is a secret: in an address, in a configuration that is stored and shown, in a command line."""
+"""Find secrets in addresses, stored configurations and command lines, and cut them out."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""From a URL to what reads and writes there; no URL may carry credentials."""
+"""Open a URL: its backend, or its fsspec file system. A URL with credentials is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,10 @@ def open_backend(url: str) -> Backend:
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """The file system of ``url``, which keeps no listings, and its own name of the place.
+    """The file system of ``url``, without a cache of listings, and the path inside it.
 
     Raises:
-        ValueError: fsspec knows no such protocol.
+        ValueError: fsspec knows no such protocol, or the URL carries credentials.
     """
     if has_user(url):
         raise ValueError(

@@ -249,9 +249,10 @@ def test_work_in_progress_is_busy_and_later_free(work: Work) -> None:
 BUILD = """
 import sys, time
 from pathlib import Path
-from storage.cache import Call, Runtime, Step, build
+from storage.cache import build
 from storage.fingerprint import Config
 from storage.lease import Busy
+from storage.step import Call, Runtime, Step
 from storage.store import Store
 store, log = sys.argv[1:]
 class Empty(Config):

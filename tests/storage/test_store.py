@@ -85,7 +85,7 @@ class TestMemoryStore(RemoteContract):
         store.backend = Overwriting(store.backend.fs, store.backend.root)
         with pytest.raises(StoreFormatError, match="does not refuse a second create") as caught:
             store.check()
-        assert "16 of 16 racing writers were told they won" in str(caught.value)
+        assert "16 of 16 racing writers won" in str(caught.value)
         assert "MIXPOOL_ALONE=1" in str(caught.value)
         monkeypatch.setenv("MIXPOOL_ALONE", "1")
         (lacking,) = store.check()
