@@ -15,7 +15,7 @@ from flows.chain.work import SweepWork
 from storage.artifact import Artifact
 from storage.fingerprint import Config
 from storage.step import Call, Handle
-from tasks.evaluation.losses import Rows
+from tasks.evaluation.losses import LossRows
 from tasks.evaluation.window import WINDOW
 from tasks.mixtures.mixture import Mixture
 from tasks.mixtures.spaces import enumerate_mixtures
@@ -61,7 +61,7 @@ class Outcome(Prepared):
 
     mixtures: list[Mixture]
     """Over names of partitions."""
-    rows: Rows | None
+    rows: LossRows | None
     """Losses of every mixture of ``judged`` on every set; None in a plan."""
     race: RaceOutcome | None = None
     """How the mixtures were screened; None where each was evaluated in full."""
@@ -71,7 +71,7 @@ class Outcome(Prepared):
         cls,
         prepared: Prepared,
         mixtures: list[Mixture],
-        rows: Rows | None,
+        rows: LossRows | None,
         race: RaceOutcome | None = None,
     ) -> "Outcome":
         """The outcome of judging ``mixtures`` with what was prepared."""

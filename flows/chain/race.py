@@ -21,11 +21,11 @@ from tasks.evaluation.set_part import PART, PartConfig, part_groups
 from tasks.evaluation.window import Windows, load_windows
 from tasks.mixtures.mixture import Mixture
 from tasks.ranking.calibration import Groups
-from tasks.ranking.race import RaceConfig, Text, race
-from tasks.ranking.race_result import Result, Screening, exits_frame, in_words
+from tasks.ranking.race import RaceConfig, RaceSets, race
+from tasks.ranking.race_result import RaceResult, Screening, exits_frame, in_words
 
 if TYPE_CHECKING:
-    from tasks.evaluation.losses import Rows
+    from tasks.evaluation.losses import LossRows
 
 
 LARGEST = 0.5
@@ -37,10 +37,10 @@ class RaceOutcome:
     """The result of a race: its finalists, with their losses."""
 
     config: RaceConfig
-    result: Result
+    result: RaceResult
     finalists: list[Mixture] | None
     """Over names of partitions; None in a plan that cannot know them yet."""
-    rows: "Rows | None"
+    rows: "LossRows | None"
     """Losses of every finalist on every set; None where the finalists are not known."""
 
     @property
@@ -74,7 +74,7 @@ def run_race(run: Runner, config: RaceConfig, work: SweepWork) -> RaceOutcome:
     work = work._replace(pool={n: model for n, model in work.pool.items() if n in used})
     if any(handle.artifact is None for handle in work.sets.values()):
         _look_at_opening(run, config, work)
-        return RaceOutcome(config, Result(len(work.mixtures)), None, None)
+        return RaceOutcome(config, RaceResult(len(work.mixtures)), None, None)
     sweeps = RaceSweeps(run, config, work)
     try:
         result = race(config, sweeps.text, _shares(work), sweeps)
@@ -123,7 +123,7 @@ def _part_call(config: RaceConfig, name: str, windows: Handle, number: int) -> C
 
 
 class RaceSweeps:
-    """Gives a race its losses, by sweeps (see ``tasks.ranking.race.Course``)."""
+    """Gives a race its losses, by sweeps (see ``tasks.ranking.race.LossSource``)."""
 
     def __init__(self, run: Runner, config: RaceConfig, work: SweepWork) -> None:
         self._run, self._config, self._work = run, config, work
@@ -148,7 +148,7 @@ class RaceSweeps:
     def _groups(self, number: int, each_set: "_SetGroups") -> range:
         return part_groups(_part_config(self._config, number), len(each_set.tokens))
 
-    def _text(self) -> Text:
+    def _text(self) -> RaceSets:
         number = [np.full(len(each_set.tokens), -1) for each_set in self._sets]
         tokens = [0] * len(self._looks)
         for look, parts in enumerate(self._looks):
@@ -163,7 +163,7 @@ class RaceSweeps:
             [each_set.tokens * self._scale(each_set) for each_set in self._sets]
         )
         everything = sum(int(each_set.forward.sum()) for each_set in self._sets)
-        return Text(Groups(stratum, weight), np.concatenate(number), tokens, everything)
+        return RaceSets(Groups(stratum, weight), np.concatenate(number), tokens, everything)
 
     def _scale(self, each_set: "_SetGroups") -> float:
         return 1 / (float(each_set.tokens.sum()) * len(self._sets))

@@ -14,7 +14,7 @@ from flows.chain.work import SweepWork
 from storage.artifact import Record
 from storage.step import Call, Handle, Progress, Runtime, Step
 from storage.store import Store
-from tasks.evaluation.losses import Rows
+from tasks.evaluation.losses import LossRows
 
 LOG = logging.getLogger("mixpool.run")
 
@@ -88,7 +88,7 @@ class Runner(Protocol):
     def map(self, calls: Sequence[Call[Any]]) -> list[Handle]:
         """The results of calls that do not need one another, in order."""
 
-    def sweep(self, work: SweepWork) -> Rows | None:
+    def sweep(self, work: SweepWork) -> LossRows | None:
         """The losses of every mixture of the work on every set; None in a plan."""
 
     def rest(self) -> None:

@@ -26,19 +26,26 @@ from flows.chain.runner import Runner
 from flows.chain.work import Stage, SweepPlan, SweepWork, artifact_of
 from storage.step import Call, Handle
 from tasks.arrays import Floats
-from tasks.evaluation.losses import Rows
+from tasks.evaluation.losses import LossRows
 from tasks.evaluation.window import Windows, load_windows
 from tasks.mixtures.constraints import Feasible
 from tasks.mixtures.mixture import Mixture, Unit, Units
 from tasks.mixtures.units import by_domain
 from tasks.partitions.manifest import Manifest, PartitionEntry
 from tasks.search.account import account
-from tasks.search.descent import DESCEND, MODELS, SETS, DescendConfig, DescentConfig, load_landings
+from tasks.search.descent import (
+    DESCEND,
+    MODELS,
+    SETS,
+    DescentConfig,
+    DescentStepConfig,
+    load_descents,
+)
 from tasks.search.objective import Objective
 from tasks.search.rounds import Search, Tried
 
 if TYPE_CHECKING:
-    from tasks.search.result import Found
+    from tasks.search.result import SearchResult
 
 
 class SearchOutcome(NamedTuple):
@@ -46,7 +53,7 @@ class SearchOutcome(NamedTuple):
 
     outcome: Outcome
     """Its mixtures are those that were evaluated."""
-    result: "Found | None"
+    result: "SearchResult | None"
     """Its answer, tables and words; None in a plan that does not know all losses."""
     pending: int = 0
     """Mixtures that may be evaluated and whose losses a plan does not know; 0 outside plans."""
@@ -130,7 +137,7 @@ class SearchSweeps:
                 return False
         return True
 
-    def rows(self) -> Rows:
+    def rows(self) -> LossRows:
         """The losses of every mixture that was evaluated."""
         mixtures = [trial.judged for trial in self._state.tried]
         scratch = self._run.runtime.scratch
@@ -164,7 +171,7 @@ class SearchSweeps:
         (handle,) = self._run.map([descent_call(self._prepared, state, state.rules.descent)])
         if handle.artifact is None:
             return False
-        landings = load_landings(self._run.store.fetch(handle.artifact))
+        landings = load_descents(self._run.store.fetch(handle.artifact))
         self.landings = state.landed([landing.weights for landing in landings])
         self.price = self._price(handle)
         return self._evaluate(state.untried(self.landings), "landings of descents")
@@ -175,7 +182,7 @@ class SearchSweeps:
         # The way back through a model costs twice the way forward.
         return float(3 * handle.record.details["forward_tokens"] / tokens)
 
-    def _bits(self, rows: Rows) -> Floats:
+    def _bits(self, rows: LossRows) -> Floats:
         """Bits per byte, shape (mixtures, sets)."""
         sizes = np.array([windows.num_bytes.sum() for windows in self._windows])
         bits: Floats = rows.nll / sizes / math.log(2)
@@ -187,14 +194,16 @@ class SearchSweeps:
         return [load_windows(self._run.store.fetch(artifact_of(handle))) for handle in handles]
 
 
-def descent_call(prepared: Prepared, state: Search, config: DescentConfig) -> Call[DescendConfig]:
+def descent_call(
+    prepared: Prepared, state: Search, config: DescentConfig
+) -> Call[DescentStepConfig]:
     """The descent of a search: its pool and the sets of its objective, numbered by digest, so that it
     has one key whatever partitions and sets are called."""
     models, numbers = _numbered(MODELS, prepared.pool)
     shares = dict(zip(state.objective.sets, state.objective.shares.tolist(), strict=True))
     counted = {name: handle for name, handle in prepared.windows.items() if shares[name] > 0}
     sets, places = _numbered(SETS, counted)
-    whole = DescendConfig(
+    whole = DescentStepConfig(
         **config.model_dump(),
         seed=state.rules.seed,
         units=[[numbers[name] for name in state.units[unit]] for unit in state.feasible.names],

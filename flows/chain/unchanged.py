@@ -19,7 +19,7 @@ from storage.fingerprint import Config
 from storage.store import Store, scratch_store
 from tasks.models.given import given_tokenizer
 from tasks.partitions import manifest
-from tasks.partitions.arrival import look, unread_digest
+from tasks.partitions.arrival import look_for_files, unread_digest
 from tasks.partitions.scan import is_whole, rules_of
 from tasks.tokens.tokenizer import GivenTokenizer
 
@@ -58,7 +58,7 @@ def is_unchanged(store: Store, recipe: Recipe, settle_seconds: float = 0.0) -> U
     if previous is None or manifest.path_of(previous) not in content["manifests"]:
         LOG.info("run %s used another manifest than the newest", name)
         return None
-    new = look(recipe.corpus, previous, settle_seconds).new
+    new = look_for_files(recipe.corpus, previous, settle_seconds).new
     # What that run could not read, another one cannot read either, until it is written again.
     if unread_digest(new, previous.files) != content.get("unread", ""):
         LOG.info("since run %s: %s new files (%s bytes)", name, len(new), sum(f.size for f in new))

@@ -20,7 +20,7 @@ from flows.chain.work import SweepPlan, SweepWork, losses_of
 from flows.runners.inline import REFERENCE
 from storage.step import Call, Handle
 from tasks.evaluation.group_sums import GroupSums
-from tasks.evaluation.losses import Losses, Rows
+from tasks.evaluation.losses import Losses, LossRows
 from tasks.mixtures.mixture import Mixture
 from tasks.mixtures.spaces import enumerate_mixtures
 from tasks.partitions.manifest import Manifest
@@ -55,12 +55,12 @@ class References(NamedTuple):
     """Model of each, by the mixture's label."""
     repeats: dict[int, Handle]
     """Models of the first of them under other seeds, by seed."""
-    trained: Rows | None
+    trained: LossRows | None
     """Losses of all of these; None in a plan."""
     proxies: SweepWork
     """The merged models that they are compared with: each of them, partitions alone, midpoints of
     pairs."""
-    base: Rows | None
+    base: LossRows | None
     """Losses of the base model; None in a plan."""
 
 

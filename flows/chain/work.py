@@ -7,7 +7,7 @@ from typing import NamedTuple
 from storage.artifact import Artifact
 from storage.step import Handle
 from storage.store import Store
-from tasks.evaluation.losses import Counts, Losses, Rows
+from tasks.evaluation.losses import Counts, Losses, LossRows
 from tasks.evaluation.losses_table import EvaluateConfig, LossesTable, identity
 from tasks.evaluation.sweep import Job
 from tasks.evaluation.window import load_windows
@@ -73,7 +73,7 @@ class SweepPlan(NamedTuple):
         """The jobs in chunks of at most ``size`` mixtures."""
         return [self.jobs[start : start + size] for start in range(0, len(self.jobs), size)]
 
-    def rows(self, scratch: str | None = None) -> Rows:
+    def rows(self, scratch: str | None = None) -> LossRows:
         """Every row, under the names that mixtures and sets have in this run."""
         self.table.refresh()
         labels = [mixture.label for mixture in self.work.mixtures]
@@ -91,7 +91,7 @@ def artifact_of(handle: Handle) -> Artifact:
     return handle.artifact
 
 
-def losses_of(store: Store, rows: Rows, windows: Mapping[str, Handle]) -> Losses:
+def losses_of(store: Store, rows: LossRows, windows: Mapping[str, Handle]) -> Losses:
     """Rows with the counts of their sets."""
     artifacts = [artifact_of(handle) for handle in windows.values()]
     return rows.counted({a.digest: _counts(store.fetch(a)) for a in artifacts})

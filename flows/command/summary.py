@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from flows.run.execute import RunResult
-    from tasks.search.result import Found
+    from tasks.search.result import SearchResult
 
 RANKING: Columns = {
     "rank": ("rank", str),
@@ -57,7 +57,7 @@ def show_result(console: Console, result: "RunResult", top: int = 10) -> None:
         _show_words(console, "Trust", result.report.validation.words)
         console.print(_validation_table(result.report.validation.table))
     cost = result.report.cost
-    console.print(_table("Cost", cost, tables.known(tables.COST, cost)))
+    console.print(_table("Cost", cost, tables.present_columns(tables.COST, cost)))
     for note in [*result.report.notes, *result.report.remarks]:
         console.print(f"note: {note}", soft_wrap=True)
     show_ledger(console, result.summary)
@@ -91,7 +91,7 @@ def ranking_table(title: str, ranking: "pd.DataFrame") -> Table:
     return _table(title, ranking, RANKING, caption)
 
 
-def _show_search_result(console: Console, search: "Found") -> None:
+def _show_search_result(console: Console, search: "SearchResult") -> None:
     _show_words(console, "Search", search.words)
     columns = ["mixture", "objective", "predicted"]
     show_frame(console, "Best mixtures by the objective of the search", search.best[columns])

@@ -26,7 +26,7 @@ from storage.cache import build, look_ahead, lookup
 from storage.lease import Busy
 from storage.step import Call, Handle, Progress, Runtime
 from storage.store import Store
-from tasks.evaluation.losses import Rows
+from tasks.evaluation.losses import LossRows
 from tasks.evaluation.sweep import Job
 from tasks.steps import MODELS
 
@@ -131,7 +131,7 @@ class PrefectRunner:
     def rest(self) -> None:
         """Nothing is held here: devices' processes rest when their work ends."""
 
-    def sweep(self, work: SweepWork) -> Rows:
+    def sweep(self, work: SweepWork) -> LossRows:
         """Evaluate what the losses table lacks; one task run for each chunk of mixtures."""
         plan = SweepPlan.of(self.store, work, self.runtime.scratch)
         self.ledger.num_known += plan.num_known

@@ -36,7 +36,7 @@ from tasks.partitions.manifest import Manifest
 from tasks.ranking.effects import best_changes
 from tasks.ranking.rank import MACRO_MEAN
 from tasks.report.data import ReportData
-from tasks.search.result import Found
+from tasks.search.result import SearchResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,7 +119,7 @@ def execute(
 
 def _judged(
     run: Runner, recipe: Recipe, corpus: Manifest, with_search: bool
-) -> tuple[Outcome, Found | None]:
+) -> tuple[Outcome, SearchResult | None]:
     """Judge every mixture, or those that a search looks at."""
     if not with_search:
         return ablate(run, recipe, corpus), None

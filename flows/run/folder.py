@@ -19,9 +19,9 @@ from storage.store import Store
 from tasks.evaluation.losses import Losses
 from tasks.ranking.race_result import Screening
 from tasks.ranking.rank import rank_all
-from tasks.report.data import FOUND, ReportData
+from tasks.report.data import ReportData
 from tasks.report.page import write_report
-from tasks.search.result import Found
+from tasks.search.result import SearchResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -141,10 +141,12 @@ def _trust(read: _Tables, words: list[str] | None) -> "Trust | None":
     )
 
 
-def _search_result(read: _Tables, words: list[str] | None) -> Found | None:
+def _search_result(read: _Tables, words: list[str] | None) -> SearchResult | None:
     if words is None:
         return None
-    return Found(words, **{name: read(_file_name(f"search-{name}")) for name in FOUND})
+    return SearchResult(
+        words, **{name: read(_file_name(f"search-{name}")) for name in SEARCH_TABLES}
+    )
 
 
 ROWS = 10_000

@@ -16,7 +16,7 @@ from tasks.evaluation.losses import Losses
 from tasks.ranking.rank import rank_all
 from tasks.report.data import ReportData
 from tasks.report.tables import to_json
-from tasks.search.result import Found
+from tasks.search.result import SearchResult
 from tasks.training.train import TRAIN
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def report_of(
     outcome: Outcome,
     ranked: Ranked,
     trust: "Trust | None",
-    search_result: Found | None,
+    search_result: SearchResult | None,
 ) -> ReportData:
     """The data of the run's report.
 
@@ -205,7 +205,7 @@ def summary_of(run: Runner, outcome: Outcome, report: ReportData) -> dict[str, A
     }
 
 
-def _answer(search: Found) -> dict[str, Any] | None:
+def _answer(search: SearchResult) -> dict[str, Any] | None:
     """The answer of a search; None where no mixture keeps the caps."""
     if search.best.empty:
         return None

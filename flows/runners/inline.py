@@ -11,7 +11,7 @@ from storage.cache import build, look_ahead, lookup
 from storage.lease import Busy
 from storage.step import Call, Handle, Progress, Runtime
 from storage.store import Store
-from tasks.evaluation.losses import Rows
+from tasks.evaluation.losses import LossRows
 from tasks.machine.meter import Meter, energy_source
 
 REFERENCE = "reference "
@@ -60,7 +60,7 @@ class InlineRunner:
         progress = self.reporter.task(call.name)
         return build(self.store, call, self.runtime, step_meter(call, self.runtime), progress)
 
-    def sweep(self, work: SweepWork) -> Rows:
+    def sweep(self, work: SweepWork) -> LossRows:
         """Evaluate what the losses table lacks, chunk by chunk."""
         plan = SweepPlan.of(self.store, work, self.runtime.scratch)
         self.ledger.num_known += plan.num_known

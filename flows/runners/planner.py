@@ -21,7 +21,7 @@ from storage.artifact import Record
 from storage.cache import Explanation, explain, look_ahead, lookup
 from storage.step import Call, Handle, Runtime, Step
 from storage.store import Store, scratch_store
-from tasks.evaluation.losses import Rows
+from tasks.evaluation.losses import LossRows
 from tasks.evaluation.losses_table import LossesTable, identity
 from tasks.partitions.manifest import Manifest
 from tasks.search.descent import DESCEND
@@ -69,7 +69,7 @@ class PlannerRunner:
     def rest(self) -> None:
         """Nothing is held."""
 
-    def sweep(self, work: SweepWork) -> Rows | None:
+    def sweep(self, work: SweepWork) -> LossRows | None:
         """Count the missing losses; the rows where all are stored and a later choice needs them."""
         pairs = len(work.mixtures) * len(work.sets)
         handles = [*work.pool.values(), *work.sets.values()]

@@ -111,7 +111,7 @@ class DocumentWriter:
             self.close()
 
 
-def read(folder: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+def read_columns(folder: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
     """Rows of an artifact as dictionaries, streamed."""
     import pyarrow.parquet as pq
 
@@ -129,4 +129,4 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 def read_all(folder: Path) -> Iterator[StoredDocument]:
     """Every document of an artifact, streamed."""
-    return (StoredDocument(**row) for row in read(folder))
+    return (StoredDocument(**row) for row in read_columns(folder))

@@ -1,6 +1,6 @@
 """Rows of one file, whatever its format, in bounded memory, and never fewer than the file holds.
 
-Every format is reduced to a stream of ``Row``: the asked fields of one document, still unjudged. Two
+Every format is reduced to a stream of ``FileRow``: the asked fields of one document, still unjudged. Two
 kinds of damage are kept apart. A row that cannot be used carries its ``fault`` and reading goes on.
 A file that ends too early, or is not what its name says, raises ``UnreadableFileError``, because
 the rows that are missing cannot be counted. All decompression goes through Arrow, which raises
@@ -58,7 +58,7 @@ class Layout(NamedTuple):
     stem: str
 
 
-class Row(NamedTuple):
+class FileRow(NamedTuple):
     """One document as found: ``values`` of fields, ``names`` of all fields of the file's row.
 
     ``number`` counts rows (lines, in JSON lines) from 0; None where the file is one document.
@@ -88,7 +88,7 @@ def layout(name: str) -> Layout | None:
     return None
 
 
-def read_rows(url: str, layout: Layout, fields: Sequence[str]) -> Iterator[Row]:
+def read_rows(url: str, layout: Layout, fields: Sequence[str]) -> Iterator[FileRow]:
     """Rows of the file at ``url``; ``fields`` are the wanted ones, the text field first.
 
     Raises:
@@ -100,7 +100,9 @@ def read_rows(url: str, layout: Layout, fields: Sequence[str]) -> Iterator[Row]:
         yield from read(stream, fields)
 
 
-def read_dataset(path: str, name: str | None, split: str, fields: Sequence[str]) -> Iterator[Row]:
+def read_dataset(
+    path: str, name: str | None, split: str, fields: Sequence[str]
+) -> Iterator[FileRow]:
     """Rows of a split of a data set that Hugging Face ``datasets`` streams from a folder or the hub.
 
     Loading scripts and pickles are not executed: ``datasets`` 5 has no code for either.
@@ -159,18 +161,18 @@ def _require_content(raw: BinaryIO) -> None:
     raw.seek(0)
 
 
-def _text(stream: BinaryIO, fields: Sequence[str]) -> Iterator[Row]:
-    yield Row(None, {fields[0]: stream.read()}, fields[:1])
+def _text(stream: BinaryIO, fields: Sequence[str]) -> Iterator[FileRow]:
+    yield FileRow(None, {fields[0]: stream.read()}, fields[:1])
 
 
-def _json(stream: BinaryIO, _fields: Sequence[str]) -> Iterator[Row]:
+def _json(stream: BinaryIO, _fields: Sequence[str]) -> Iterator[FileRow]:
     with io.BufferedReader(cast("io.RawIOBase", stream), buffer_size=1 << 20) as lines:
         for number, line in enumerate(lines):
             if line.strip():
                 yield _json_row(number, line)
 
 
-def _json_row(number: int, line: bytes) -> Row:
+def _json_row(number: int, line: bytes) -> FileRow:
     fault, text = "", ""
     try:
         text = line.removeprefix(codecs.BOM_UTF8).decode()
@@ -181,13 +183,13 @@ def _json_row(number: int, line: bytes) -> Row:
     except (ValueError, RecursionError) as error:
         if not line.endswith(b"\n"):
             raise EOFError(f"line {number + 1}, the last, is cut off") from error
-        return Row(number, {}, (), fault or "is not JSON")
+        return FileRow(number, {}, (), fault or "is not JSON")
     if not fault and not isinstance(value, dict):
         fault = "is no JSON object"
-    return Row(number, {}, (), fault) if fault else Row(number, value, list(value))
+    return FileRow(number, {}, (), fault) if fault else FileRow(number, value, list(value))
 
 
-def _parquet(stream: BinaryIO, fields: Sequence[str]) -> Iterator[Row]:
+def _parquet(stream: BinaryIO, fields: Sequence[str]) -> Iterator[FileRow]:
     from pyarrow.parquet import ParquetFile
 
     # Pre-buffering would hold the chosen columns of all row groups at once.
@@ -198,7 +200,7 @@ def _parquet(stream: BinaryIO, fields: Sequence[str]) -> Iterator[Row]:
     yield from _batches(batches, fields, names)
 
 
-def _arrow(stream: BinaryIO, fields: Sequence[str]) -> Iterator[Row]:
+def _arrow(stream: BinaryIO, fields: Sequence[str]) -> Iterator[FileRow]:
     from pyarrow import ipc
 
     if stream.read(len(_ARROW_FILE)) == _ARROW_FILE:
@@ -220,7 +222,7 @@ def _require_stream_end(stream: BinaryIO) -> None:
 
 def _batches(
     batches: "Iterable[pa.RecordBatch]", fields: Sequence[str], names: Sequence[str] | None = None
-) -> Iterator[Row]:
+) -> Iterator[FileRow]:
     first = 0
     for batch in batches:
         present = batch.schema.names
@@ -228,7 +230,7 @@ def _batches(
         columns = [_plain(batch.column(name)) for name in wanted]
         for offset in range(batch.num_rows):
             values = {name: column[offset] for name, column in zip(wanted, columns, strict=True)}
-            yield Row(first + offset, values, names or present)
+            yield FileRow(first + offset, values, names or present)
         first += batch.num_rows
 
 

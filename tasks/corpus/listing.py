@@ -210,7 +210,7 @@ def size_and_stamp(info: Mapping[str, Any], url: str = "") -> tuple[int, str]:
     return size, " ".join(map(str, [size, token, *local, url])).rstrip().replace('"', "")
 
 
-def is_told(file: SourceFile) -> bool:
+def has_stamp(file: SourceFile) -> bool:
     """Whether the file system tells anything but the size by which a file's versions differ."""
     return file.stamp.split(" ")[1:2] != [_UNTOLD]
 

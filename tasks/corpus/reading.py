@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tasks.corpus.formats import Row, layout, read_dataset, read_rows
+from tasks.corpus.formats import FileRow, layout, read_dataset, read_rows
 from tasks.corpus.listing import SourceFile, dataset_files, url_files
 from tasks.corpus.source import DocumentFormat, Source
 
@@ -112,7 +112,7 @@ def read_documents(file: SourceFile, source: Source, problems: Problems) -> Iter
     return None if row else problems.file(file.path, "holds no document")
 
 
-def _rows(file: SourceFile, source: Source) -> Iterator[Row]:
+def _rows(file: SourceFile, source: Source) -> Iterator[FileRow]:
     fields = [source.format.text_field, *source.format.domain_fields]
     if file.url == source.dataset:
         return read_dataset(file.url, source.dataset_name, source.split, fields)
@@ -138,11 +138,11 @@ def _path_domain(path: str, rule: DocumentFormat) -> str | None:
     return domain
 
 
-def _row_domain(row: Row, rule: DocumentFormat) -> str:
+def _row_domain(row: FileRow, rule: DocumentFormat) -> str:
     return "-".join(_domain_part(row, field) for field in rule.domain_fields)
 
 
-def _domain_part(row: Row, field: str) -> str:
+def _domain_part(row: FileRow, field: str) -> str:
     match _value(row, field, "domain field"):
         case bool() as value:
             return str(value).lower()
@@ -158,7 +158,7 @@ def _domain_part(row: Row, field: str) -> str:
             )
 
 
-def _document(row: Row, rule: DocumentFormat, domain: str, origin: str) -> Document:
+def _document(row: FileRow, rule: DocumentFormat, domain: str, origin: str) -> Document:
     value = _value(row, rule.text_field, "text field")
     if not isinstance(value, str | bytes):
         fault = f"has in the text field {rule.text_field!r} no text"
@@ -169,7 +169,7 @@ def _document(row: Row, rule: DocumentFormat, domain: str, origin: str) -> Docum
     return Document(text, domain, hashlib.sha256(data).hexdigest(), origin)
 
 
-def _value(row: Row, field: str, role: str) -> object:
+def _value(row: FileRow, field: str, role: str) -> object:
     if row.fault:
         raise _FaultyDocumentError(row.fault)
     if field not in row.values:

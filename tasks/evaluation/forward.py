@@ -58,7 +58,7 @@ def default_batch(device: str) -> int:
     return GPU_BATCH if device.startswith("cuda") else CPU_BATCH
 
 
-def batches(windows: Windows, tokens: int, device: str) -> list[TokenBatch]:
+def token_batches(windows: Windows, tokens: int, device: str) -> list[TokenBatch]:
     """Windows in batches of at most ``tokens`` positions, of like length, shortest first.
 
     The order depends on the windows alone, so a set's sums are added in one order.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class Row(NamedTuple):
+class LossRow(NamedTuple):
     """Sums of one mixture on one evaluation set."""
 
     mixture: str
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class LossRows:
     """Every pair of some mixtures and some sets, in the order of mixtures and then of sets."""
 
     mixtures: list[str]
@@ -55,15 +55,15 @@ class Rows:
     def __len__(self) -> int:
         return len(self.mixtures) * len(self.sets)
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[LossRow]:
         for number, (mixture, label) in enumerate(zip(self.mixtures, self.labels, strict=True)):
             for place, (name, windows) in enumerate(self.sets.items()):
                 groups = self.sums.read(place, number, number + 1)[0].tolist()
                 nll = float(self.nll[number, place])
-                yield Row(mixture, windows, label, name, nll, groups)
+                yield LossRow(mixture, windows, label, name, nll, groups)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Rows):
+        if not isinstance(other, LossRows):
             return NotImplemented
         return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
 

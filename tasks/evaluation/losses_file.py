@@ -13,13 +13,13 @@ import numpy as np
 
 from storage.stamp import PLACEHOLDER, stamp
 from tasks.arrays import Ints
-from tasks.evaluation.losses import Row, Rows
+from tasks.evaluation.losses import LossRow, LossRows
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def encode(rows: Iterable[Row], facts: Mapping[str, Any]) -> bytes:
+def encode(rows: Iterable[LossRow], facts: Mapping[str, Any]) -> bytes:
     """Rows as stamped Parquet bytes, with ``facts`` as JSON in the file's metadata."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -35,12 +35,12 @@ def encode(rows: Iterable[Row], facts: Mapping[str, Any]) -> bytes:
     return stamp(buffer.getvalue())
 
 
-def decode(data: bytes) -> list[Row]:
+def decode(data: bytes) -> list[LossRow]:
     """Rows of Parquet bytes."""
     import pyarrow.parquet as pq
 
     # read_table would import pyarrow.dataset, which takes as long as a small table.
-    return [Row(**row) for row in pq.ParquetFile(io.BytesIO(data)).read().to_pylist()]
+    return [LossRow(**row) for row in pq.ParquetFile(io.BytesIO(data)).read().to_pylist()]
 
 
 def columns(data: bytes, names: list[str]) -> "pa.Table":
@@ -52,7 +52,7 @@ def columns(data: bytes, names: list[str]) -> "pa.Table":
     return pq.ParquetFile(pa.BufferReader(data), read_dictionary=texts).read(names)
 
 
-def facts_of(data: bytes) -> dict[str, Any]:
+def part_facts(data: bytes) -> dict[str, Any]:
     """The facts in the metadata of Parquet bytes: evaluation key, cost, provenance."""
     import pyarrow.parquet as pq
 
@@ -60,7 +60,7 @@ def facts_of(data: bytes) -> dict[str, Any]:
     return found
 
 
-def pick(data: bytes, rows: Ints, places: Ints, target: Rows) -> None:
+def pick(data: bytes, rows: Ints, places: Ints, target: LossRows) -> None:
     """Copy ``rows`` of a part to ``places`` in the order of mixtures and then of sets."""
     table = columns(data, ["nll", "group_nll"])
     target.nll.reshape(-1)[places] = table["nll"].to_numpy()[rows]

@@ -21,9 +21,9 @@ from storage.stamp import is_intact
 from storage.store import Store, number_of
 from tasks.arrays import Ints
 from tasks.evaluation.group_sums import GroupSums, Scratch
-from tasks.evaluation.losses import Row as Row
-from tasks.evaluation.losses import Rows
-from tasks.evaluation.losses_file import columns, decode, encode, facts_of, pick
+from tasks.evaluation.losses import LossRow as LossRow
+from tasks.evaluation.losses import LossRows
+from tasks.evaluation.losses_file import columns, decode, encode, part_facts, pick
 from tasks.mixtures.mixture import Mixture
 
 LOG = logging.getLogger("mixpool.losses")
@@ -96,7 +96,7 @@ class LossesTable:
 
     def _take(self, path: str, data: bytes) -> None:
         # A part moved here from another way of evaluating is intact and would give wrong losses.
-        if not is_intact(data) or (facts := facts_of(data))["evaluation"] != self.key:
+        if not is_intact(data) or (facts := part_facts(data))["evaluation"] != self.key:
             LOG.warning("%s was changed after it was written; its rows are evaluated anew", path)
             # Its number may be claimed again, so it does not count as read.
             self._store.set_aside(path)
@@ -152,7 +152,7 @@ class LossesTable:
             return -1
         return int(places[number])
 
-    def __getitem__(self, pair: tuple[str, str]) -> Row:
+    def __getitem__(self, pair: tuple[str, str]) -> LossRow:
         if (place := self._place(pair)) < 0:
             raise KeyError(pair)
         part = next(part for part in self._parts if place < part.stop)
@@ -189,7 +189,7 @@ class LossesTable:
         labels: Sequence[str],
         sets: Mapping[str, str],
         scratch: str | None = None,
-    ) -> Rows:
+    ) -> LossRows:
         """The rows of all pairs.
 
         Args:
@@ -207,7 +207,7 @@ class LossesTable:
             mixture, number = np.argwhere(places < 0)[0]
             raise KeyError((labels[mixture], list(sets)[number]))
         nll, sums = np.empty(places.shape), GroupSums(len(names), scratch)
-        found = Rows([*names], [*labels], dict(sets), nll, sums)
+        found = LossRows([*names], [*labels], dict(sets), nll, sums)
         order = np.argsort(places, axis=None, kind="stable")
         places = places.ravel()[order]
         for part in self._parts:
@@ -216,7 +216,7 @@ class LossesTable:
                 pick(self._data(part), places[first:last] - part.start, order[first:last], found)
         return found
 
-    def append(self, rows: list[Row], cost: Mapping[str, Any]) -> None:
+    def append(self, rows: list[LossRow], cost: Mapping[str, Any]) -> None:
         """Write rows as the next part; rows that another run wrote first stand."""
         if not self._parts:
             config = {"version": VERSION, "config": canonical(self._config)}

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from storage.step import Meter, Progress, Runtime
-from tasks.evaluation.forward import Scorer, TokenBatch, batches, default_batch, group_losses
-from tasks.evaluation.losses import Row
+from tasks.evaluation.forward import Scorer, TokenBatch, default_batch, group_losses, token_batches
+from tasks.evaluation.losses import LossRow
 from tasks.evaluation.losses_table import EvaluateConfig, LossesTable, identity
 from tasks.evaluation.onednn import NO_CODE, has_onednn
 from tasks.evaluation.window import Windows, load_windows
@@ -100,7 +100,7 @@ class Sweeper:
             check_context(self._model.model, length, "evaluation.windows.context_length")
 
     def _load(self, entry: PreparedSet, windows: Windows) -> LoadedSet:
-        ready = batches(windows, self._batch_tokens, self.device)
+        ready = token_batches(windows, self._batch_tokens, self.device)
         return LoadedSet(entry, windows, ready, int(windows.length.sum()))
 
     def lacks(self, table: LossesTable, job: Job) -> bool:
@@ -108,7 +108,7 @@ class Sweeper:
         name = identity(job.mixture)
         return any((name, self._sets[s].entry.digest) not in table for s in job.sets)
 
-    def evaluate(self, jobs: Sequence[Job], meter: Meter, progress: Progress) -> list[Row]:
+    def evaluate(self, jobs: Sequence[Job], meter: Meter, progress: Progress) -> list[LossRow]:
         """Rows of all jobs.
 
         Raises:
@@ -169,7 +169,7 @@ class Sweeper:
         )
         return self._sets[failed.entry.name]
 
-    def _row(self, job: Job, loaded: LoadedSet, sums: np.ndarray, meter: Meter) -> Row:
+    def _row(self, job: Job, loaded: LoadedSet, sums: np.ndarray, meter: Meter) -> LossRow:
         shape = Attention.of(self._model.model, loaded.windows.inputs.shape[1])
         flops = forward_flops(self._model.num_parameters, loaded.tokens, shape)
         meter.add(tokens=loaded.tokens, flops=flops)
@@ -178,7 +178,7 @@ class Sweeper:
                 f"mixture {job.label!r} has a loss of {sums.sum()} on {loaded.entry.name!r}: a model "
                 "of it has weights that are not finite, or outputs beyond the range of the precision"
             )
-        return Row(
+        return LossRow(
             mixture=identity(job.mixture),
             windows=loaded.entry.digest,
             label=job.label,

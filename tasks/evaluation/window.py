@@ -87,7 +87,7 @@ def build(
     from safetensors.numpy import save_file
 
     encoder = Encoder(inputs["tokenizer"])
-    rows = sorted(documents.read(inputs["documents"], ["digest", "text"]), key=_by_digest)
+    rows = sorted(documents.read_columns(inputs["documents"], ["digest", "text"]), key=_by_digest)
     groups = _groups([row["digest"] for row in rows], config.groups)
     windows: list[tuple[np.ndarray, int, int]] = []
     counts = np.zeros((max(groups, default=0) + 1, 3), dtype=np.int64)

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tasks.models.facts import Facts, differences
+from tasks.models.facts import Facts, fact_differences
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +39,7 @@ def check_mergeable(members: Mapping[str, Facts]) -> None:
     """
     names = list(members)
     for name in names[1:]:
-        found = differences(members[names[0]], members[name])
+        found = fact_differences(members[names[0]], members[name])
         if found:
             what = "; ".join(f"{d.what}: {d.one} and {d.other}" for d in found)
             raise MergeError(

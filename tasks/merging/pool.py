@@ -41,7 +41,7 @@ LOG = logging.getLogger("mixpool.sweep")
 SPARE = 0.8
 """Share of free memory that a pool may take."""
 
-Place = Literal["device", "host", "files"]
+PoolPlace = Literal["device", "host", "files"]
 
 Reader = Callable[[int, int], "torch.Tensor"]
 """Weights ``start..end-1`` of a member, on the device that merges."""
@@ -153,7 +153,7 @@ def _layout(folder: Path) -> "dict[str, torch.Size]":
     }
 
 
-def _place(model_bytes: int, members: int, device: str, gigabytes: float | None) -> Place:
+def _place(model_bytes: int, members: int, device: str, gigabytes: float | None) -> PoolPlace:
     """Where a pool of so many models goes: the fastest place that has room for it."""
     import psutil
     import torch

@@ -25,7 +25,7 @@ from tasks.mixtures.limits import (
 )
 from tasks.mixtures.mixture import Mixture
 from tasks.mixtures.rounding import cheapest_subset, largest_remainders, nearest
-from tasks.mixtures.units import unknown
+from tasks.mixtures.units import unknown_name_error
 
 MOST_LISTED = 200_000
 """Even mixtures are listed one by one up to this many; beyond it they are drawn at random."""
@@ -235,7 +235,7 @@ class Feasible:
     def _parts(self, mixture: Mixture) -> dict[str, int]:
         for name in mixture.members:
             if name not in self.domains:
-                raise unknown(name, f"the mixture {mixture.label}", self.names)
+                raise unknown_name_error(name, f"the mixture {mixture.label}", self.names)
         return dict(mixture.parts)
 
     @property

@@ -15,7 +15,7 @@ import numpy as np
 from storage.fingerprint import Config
 from tasks.arrays import Ints
 from tasks.mixtures.rounding import Sums, cheapest_subset, nearest
-from tasks.mixtures.units import unknown
+from tasks.mixtures.units import unknown_name_error
 
 
 class Sum(Config):
@@ -122,7 +122,7 @@ def _members(name: str, where: str, domains: Mapping[str, str]) -> frozenset[int
     inside = frozenset(n for n, unit in enumerate(names) if domains[unit] == name)
     if name not in domains:
         if not inside:
-            raise unknown(name, where, [*names, *domains.values()])
+            raise unknown_name_error(name, where, [*names, *domains.values()])
         return inside
     alone = frozenset({names.index(name)})
     if inside not in (frozenset(), alone):

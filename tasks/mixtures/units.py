@@ -17,7 +17,7 @@ def by_domain(partitions: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     return {domain: tuple(found[domain]) for domain in sorted(found)}
 
 
-def unknown(name: str, where: str, known: Iterable[str]) -> ValueError:
+def unknown_name_error(name: str, where: str, known: Iterable[str]) -> ValueError:
     """An error to raise for a name that is not among ``known``, with those that look like it."""
     names = sorted(set(known))
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:3]
@@ -47,7 +47,7 @@ class Catalogue(NamedTuple):
             return (name,)
         if name in domains:
             return domains[name]
-        raise unknown(name, f"{self.where}.{field}", [*self.partitions, *domains])
+        raise unknown_name_error(name, f"{self.where}.{field}", [*self.partitions, *domains])
 
     def units(self, unit: Unit, only: list[str] | None = None) -> Units:
         """The units, sorted by name; made of the partitions that ``only`` stands for, if given."""

@@ -30,7 +30,7 @@ def facts_of(folder: Path) -> Facts:
     return Facts.model_validate_json((folder / FACTS).read_bytes())
 
 
-class Difference(NamedTuple):
+class FactDifference(NamedTuple):
     """A fact in which two models differ."""
 
     what: str
@@ -41,7 +41,7 @@ class Difference(NamedTuple):
     """Its value for the other."""
 
 
-def differences(one: Facts, other: Facts) -> list[Difference]:
+def fact_differences(one: Facts, other: Facts) -> list[FactDifference]:
     """The facts in which two models differ, shortened for people."""
     labels = {
         "architecture": "architecture",
@@ -54,4 +54,4 @@ def differences(one: Facts, other: Facts) -> list[Difference]:
         return value[:10] if isinstance(value, str) else value
 
     pairs = ((label, getattr(one, f), getattr(other, f)) for f, label in labels.items())
-    return [Difference(label, shown(a), shown(b)) for label, a, b in pairs if a != b]
+    return [FactDifference(label, shown(a), shown(b)) for label, a, b in pairs if a != b]

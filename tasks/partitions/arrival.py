@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from tasks.corpus.listing import EmptyCorpusError, SourceFile, is_told
+from tasks.corpus.listing import EmptyCorpusError, SourceFile, has_stamp
 from tasks.corpus.reading import list_files
 from tasks.partitions.config import CorpusConfig
 from tasks.partitions.manifest import Manifest
@@ -24,7 +24,7 @@ SHOWN = 3
 """Files that a note names."""
 
 
-class Landed(NamedTuple):
+class Arrivals(NamedTuple):
     """A corpus as it was listed."""
 
     files: list[SourceFile]
@@ -35,7 +35,9 @@ class Landed(NamedTuple):
     """What waits for a later scan, in words."""
 
 
-def look(corpus: CorpusConfig, previous: Manifest | None, settle_seconds: float = 0.0) -> Landed:
+def look_for_files(
+    corpus: CorpusConfig, previous: Manifest | None, settle_seconds: float = 0.0
+) -> Arrivals:
     """List the corpus and find what ``previous`` does not know.
 
     With nothing new, or with 0 seconds to settle, this is one listing; else it takes so many seconds
@@ -66,7 +68,7 @@ def look(corpus: CorpusConfig, previous: Manifest | None, settle_seconds: float 
         raise EmptyCorpusError(
             f"corpus {corpus.name!r} has no file that is complete yet: {'; '.join(notes)}"
         )
-    return Landed(files, new, notes)
+    return Arrivals(files, new, notes)
 
 
 def _new(
@@ -85,7 +87,7 @@ def unread_digest(files: Iterable[SourceFile], known: Mapping[str, str]) -> str:
 
 def _check_told(files: list[SourceFile]) -> None:
     for file in files:
-        if not is_told(file):
+        if not has_stamp(file):
             raise ValueError(
                 f"whether {file.url} still changes cannot be seen, as its file system tells neither "
                 "version nor time: set settle_seconds to 0, and have a marker (corpus.marker)"

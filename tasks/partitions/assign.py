@@ -8,11 +8,11 @@ from storage.artifact import Artifact
 from tasks.corpus.documents import DocumentWriter
 from tasks.corpus.listing import SourceFile
 from tasks.corpus.reading import Document
-from tasks.partitions.index import Known, Role, open_place
-from tasks.partitions.job import Intake, stored
+from tasks.partitions.index import IndexEntry, Role, open_place
+from tasks.partitions.job import ScanJob, stored
 from tasks.partitions.manifest import DomainState
 from tasks.partitions.split import DomainSplitter, role_of
-from tasks.tokens.processes import Encoders, batches
+from tasks.tokens.processes import Encoders, text_batches
 
 BATCH_DOCUMENTS = 256
 BATCH_CHARACTERS = 1 << 20
@@ -24,7 +24,7 @@ HeldOut = dict[str, DocumentWriter]
 """Held-out documents by domain, where this scan adds some to those that are kept."""
 
 
-def assign(job: Intake, files: list[SourceFile], encoders: Encoders) -> dict[str, DomainState]:
+def assign(job: ScanJob, files: list[SourceFile], encoders: Encoders) -> dict[str, DomainState]:
     """Read new files and assign their documents; the state of every domain afterwards."""
     splitters: dict[str, DomainSplitter] = {}
     heldout: HeldOut = {}
@@ -42,11 +42,11 @@ def assign(job: Intake, files: list[SourceFile], encoders: Encoders) -> dict[str
     }
 
 
-def _state(job: Intake, domain: str) -> DomainState:
+def _state(job: ScanJob, domain: str) -> DomainState:
     return job.state.domains.get(domain, DomainState())
 
 
-def _counted(job: Intake, files: list[SourceFile], encoders: Encoders) -> Iterator[Counted]:
+def _counted(job: ScanJob, files: list[SourceFile], encoders: Encoders) -> Iterator[Counted]:
     """Documents with their numbers of tokens, counted some batches ahead of their turn.
 
     Those that are known before that are not counted: their number is 0.
@@ -55,8 +55,8 @@ def _counted(job: Intake, files: list[SourceFile], encoders: Encoders) -> Iterat
     sent: deque[list[tuple[Document, bool]]] = deque()
 
     def texts() -> Iterator[list[str]]:
-        for batch in batches(read, attrgetter("text")):
-            sent.append([(document, document.digest in job.seen) for document in batch])
+        for batch in text_batches(read, attrgetter("text")):
+            sent.append([(document, document.digest in job.index) for document in batch])
             yield [document.text for document, is_known in sent[-1] if not is_known]
 
     for found in encoders.count(texts()):
@@ -79,12 +79,12 @@ def _batches(found: Iterable[Counted]) -> Iterator[list[Counted]]:
         yield batch
 
 
-def _training(job: Intake, found: Iterable[Counted], heldout: HeldOut) -> Iterator[Counted]:
+def _training(job: ScanJob, found: Iterable[Counted], heldout: HeldOut) -> Iterator[Counted]:
     """New documents that are for training; held-out ones are put aside on the way."""
     split = job.corpus.split
     for document, num_tokens in found:
         digest, origin = document.digest, document.origin
-        known = job.seen.get(digest)
+        known = job.index.get(digest)
         if known is not None:
             job.counts[_told(job, known, document)] += 1
         elif job.is_refused(document, digest, origin):
@@ -95,24 +95,24 @@ def _training(job: Intake, found: Iterable[Counted], heldout: HeldOut) -> Iterat
             _hold_out(job, document, heldout)
         else:
             # Written before it is assigned: the same text may stand again in this very batch.
-            job.seen.write(Known(digest, Role.TRAIN, open_place(document.domain), origin))
+            job.index.write(IndexEntry(digest, Role.TRAIN, open_place(document.domain), origin))
             yield document, num_tokens
 
 
-def _told(job: Intake, known: Known, document: Document) -> str:
+def _told(job: ScanJob, known: IndexEntry, document: Document) -> str:
     # The first scan meets each base document a second time.
     again = job.state.number == 0 and known.role == Role.BASE and known.origin == document.origin
     return Role.BASE if again else f"known as {known.role}"
 
 
-def _hold_out(job: Intake, document: Document, heldout: HeldOut) -> None:
+def _hold_out(job: ScanJob, document: Document, heldout: HeldOut) -> None:
     """Keep it for its domain's evaluation set, unless that is frozen or full."""
     domain = document.domain
     state = _state(job, domain)
     number = heldout[domain].num_documents if domain in heldout else state.num_heldout
     keep = not state.frozen and number < job.corpus.split.heldout_documents
     place = domain if keep else ""
-    job.seen.write(Known(document.digest, Role.HELDOUT, place, document.origin))
+    job.index.write(IndexEntry(document.digest, Role.HELDOUT, place, document.origin))
     if keep:
         if domain not in heldout:
             heldout[domain] = job.copied(state.heldout)
@@ -120,7 +120,7 @@ def _hold_out(job: Intake, document: Document, heldout: HeldOut) -> None:
 
 
 def _with_heldout(
-    job: Intake, domain: str, state: DomainState, writer: DocumentWriter | None
+    job: ScanJob, domain: str, state: DomainState, writer: DocumentWriter | None
 ) -> DomainState:
     kept: Artifact | None = state.heldout
     number = state.num_heldout
@@ -131,7 +131,7 @@ def _with_heldout(
     return state.model_copy(update={"heldout": kept, "num_heldout": number, "frozen": frozen})
 
 
-def store_heldout(job: Intake, domain: str, writer: DocumentWriter) -> Artifact:
+def store_heldout(job: ScanJob, domain: str, writer: DocumentWriter) -> Artifact:
     """Deposit a closed writer's documents as the held-out documents of a domain."""
     details: dict[str, object] = {"domain": domain, "num_documents": writer.num_documents}
     return job.deposit("heldout", domain, writer.folder, details)

@@ -12,13 +12,13 @@ from tasks.corpus.documents import DocumentWriter
 from tasks.corpus.listing import SourceFile
 from tasks.corpus.reading import Document, Problems, list_files
 from tasks.partitions.config import EvaluationSetConfig
-from tasks.partitions.index import Known, Role
-from tasks.partitions.job import Intake, stored
+from tasks.partitions.index import IndexEntry, Role
+from tasks.partitions.job import ScanJob, stored
 from tasks.partitions.manifest import SetEntry
 from tasks.partitions.split import role_of
 
 
-def freeze_sets(job: Intake) -> list[SetEntry]:
+def freeze_sets(job: ScanJob) -> list[SetEntry]:
     """Read the evaluation sets that the chain does not know yet.
 
     Raises:
@@ -33,7 +33,7 @@ def set_identity(config: EvaluationSetConfig) -> str:
     return fingerprint("set", config)
 
 
-def freeze_set(job: Intake, config: EvaluationSetConfig, *, again: bool = False) -> SetEntry:
+def freeze_set(job: ScanJob, config: EvaluationSetConfig, *, again: bool = False) -> SetEntry:
     """Store a set; ``again``, when its artifact was lost, only what was in a set before."""
     chosen = _Chosen(job, config, again)
     with DocumentWriter(job.folder()) as writer:
@@ -54,7 +54,7 @@ def freeze_set(job: Intake, config: EvaluationSetConfig, *, again: bool = False)
 class _Chosen:
     """Which documents an evaluation set takes, and which it loses to training."""
 
-    def __init__(self, job: Intake, config: EvaluationSetConfig, again: bool) -> None:
+    def __init__(self, job: ScanJob, config: EvaluationSetConfig, again: bool) -> None:
         self._job = job
         self._name = config.name
         self._again = again
@@ -64,7 +64,7 @@ class _Chosen:
     def wants(self, document: Document) -> bool:
         """Judge one document, and register it where nothing else holds it."""
         job, digest = self._job, document.digest
-        known = job.seen.get(digest)
+        known = job.index.get(digest)
         if digest in self.taken or (known is None and (self._again or self._is_refused(document))):
             return False
         if known is not None and known.role in {Role.TRAIN, Role.BASE, Role.WITHDRAWN}:
@@ -72,7 +72,7 @@ class _Chosen:
             return False
         self.taken.add(digest)
         if known is None or not known.place:
-            job.seen.write(Known(digest, Role.EVALUATION, self._name, document.origin))
+            job.index.write(IndexEntry(digest, Role.EVALUATION, self._name, document.origin))
         return True
 
     def _is_refused(self, document: Document) -> bool:
@@ -80,7 +80,7 @@ class _Chosen:
         return self._job.is_refused(document, document.digest)
 
 
-def _nothing_left(job: Intake, config: EvaluationSetConfig, removed: int) -> str:
+def _nothing_left(job: ScanJob, config: EvaluationSetConfig, removed: int) -> str:
     return (
         f"evaluation set {config.name!r} has no document left: training data already holds all "
         f"{removed} that can be used; give documents of its own, or take it out of the recipe"
@@ -88,7 +88,7 @@ def _nothing_left(job: Intake, config: EvaluationSetConfig, removed: int) -> str
     )
 
 
-def collect_base(job: Intake, files: list[SourceFile]) -> Artifact | None:
+def collect_base(job: ScanJob, files: list[SourceFile]) -> Artifact | None:
     """The documents of tokenizer and base model: of their own source, or a share of this scan's.
 
     Raises:
@@ -100,8 +100,8 @@ def collect_base(job: Intake, files: list[SourceFile]) -> Artifact | None:
     problems = Problems()
     with DocumentWriter(job.folder()) as writer:
         for document in _base_candidates(job, files, problems):
-            if job.seen.get(document.digest) is None:
-                job.seen.write(Known(document.digest, Role.BASE, "base", document.origin))
+            if job.index.get(document.digest) is None:
+                job.index.write(IndexEntry(document.digest, Role.BASE, "base", document.origin))
                 writer.add(stored(document, 0))
     if not writer.num_documents:
         raise ValueError(
@@ -112,14 +112,14 @@ def collect_base(job: Intake, files: list[SourceFile]) -> Artifact | None:
     return store_base(job, writer)
 
 
-def store_base(job: Intake, writer: DocumentWriter) -> Artifact:
+def store_base(job: ScanJob, writer: DocumentWriter) -> Artifact:
     """Deposit a closed writer's documents as those of tokenizer and base model."""
     details: dict[str, object] = {"num_documents": writer.num_documents}
     return job.deposit("base", job.corpus.name, writer.folder, details)
 
 
 def _base_candidates(
-    job: Intake, files: list[SourceFile], problems: Problems
+    job: ScanJob, files: list[SourceFile], problems: Problems
 ) -> Iterator[Document]:
     if (source := job.base_source) is not None:
         for document in job.read_pinned(list_files(source), source, "the base model's documents"):

@@ -28,7 +28,7 @@ class Role:
     LEFT_OUT = "left out"
 
 
-class Known(NamedTuple):
+class IndexEntry(NamedTuple):
     """A row of the index."""
 
     digest: str
@@ -40,7 +40,7 @@ class Known(NamedTuple):
     """File and row where it was first seen."""
 
 
-class Seen:
+class DocumentIndex:
     """The documents known so far; ``folder`` is scratch space."""
 
     def __init__(self, folder: Path) -> None:
@@ -61,20 +61,20 @@ class Seen:
 
         with pq.ParquetFile(folder / FILE) as file:
             for batch in file.iter_batches(BATCH):
-                columns = [batch.column(name).to_pylist() for name in Known._fields]
-                self._write(map(Known, *columns), new=False)
+                columns = [batch.column(name).to_pylist() for name in IndexEntry._fields]
+                self._write(map(IndexEntry, *columns), new=False)
 
-    def write(self, known: Known) -> None:
+    def write(self, known: IndexEntry) -> None:
         """Add or replace a row of the present scan."""
         self._write([known], new=True)
 
-    def _write(self, rows: Iterable[Known], *, new: bool) -> None:
+    def _write(self, rows: Iterable[IndexEntry], *, new: bool) -> None:
         self._database.executemany(
             "INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?, ?, ?)",
             ((bytes.fromhex(d), *rest, next(self._numbers), new) for d, *rest in rows),
         )
 
-    def get(self, digest: str) -> Known | None:
+    def get(self, digest: str) -> IndexEntry | None:
         """The document with this digest, or None where it is new."""
         return next(self._select("digest = ?", bytes.fromhex(digest)), None)
 
@@ -87,38 +87,40 @@ class Seen:
         known = self.get(digest)
         return None if known is None else known.role
 
-    def find(self, name: str) -> list[Known]:
+    def find(self, name: str) -> list[IndexEntry]:
         """The document with this digest, or all that were first seen at this origin."""
         if is_digest(name):
             return list(self._select("digest = ?", bytes.fromhex(name)))
         self._database.execute("CREATE INDEX IF NOT EXISTS by_origin ON seen (origin)")
         return list(self._select("origin = ? ORDER BY number", name))
 
-    def place(self, role: str, place: str) -> Iterator[Known]:
+    def place(self, role: str, place: str) -> Iterator[IndexEntry]:
         """The documents that went to one place, in the order in which they were assigned."""
         self._database.execute("CREATE INDEX IF NOT EXISTS by_place ON seen (place, number)")
         return self._select("role = ? AND place = ? ORDER BY number", role, place)
 
-    def new(self) -> Iterator[Known]:
+    def new(self) -> Iterator[IndexEntry]:
         """Rows of the present scan in the order in which they were written."""
         return self._select("new = 1 ORDER BY number")
 
-    def _select(self, condition: str, *values: object) -> Iterator[Known]:
+    def _select(self, condition: str, *values: object) -> Iterator[IndexEntry]:
         query = f"SELECT digest, role, place, origin FROM seen WHERE {condition}"
         rows = self._database.execute(query, values)
-        return (Known(digest.hex(), *rest) for digest, *rest in rows)
+        return (IndexEntry(digest.hex(), *rest) for digest, *rest in rows)
 
     def save_new(self, folder: Path) -> int:
         """Write the present scan's rows as ``index.parquet``; their number."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        schema = pa.schema({name: pa.string() for name in Known._fields})
+        schema = pa.schema({name: pa.string() for name in IndexEntry._fields})
         written = 0
         with pq.ParquetWriter(folder / FILE, schema, compression="zstd") as writer:
             for rows in batched(self.new(), BATCH):
                 written += len(rows)
-                columns = dict(zip(Known._fields, map(list, zip(*rows, strict=True)), strict=True))
+                columns = dict(
+                    zip(IndexEntry._fields, map(list, zip(*rows, strict=True)), strict=True)
+                )
                 writer.write_table(pa.table(columns, schema=schema))
         return written
 

@@ -18,12 +18,12 @@ from tasks.corpus.listing import SourceFile
 from tasks.corpus.reading import Document, Problems, read_documents
 from tasks.corpus.source import Source
 from tasks.partitions.config import CorpusConfig, EvaluationSetConfig
-from tasks.partitions.index import Known, Role, Seen
+from tasks.partitions.index import DocumentIndex, IndexEntry, Role
 from tasks.partitions.manifest import Manifest
 
 
 @dataclass
-class Intake:
+class ScanJob:
     """One attempt to bring a chain of manifests up to date."""
 
     store: Store
@@ -32,7 +32,7 @@ class Intake:
     base_source: Source | None
     progress: Progress
     scratch: Path
-    seen: Seen
+    index: DocumentIndex
     state: Manifest
     """The manifest so far; its ``files`` and ``withdrawn`` are this scan's own and grow."""
     pending: set[str]
@@ -105,13 +105,13 @@ class Intake:
         if self.pending.isdisjoint(names):
             return False
         self.pending.difference_update(names)
-        self.withdraw(Known(document.digest, Role.TRAIN, "", document.origin))
+        self.withdraw(IndexEntry(document.digest, Role.TRAIN, "", document.origin))
         self.counts["withdrawn"] += 1
         return True
 
-    def withdraw(self, known: Known) -> None:
+    def withdraw(self, known: IndexEntry) -> None:
         """Note that a document is withdrawn for good."""
-        self.seen.write(known._replace(role=Role.WITHDRAWN, place=""))
+        self.index.write(known._replace(role=Role.WITHDRAWN, place=""))
         self.state.withdrawn[known.digest] = known.origin
 
 

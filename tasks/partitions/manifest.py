@@ -139,10 +139,10 @@ def chain_name(corpus: str, rules: Mapping[str, object]) -> str:
 def latest(store: Store, chain: str) -> Manifest | None:
     """The newest manifest of a chain, or None. Raises CorruptError where it was changed."""
     paths = store.chain(f"manifests/{chain}")
-    return read(store, paths[-1]) if paths else None
+    return read_manifest(store, paths[-1]) if paths else None
 
 
-def read(store: Store, path: str) -> Manifest:
+def read_manifest(store: Store, path: str) -> Manifest:
     """The manifest at ``path``. Raises CorruptError, with advice, where it is not what was written."""
     try:
         found = Manifest.model_validate(unseal(store.backend.read(path), path))

@@ -18,8 +18,8 @@ from tasks.corpus.listing import SourceFile
 from tasks.corpus.reading import Problems, list_files
 from tasks.partitions.assign import store_heldout
 from tasks.partitions.freeze import freeze_set, set_identity, store_base
-from tasks.partitions.index import Known, Role, Seen
-from tasks.partitions.job import Intake
+from tasks.partitions.index import DocumentIndex, IndexEntry, Role
+from tasks.partitions.job import ScanJob
 from tasks.partitions.manifest import DomainState, Manifest, PartitionEntry, SetEntry
 from tasks.partitions.split import place_of, store_partition
 from tasks.tokens.tokenizer import Encoder
@@ -27,7 +27,7 @@ from tasks.tokens.tokenizer import Encoder
 LOG = logging.getLogger("mixpool.repair")
 
 
-class Place(NamedTuple):
+class StoredPlace(NamedTuple):
     """Where documents lie, as the index says it."""
 
     artifact: Artifact
@@ -35,46 +35,46 @@ class Place(NamedTuple):
     name: str
 
 
-def places(state: Manifest) -> Iterator[Place]:
+def places(state: Manifest) -> Iterator[StoredPlace]:
     """Every artifact of documents that a manifest names."""
     if state.base_documents is not None:
-        yield Place(state.base_documents, Role.BASE, "base")
+        yield StoredPlace(state.base_documents, Role.BASE, "base")
     for own in state.sets:
-        yield Place(own.documents, Role.EVALUATION, own.name)
+        yield StoredPlace(own.documents, Role.EVALUATION, own.name)
     for name, domain in state.domains.items():
         if domain.heldout is not None:
-            yield Place(domain.heldout, Role.HELDOUT, name)
+            yield StoredPlace(domain.heldout, Role.HELDOUT, name)
         for entry in [*domain.partitions, *filter(None, [domain.remainder])]:
-            yield Place(entry.documents, Role.TRAIN, place_of(entry))
+            yield StoredPlace(entry.documents, Role.TRAIN, place_of(entry))
 
 
-def repair_index(job: Intake, lost: set[str]) -> None:
+def repair_index(job: ScanJob, lost: set[str]) -> None:
     """Make the index again from the documents themselves, where a part of it is lost.
 
     Raises:
         ValueError: documents are lost as well.
     """
-    kept = [index for index in job.state.index if index.digest not in lost]
+    kept = [artifact for artifact in job.state.index if artifact.digest not in lost]
     if len(kept) == len(job.state.index):
         return
     folder = job.folder()
-    with closing(Seen(job.folder())) as seen:
+    with closing(DocumentIndex(job.folder())) as index:
         for digest, origin in job.state.withdrawn.items():
-            seen.write(Known(digest, Role.WITHDRAWN, "", origin))
+            index.write(IndexEntry(digest, Role.WITHDRAWN, "", origin))
         for artifact, role, place in places(job.state):
             if artifact.digest in lost:
                 raise ValueError(
                     f"both the index of {job.state.chain} and documents of {place!r} are lost: "
                     "restore the store from a copy, or start a new chain under another corpus.name"
                 )
-            for row in documents.read(job.store.fetch(artifact), ["digest", "origin"]):
-                seen.write(Known(row["digest"], role, place, row["origin"]))
-        seen.save_new(folder)
+            for row in documents.read_columns(job.store.fetch(artifact), ["digest", "origin"]):
+                index.write(IndexEntry(row["digest"], role, place, row["origin"]))
+        index.save_new(folder)
     # Behind what is left of it, which alone knows documents that are in no artifact.
     job.update(index=[*kept, job.deposit("index", job.state.chain, folder, {})])
 
 
-def repair(job: Intake, lost: set[str], files: list[SourceFile]) -> None:
+def repair(job: ScanJob, lost: set[str], files: list[SourceFile]) -> None:
     """Make artifacts of ``job.state`` again; ``lost`` are their digests.
 
     Raises:
@@ -87,7 +87,7 @@ def repair(job: Intake, lost: set[str], files: list[SourceFile]) -> None:
     with closing(_Texts(job, lost, files)) as texts:
         state = job.state
         if (base := state.base_documents) is not None and base.digest in lost:
-            writer = texts.write("base", job.seen.place(Role.BASE, "base"))
+            writer = texts.write("base", job.index.place(Role.BASE, "base"))
             job.update(base_documents=_checked(base, store_base(job, writer)))
         domains = {n: _repair_domain(job, n, d, lost, texts) for n, d in state.domains.items()}
         sets = [_repair_set(job, entry, lost) for entry in state.sets]
@@ -95,12 +95,12 @@ def repair(job: Intake, lost: set[str], files: list[SourceFile]) -> None:
 
 
 def _repair_domain(
-    job: Intake, name: str, domain: DomainState, lost: set[str], texts: "_Texts"
+    job: ScanJob, name: str, domain: DomainState, lost: set[str], texts: "_Texts"
 ) -> DomainState:
     def made(old: PartitionEntry | None) -> PartitionEntry | None:
         if old is None or old.documents.digest not in lost:
             return old
-        rows = job.seen.place(Role.TRAIN, place_of(old))
+        rows = job.index.place(Role.TRAIN, place_of(old))
         writer = texts.write(old.name, rows, domain=name, counted=True)
         label = old.name if old.sealed else old.name.rpartition("-")[0]
         new = store_partition(job, writer, label, name, sealed=old.sealed)
@@ -110,13 +110,13 @@ def _repair_domain(
     partitions = [made(old) for old in domain.partitions]
     update: dict[str, object] = {"partitions": partitions, "remainder": made(domain.remainder)}
     if domain.heldout is not None and domain.heldout.digest in lost:
-        writer = texts.write(name, job.seen.place(Role.HELDOUT, name), domain=name)
+        writer = texts.write(name, job.index.place(Role.HELDOUT, name), domain=name)
         update["heldout"] = _checked(domain.heldout, store_heldout(job, name, writer))
         update["num_heldout"] = writer.num_documents
     return domain.model_copy(update=update)
 
 
-def _repair_set(job: Intake, old: SetEntry, lost: set[str]) -> SetEntry | None:
+def _repair_set(job: ScanJob, old: SetEntry, lost: set[str]) -> SetEntry | None:
     if old.documents.digest not in lost:
         return old
     configs = [config for config in job.sets if set_identity(config) == old.identity]
@@ -148,7 +148,7 @@ def _checked(old: Artifact, new: Artifact) -> Artifact:
 class _Texts:
     """The texts of lost documents by digest, read from the corpus when first needed."""
 
-    def __init__(self, job: Intake, lost: set[str], files: list[SourceFile]) -> None:
+    def __init__(self, job: ScanJob, lost: set[str], files: list[SourceFile]) -> None:
         self._job = job
         self._files = files
         self._wanted = {
@@ -169,7 +169,7 @@ class _Texts:
             sources.append((job.base_source, list_files(job.base_source)))
         for source, files in sources:
             for document in job.read(files, source, Problems()):
-                known = job.seen.get(document.digest)
+                known = job.index.get(document.digest)
                 if known is not None and (known.role, known.place) in self._wanted:
                     # The place where it was first seen also says what its domain was.
                     how = "REPLACE" if known.origin == document.origin else "IGNORE"
@@ -177,12 +177,17 @@ class _Texts:
                     database.execute(f"INSERT OR {how} INTO texts VALUES (?, ?, ?)", row)
 
     def write(
-        self, label: str, rows: Iterable[Known], *, domain: str | None = None, counted: bool = False
+        self,
+        label: str,
+        rows: Iterable[IndexEntry],
+        *,
+        domain: str | None = None,
+        counted: bool = False,
     ) -> DocumentWriter:
         """A closed writer with the documents of ``rows`` in their order."""
         self._read()
         encoder = Encoder(self._job.store.fetch(self._job.state.tokenizer)) if counted else None
-        gone: list[Known] = []
+        gone: list[IndexEntry] = []
         with DocumentWriter(self._job.folder()) as writer:
             for known in rows:
                 found = self._find(known)
@@ -198,7 +203,7 @@ class _Texts:
             raise ValueError(_gone(label, gone))
         return writer
 
-    def _find(self, known: Known) -> tuple[str, str] | None:
+    def _find(self, known: IndexEntry) -> tuple[str, str] | None:
         query = "SELECT domain, text FROM texts WHERE digest = ?"
         found: tuple[str, str] | None = self._database.execute(query, (known.digest,)).fetchone()
         return found
@@ -208,7 +213,7 @@ class _Texts:
         self._database.close()
 
 
-def _gone(label: str, gone: list[Known]) -> str:
+def _gone(label: str, gone: list[IndexEntry]) -> str:
     return (
         f"{label} was damaged in the store, and {len(gone)} of its documents are no longer in the "
         f"corpus, such as {gone[0].digest}, once at {gone[0].origin}: bring the files back, or list "

@@ -21,12 +21,12 @@ from storage.store import Store
 from tasks.corpus.listing import SourceFile
 from tasks.corpus.source import Source
 from tasks.partitions import manifest
-from tasks.partitions.arrival import Landed, look, unread_digest
+from tasks.partitions.arrival import Arrivals, look_for_files, unread_digest
 from tasks.partitions.assign import assign
 from tasks.partitions.config import CorpusConfig, EvaluationSetConfig
 from tasks.partitions.freeze import collect_base, freeze_sets, set_identity
-from tasks.partitions.index import Seen
-from tasks.partitions.job import Intake
+from tasks.partitions.index import DocumentIndex
+from tasks.partitions.job import ScanJob
 from tasks.partitions.manifest import DomainState, Manifest
 from tasks.partitions.repair import repair, repair_index
 from tasks.partitions.withdraw import report_unknown, withdraw
@@ -72,17 +72,17 @@ def scan(
     chain = manifest.chain_name(corpus.name, rules)
     for _ in range(ATTEMPTS):
         previous = manifest.latest(store, chain)
-        landed = look(corpus, previous, settle_seconds)
+        landed = look_for_files(corpus, previous, settle_seconds)
         if previous is not None and is_current(store, previous, landed.new, corpus, sets):
             return _told(previous, sets, landed)
         with (
             tempfile.TemporaryDirectory(dir=scratch, prefix="mixpool-scan-") as folder,
-            closing(Seen(Path(folder))) as seen,
+            closing(DocumentIndex(Path(folder))) as index,
         ):
             state = _start(chain, rules, previous)
             pending = {name for name in corpus.withdraw if name not in _withdrawn(state)}
             root = Path(folder)
-            job = Intake(store, corpus, sets, base_source, progress, root, seen, state, pending)
+            job = ScanJob(store, corpus, sets, base_source, progress, root, index, state, pending)
             _advance(job, landed, make_tokenizer, threads)
         found = job.state
         if previous is not None and _same(previous, found):
@@ -94,7 +94,7 @@ def scan(
     raise RuntimeError(f"{ATTEMPTS} other scans of {chain} were faster; run again")
 
 
-def _told(found: Manifest, sets: list[EvaluationSetConfig], landed: Landed) -> Manifest:
+def _told(found: Manifest, sets: list[EvaluationSetConfig], landed: Arrivals) -> Manifest:
     """The manifest as one run is told of it, which is more, and less, than is published."""
     # The chain may know a set of the same name from another recipe.
     identities = {set_identity(config) for config in sets}
@@ -133,7 +133,7 @@ def is_current(
 ) -> bool:
     """Whether nothing has changed since ``previous``: files, sets, withdrawals, stored documents.
 
-    ``new`` are the files that are to be read, as ``tasks.partitions.arrival.look`` found them.
+    ``new`` are the files that are to be read, as ``tasks.partitions.arrival.look_for_files`` found them.
     """
     known = {entry.identity for entry in previous.sets}
     return (
@@ -205,7 +205,7 @@ def _start(chain: str, rules: dict[str, Any], previous: Manifest | None) -> Mani
 
 
 def _advance(
-    job: Intake, landed: Landed, make_tokenizer: MakeTokenizer, threads: int | None
+    job: ScanJob, landed: Arrivals, make_tokenizer: MakeTokenizer, threads: int | None
 ) -> None:
     """Bring ``job.state`` up to date."""
     if job.state.number == 0:
@@ -228,12 +228,12 @@ def _advance(
     )
 
 
-def _restore(job: Intake, files: list[SourceFile], make_tokenizer: MakeTokenizer) -> None:
+def _restore(job: ScanJob, files: list[SourceFile], make_tokenizer: MakeTokenizer) -> None:
     """Load what the last scan knew, and make again what the store has lost of it."""
     lost = missing(job.store, job.state)
     repair_index(job, lost)
-    for index in job.state.index:
-        job.seen.load(job.store.fetch(index))
+    for artifact in job.state.index:
+        job.index.load(job.store.fetch(artifact))
     # Base documents make the tokenizer, and the tokenizer counts the tokens of partitions.
     if (base := job.state.base_documents) is not None:
         repair(job, lost & {base.digest}, files)
@@ -241,7 +241,7 @@ def _restore(job: Intake, files: list[SourceFile], make_tokenizer: MakeTokenizer
     repair(job, missing(job.store, job.state), files)
 
 
-def _tokenizer(job: Intake, make_tokenizer: MakeTokenizer) -> Artifact:
+def _tokenizer(job: ScanJob, make_tokenizer: MakeTokenizer) -> Artifact:
     pinned = job.state.tokenizer
     if pinned.digest and _has_tokenizer(job.store, job.state):
         return pinned
@@ -256,14 +256,14 @@ def _tokenizer(job: Intake, make_tokenizer: MakeTokenizer) -> Artifact:
     return made
 
 
-def _save_index(job: Intake) -> list[Artifact]:
+def _save_index(job: ScanJob) -> list[Artifact]:
     folder = job.folder()
-    if not job.seen.save_new(folder):
+    if not job.index.save_new(folder):
         return []
     return [job.deposit("index", job.state.chain, folder, {})]
 
 
-def _check_some_partition(job: Intake, notes: list[str]) -> None:
+def _check_some_partition(job: ScanJob, notes: list[str]) -> None:
     domains, corpus = job.state.domains, job.corpus
     if any(state.partitions for state in domains.values()):
         return

@@ -13,8 +13,8 @@ from tasks.corpus import documents
 from tasks.corpus.documents import DocumentWriter, StoredDocument
 from tasks.corpus.reading import Document
 from tasks.partitions.config import SplitConfig
-from tasks.partitions.index import Known, Role, open_place
-from tasks.partitions.job import Intake, stored
+from tasks.partitions.index import IndexEntry, Role, open_place
+from tasks.partitions.job import ScanJob, stored
 from tasks.partitions.manifest import DomainState, PartitionEntry
 
 
@@ -34,7 +34,7 @@ def role_of(digest: str, split: SplitConfig, *, with_base: bool) -> str:
 class DomainSplitter:
     """Assigns one domain's documents, starting from the state that the last scan left."""
 
-    def __init__(self, job: Intake, domain: str, state: DomainState) -> None:
+    def __init__(self, job: ScanJob, domain: str, state: DomainState) -> None:
         self.domain = domain
         self._job = job
         self._state = state
@@ -49,7 +49,7 @@ class DomainSplitter:
         limit = split.partitions_per_domain
         if limit is not None and len(self._partitions) >= limit:
             job.counts["left out"] += 1
-            job.seen.write(Known(document.digest, Role.LEFT_OUT, "", document.origin))
+            job.index.write(IndexEntry(document.digest, Role.LEFT_OUT, "", document.origin))
             return
         job.counts["train"] += 1
         self._added += 1
@@ -67,8 +67,8 @@ class DomainSplitter:
     def _seal(self) -> None:
         name = self._next_name
         self._writer.close()
-        for row in documents.read(self._writer.folder, ["digest", "origin"]):
-            self._job.seen.write(Known(row["digest"], Role.TRAIN, name, row["origin"]))
+        for row in documents.read_columns(self._writer.folder, ["digest", "origin"]):
+            self._job.index.write(IndexEntry(row["digest"], Role.TRAIN, name, row["origin"]))
         entry = store_partition(self._job, self._writer, name, self.domain, sealed=True)
         self._partitions.append(entry)
         self._writer = self._job.copied(None)
@@ -88,7 +88,7 @@ class DomainSplitter:
 
 
 def store_partition(
-    job: Intake, writer: DocumentWriter, name: str, domain: str, *, sealed: bool
+    job: ScanJob, writer: DocumentWriter, name: str, domain: str, *, sealed: bool
 ) -> PartitionEntry:
     """Deposit a closed writer's documents as a partition."""
     sizes = {
@@ -109,7 +109,7 @@ def place_of(entry: PartitionEntry) -> str:
 
 
 def rewrite(
-    job: Intake, entry: PartitionEntry, content: Iterable[StoredDocument]
+    job: ScanJob, entry: PartitionEntry, content: Iterable[StoredDocument]
 ) -> PartitionEntry | None:
     """The same partition with other documents; None where there are none."""
     with DocumentWriter(job.folder()) as writer:

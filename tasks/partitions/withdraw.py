@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from tasks.corpus import documents
 from tasks.corpus.documents import DocumentWriter, StoredDocument
 from tasks.partitions.assign import store_heldout
-from tasks.partitions.index import Known, Role
-from tasks.partitions.job import Intake
+from tasks.partitions.index import IndexEntry, Role
+from tasks.partitions.job import ScanJob
 from tasks.partitions.manifest import DomainState, PartitionEntry
 from tasks.partitions.split import place_of, rewrite
 
@@ -19,7 +19,7 @@ Gone = dict[tuple[str, str], set[str]]
 """Digests to take out, by role and place."""
 
 
-def withdraw(job: Intake) -> dict[str, DomainState]:
+def withdraw(job: ScanJob) -> dict[str, DomainState]:
     """Take out what the recipe withdraws and the chain holds; what is unknown stays pending."""
     gone: Gone = defaultdict(set)
     in_sets = _in_sets(job) if job.pending else set()
@@ -31,9 +31,9 @@ def withdraw(job: Intake) -> dict[str, DomainState]:
     return {name: _without(job, name, state, gone) for name, state in job.state.domains.items()}
 
 
-def _movable(job: Intake, name: str, in_sets: set[str]) -> Known | None:
+def _movable(job: ScanJob, name: str, in_sets: set[str]) -> IndexEntry | None:
     """The document of this name that can be taken out; where there is none, it is said why."""
-    found = job.seen.find(name)
+    found = job.index.find(name)
     free = [k for k in found if k.role not in {Role.BASE, Role.EVALUATION}]
     if not found:
         return None
@@ -55,12 +55,14 @@ def _movable(job: Intake, name: str, in_sets: set[str]) -> Known | None:
     return None
 
 
-def _in_sets(job: Intake) -> set[str]:
+def _in_sets(job: ScanJob) -> set[str]:
     folders = [job.store.fetch(entry.documents) for entry in job.state.sets]
-    return {row["digest"] for folder in folders for row in documents.read(folder, ["digest"])}
+    return {
+        row["digest"] for folder in folders for row in documents.read_columns(folder, ["digest"])
+    }
 
 
-def report_unknown(job: Intake) -> None:
+def report_unknown(job: ScanJob) -> None:
     """Say which ids to withdraw were met nowhere, once everything has been read."""
     for name in sorted(job.pending):
         job.problems.file(
@@ -70,7 +72,7 @@ def report_unknown(job: Intake) -> None:
         )
 
 
-def _without(job: Intake, name: str, state: DomainState, gone: Gone) -> DomainState:
+def _without(job: ScanJob, name: str, state: DomainState, gone: Gone) -> DomainState:
     def rest(entry: PartitionEntry | None) -> PartitionEntry | None:
         if entry is None or not (digests := gone.get((Role.TRAIN, place_of(entry)))):
             return entry
@@ -85,7 +87,7 @@ def _without(job: Intake, name: str, state: DomainState, gone: Gone) -> DomainSt
 
 
 def _heldout_without(
-    job: Intake, name: str, state: DomainState, digests: set[str]
+    job: ScanJob, name: str, state: DomainState, digests: set[str]
 ) -> dict[str, object]:
     assert state.heldout is not None
     with DocumentWriter(job.folder()) as writer:

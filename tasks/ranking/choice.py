@@ -43,7 +43,7 @@ def plane(
     """
     import pandas as pd
 
-    first, second = (_bits(losses, place_of(losses, name)) for name in (first_set, second_set))
+    first, second = (_bits(losses, set_number(losses, name)) for name in (first_set, second_set))
     if first_set == second_set:
         raise ValueError(f"a Pareto front is for two different sets, and both are {first_set!r}")
     labels = pd.Series(losses.mixtures, dtype=object)
@@ -84,14 +84,14 @@ def most_conflicting(losses: Losses) -> tuple[str, str] | None:
     """
     import pandas as pd
 
-    bits = {name: _bits(losses, place_of(losses, name)) for name in sorted(losses.sets)}
+    bits = {name: _bits(losses, set_number(losses, name)) for name in sorted(losses.sets)}
     alike = pd.DataFrame(bits).rank().corr().fillna(math.inf).to_numpy()
     pairs = itertools.combinations(enumerate(bits), 2)
     least = min(((alike[i, j], first, second) for (i, first), (j, second) in pairs), default=None)
     return least and least[1:]
 
 
-def place_of(losses: Losses, name: str) -> int:
+def set_number(losses: Losses, name: str) -> int:
     """The number of a set. Raises ValueError where there is no such set."""
     if name not in losses.sets:
         known = ", ".join(map(repr, sorted(losses.sets)))
@@ -130,7 +130,7 @@ def _best(losses: Losses, number: Mapping[str, int], ranking: "pd.DataFrame") ->
     near = by_size.head(CLOSEST + 1)
     places = np.array([number[mixture] for mixture in near["mixture"]], dtype=np.int64)
     best = near.assign(place=places).groupby("k")["place"].transform("first")
-    sets = sets_of(losses, str(ranking["objective"].iloc[0]))
+    sets = set_numbers(losses, str(ranking["objective"].iloc[0]))
     behind = near["loss"] - near.groupby("k")["loss"].transform("first")
     margin = Z * np.sqrt(paired_variances(losses, sets, places, best.to_numpy(dtype=np.int64)))
     tied = (behind == 0) | (behind <= margin)
@@ -140,7 +140,7 @@ def _best(losses: Losses, number: Mapping[str, int], ranking: "pd.DataFrame") ->
     return first.assign(**sizes)
 
 
-def sets_of(losses: Losses, objective: str) -> list[int]:
+def set_numbers(losses: Losses, objective: str) -> list[int]:
     """The numbers of an objective's sets, in order of name. Raises ValueError for an unknown one."""
     names = sorted(losses.sets) if objective == MACRO_MEAN else [objective]
-    return [place_of(losses, name) for name in names]
+    return [set_number(losses, name) for name in names]

@@ -18,7 +18,7 @@ import numpy as np
 from tasks.arrays import Floats
 from tasks.evaluation.group_sums import BLOCK
 from tasks.evaluation.losses import Losses
-from tasks.ranking.choice import sets_of
+from tasks.ranking.choice import set_numbers
 from tasks.ranking.noise import paired_variances
 from tasks.ranking.rank import MACRO_MEAN, Z
 
@@ -74,7 +74,7 @@ def all_complementarity(losses: Losses, members: "pd.DataFrame") -> "pd.DataFram
 def _gains(losses: Losses, pairs: list[_Pair], objective: str) -> "pd.DataFrame":
     import pandas as pd
 
-    sets = sets_of(losses, objective)
+    sets = set_numbers(losses, objective)
     pairs = [pair for pair in pairs if pair.both >= 0]
     one, other, both = (
         np.array([pair[place] for pair in pairs], dtype=np.int64) for place in (2, 3, 4)

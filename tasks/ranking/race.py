@@ -10,7 +10,7 @@ confidence. So no comparison is between two estimates, and the only errors that 
 about the true best ``top``: a Bonferroni correction over these and over the looks covers them all,
 however many mixtures there are.
 
-Losses come from a ``Course``; nothing here knows of models, files or stores.
+Losses come from a ``LossSource``; nothing here knows of models, files or stores.
 """
 
 import math
@@ -23,7 +23,7 @@ from pydantic import Field
 from storage.fingerprint import Config
 from tasks.arrays import Bools, Floats, Ints
 from tasks.ranking.calibration import Groups, estimate, student_quantile
-from tasks.ranking.race_result import Exit, Result, Round
+from tasks.ranking.race_result import Exit, RaceLook, RaceResult
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ class RaceConfig(Config):
     sets the first look takes several parts of each."""
 
 
-class Text(NamedTuple):
+class RaceSets(NamedTuple):
     """The evaluation sets as a race sees them."""
 
     groups: Groups
@@ -66,7 +66,7 @@ class Text(NamedTuple):
     """Tokens that a model is run on for everything."""
 
 
-class Course(Protocol):
+class LossSource(Protocol):
     """Where losses come from: nats over (tokens of the set x number of sets), summed by group.
 
     None stands for losses that are not known yet: the race ends there.
@@ -91,14 +91,14 @@ class UnknownLossesError(Exception):
     """A race cannot go on."""
 
 
-def known(losses: T | None) -> T:
+def require(losses: T | None) -> T:
     """The losses. Raises UnknownLossesError where there are none."""
     if losses is None:
         raise UnknownLossesError
     return losses
 
 
-def race(config: RaceConfig, text: Text, shares: Floats, course: Course) -> Result:
+def race(config: RaceConfig, text: RaceSets, shares: Floats, course: LossSource) -> RaceResult:
     """Find the best mixtures.
 
     Args:
@@ -116,9 +116,11 @@ def race(config: RaceConfig, text: Text, shares: Floats, course: Course) -> Resu
 class _Field:
     """The mixtures that are in the race, what is known of them, and how they are judged."""
 
-    def __init__(self, config: RaceConfig, text: Text, shares: Floats, course: Course) -> None:
+    def __init__(
+        self, config: RaceConfig, text: RaceSets, shares: Floats, course: LossSource
+    ) -> None:
         self._config, self._text, self._shares, self._course = config, text, shares, course
-        self.result = Result(len(shares), full_tokens=len(shares) * text.tokens)
+        self.result = RaceResult(len(shares), full_tokens=len(shares) * text.tokens)
         self._known: dict[int, Floats] = {}
         """Losses on all groups of mixtures that were evaluated in full, but for single models."""
         self._single: dict[int, Floats] = {}
@@ -155,14 +157,14 @@ class _Field:
         self._count(len(self._open) * self._text.look_tokens[0])
         self._count(num_members * self._text.tokens if wanted else 0)
         found = self._course.opening(self._open.tolist(), with_members=wanted)
-        self._seen, self._members = known(found)
+        self._seen, self._members = require(found)
         for mixture in np.flatnonzero(alone & wanted).tolist():
             self._single[mixture] = self._members[int(self._shares[mixture].argmax())]
         return len(self._open)
 
     def _evaluate_look(self, number: int) -> int:
         self._count(len(self._open) * self._text.look_tokens[number])
-        new = known(self._course.look(self._open.tolist(), number))
+        new = require(self._course.look(self._open.tolist(), number))
         look = self._text.look[(self._text.look >= 0) & (self._text.look <= number)]
         seen = np.empty((len(new), len(look)))
         seen[:, look < number], seen[:, look == number] = self._seen, new
@@ -172,7 +174,7 @@ class _Field:
     def _evaluate_whole(self, mixtures: Ints) -> None:
         if len(mixtures):
             self._count(len(mixtures) * self._text.tokens)
-            rows = known(self._course.whole(mixtures.tolist()))
+            rows = require(self._course.whole(mixtures.tolist()))
             self._known |= dict(zip(mixtures.tolist(), rows, strict=True))
             self._keep(~np.isin(self._open, mixtures))
 
@@ -241,7 +243,7 @@ class _Field:
         seen = (self._text.look >= 0) & (self._text.look <= number)
         dropped = sum(out.look == number for out in self.result.exits)
         left = len(self._open) + len(self._known)
-        self.result.rounds.append(Round(number, float(seen.mean()), evaluated, dropped, left))
+        self.result.rounds.append(RaceLook(number, float(seen.mean()), evaluated, dropped, left))
 
     def _leaders(self, values: Floats) -> Ints:
         """The open ones among the best ``top`` of all, by what is known or else estimated."""

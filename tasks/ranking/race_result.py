@@ -31,7 +31,7 @@ class Exit(NamedTuple):
     """Known loss of the worst of the best ``top`` at that time, below ``low``."""
 
 
-class Round(NamedTuple):
+class RaceLook(NamedTuple):
     """What one look decided."""
 
     look: int
@@ -45,7 +45,7 @@ class Round(NamedTuple):
 
 
 @dataclass
-class Result:
+class RaceResult:
     """How a race went."""
 
     mixtures: int
@@ -53,7 +53,7 @@ class Result:
     finalists: list[int] = field(default_factory=list)
     """Mixtures that were never dropped, in their order; all evaluated in full."""
     exits: list[Exit] = field(default_factory=list)
-    rounds: list[Round] = field(default_factory=list)
+    rounds: list[RaceLook] = field(default_factory=list)
     evaluated_tokens: int = 0
     """Tokens that models were run on, or would have been without stored losses."""
     full_tokens: int = 0
@@ -73,7 +73,7 @@ class Screening(NamedTuple):
     """The mixtures that were dropped (see ``exits_frame``)."""
 
 
-def in_words(result: Result, top: int, confidence: float) -> Iterator[str]:
+def in_words(result: RaceResult, top: int, confidence: float) -> Iterator[str]:
     """What a complete race did, in sentences."""
     finalists = len(result.finalists)
     if not result.rounds:
@@ -105,7 +105,7 @@ def in_words(result: Result, top: int, confidence: float) -> Iterator[str]:
     )
 
 
-def exits_frame(result: Result, labels: Sequence[str]) -> "pd.DataFrame":
+def exits_frame(result: RaceResult, labels: Sequence[str]) -> "pd.DataFrame":
     """What was dropped, in the order of the mixtures.
 
     Args:

@@ -14,7 +14,7 @@ from tasks.ranking.complement import all_complementarity, duplicate_words, near_
 from tasks.ranking.effects import marginal_effects
 from tasks.ranking.race_result import Screening
 from tasks.ranking.rank import MACRO_MEAN
-from tasks.search.result import Found
+from tasks.search.result import SearchResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +51,7 @@ class ReportData:
     lineage: str
     provenance: Mapping[str, object]
     race: Screening | None = None
-    search: Found | None = None
+    search: SearchResult | None = None
     pareto_sets: tuple[str, str] | None = None
     cost_words: Sequence[str] = ()
 
@@ -106,9 +106,9 @@ class ReportData:
             if self.validation.noise is not None:
                 found["validation-noise"] = self.validation.noise
         if self.search is not None:
-            found |= {f"search-{name}": getattr(self.search, name) for name in FOUND}
+            found |= {f"search-{name}": getattr(self.search, name) for name in SEARCH_TABLES}
         return found
 
 
-FOUND = ("surrogates", "trace", "best")
-"""Tables of a ``Found``."""
+SEARCH_TABLES = ("surrogates", "trace", "best")
+"""Tables of a ``SearchResult``."""

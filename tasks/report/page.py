@@ -24,14 +24,14 @@ from tasks.report.ranking_plots import (
 )
 from tasks.report.specs import plot_specs
 from tasks.report.vega import Spec, svg_pair
-from tasks.search.result import Found
+from tasks.search.result import SearchResult
 
 if TYPE_CHECKING:
     import jinja2
     import pandas as pd
 
     from tasks.report.data import ReportData
-    from tasks.search.result import Found
+    from tasks.search.result import SearchResult
     from tasks.trust.verdict import Trust
 
 
@@ -111,7 +111,7 @@ def _headline(data: "ReportData") -> dict[str, Any]:
     return words
 
 
-def _found(search: "Found | None") -> dict[str, str] | None:
+def _found(search: "SearchResult | None") -> dict[str, str] | None:
     """The best mixture of a search; None where there is none."""
     if search is None or search.best.empty:
         return None
@@ -141,7 +141,7 @@ def _tables(data: "ReportData") -> dict[str, tables.Table]:
         "changes": tables.table_of(changes, tables.CHANGES),
         "partitions": tables.table_of(data.partitions, tables.PARTITIONS),
         "sets": tables.table_of(sets, tables.SETS, data.sets["domain"].isna()),
-        "cost": tables.table_of(data.cost, tables.known(tables.COST, data.cost)),
+        "cost": tables.table_of(data.cost, tables.present_columns(tables.COST, data.cost)),
     }
     for place, ranking in enumerate(data.rankings.values()):
         shown[_key("ranking", place)] = tables.ranking_table(ranking.head(RANKED))
@@ -191,12 +191,12 @@ def _trust_tables(trust: "Trust") -> dict[str, tables.Table]:
     return shown
 
 
-def _search_tables(found: "Found") -> dict[str, tables.Table]:
+def _search_tables(found: "SearchResult") -> dict[str, tables.Table]:
     surrogates = found.surrogates
     won = surrogates.assign(told=["yes" if chosen else "" for chosen in surrogates["chosen"]])
     return {
         "surrogates": tables.table_of(won, tables.SURROGATES, surrogates["chosen"]),
-        "search": tables.table_of(found.best, tables.found_columns(found.best)),
+        "search": tables.table_of(found.best, tables.search_columns(found.best)),
     }
 
 

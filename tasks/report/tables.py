@@ -82,8 +82,8 @@ def pareto_columns(first_set: str, second_set: str) -> Columns:
     }
 
 
-def found_columns(best: "pd.DataFrame") -> Columns:
-    """Columns of a ``tasks.search.result.Found.best``: the known ones, then each set's bits per byte."""
+def search_columns(best: "pd.DataFrame") -> Columns:
+    """Columns of ``SearchResult.best``: the fixed ones, then each set's bits per byte."""
     first: dict[str, tuple[str, Show]] = {
         "mixture": ("mixture", text),
         "objective": ("objective", number(4)),
@@ -92,7 +92,7 @@ def found_columns(best: "pd.DataFrame") -> Columns:
     return first | {name: (str(name), number(4)) for name in best.columns if name not in first}
 
 
-def known(columns: Columns, frame: "pd.DataFrame") -> Columns:
+def present_columns(columns: Columns, frame: "pd.DataFrame") -> Columns:
     """Those of ``columns`` that a frame has."""
     return {name: column for name, column in columns.items() if name in frame}
 

@@ -14,8 +14,8 @@ from tasks import readable
 from tasks.mixtures.mixture import Mixture
 from tasks.readable import number as shown
 from tasks.search.proposals import FEWEST_ROWS
-from tasks.search.result import Found
-from tasks.search.rounds import DESCENT, START, Search, possible
+from tasks.search.result import SearchResult
+from tasks.search.rounds import DESCENT, START, Search, num_possible
 from tasks.surrogates.kinds import COLUMNS, choose, cross_validate
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ BEST = 10
 """Mixtures that are listed as the best."""
 
 
-def account(search: Search, landings: Sequence[Mixture] = (), price: float = 0.0) -> Found:
+def account(search: Search, landings: Sequence[Mixture] = (), price: float = 0.0) -> SearchResult:
     """What a search found.
 
     Args:
@@ -46,11 +46,11 @@ def account(search: Search, landings: Sequence[Mixture] = (), price: float = 0.0
         *_descents(search, trace, landings, price),
         *search.notes,
     ]
-    return Found(words, surrogates, trace, best_of(search, trace))
+    return SearchResult(words, surrogates, trace, best_of(search, trace))
 
 
 def trace_of(search: Search) -> "pd.DataFrame":
-    """Every evaluation in order, as in ``Found.trace``."""
+    """Every evaluation in order, as in ``SearchResult.trace``."""
     import pandas as pd
 
     objective = search.objective.values(search.losses, search.weights)
@@ -71,7 +71,7 @@ def trace_of(search: Search) -> "pd.DataFrame":
 
 
 def best_of(search: Search, trace: "pd.DataFrame") -> "pd.DataFrame":
-    """The best evaluated mixtures that keep every cap, as in ``Found.best``."""
+    """The best evaluated mixtures that keep every cap, as in ``SearchResult.best``."""
     import pandas as pd
 
     bits = pd.DataFrame(search.losses, columns=list(search.objective.sets))
@@ -81,7 +81,7 @@ def best_of(search: Search, trace: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def compared(search: Search) -> "pd.DataFrame":
-    """The surrogates cross-validated on all that was evaluated, as in ``Found.surrogates``."""
+    """The surrogates cross-validated on all that was evaluated, as in ``SearchResult.surrogates``."""
     import pandas as pd
 
     if len(search.tried) < FEWEST_ROWS:
@@ -119,7 +119,7 @@ def _answer(search: Search, trace: "pd.DataFrame") -> Iterator[str]:
 
 
 def _evaluated(search: Search) -> str:
-    number, whole = len(search.tried), possible(search.feasible)
+    number, whole = len(search.tried), num_possible(search.feasible)
     is_bound = search.feasible.listed() is None and bool(search.feasible.rules.limits)
     share = f" ({100 * number / whole:.3g} %)" if whole < 10**6 and not is_bound else ""
     most = "at most " if is_bound else ""

@@ -11,7 +11,7 @@ import numpy as np
 from tasks.arrays import Bools, Floats, Ints
 from tasks.mixtures.constraints import Feasible
 from tasks.mixtures.draws import distinct
-from tasks.search.forecast import Expected
+from tasks.search.forecast import Forecast
 
 _RANDOM = 500
 _BEST = 5  # evaluated mixtures from which steps are taken
@@ -21,7 +21,7 @@ _STEP = 1e-5  # of a weight, to measure a slope
 
 
 def candidates(
-    feasible: Feasible, best: Floats, expected: Expected, generator: np.random.Generator
+    feasible: Feasible, best: Floats, expected: Forecast, generator: np.random.Generator
 ) -> Ints:
     """Distinct allowed parts (n, p) that were not evaluated.
 
@@ -53,7 +53,7 @@ def _evaluated(feasible: Feasible, pool: Ints, weights: Floats) -> Bools:
 
 
 def _climbed(
-    feasible: Feasible, parts: Ints, expected: Expected, generator: np.random.Generator
+    feasible: Feasible, parts: Ints, expected: Forecast, generator: np.random.Generator
 ) -> Ints:
     """Step by step to what is expected to be best; the last place and all places one step from it."""
     for _ in range(_CLIMBS):
@@ -66,7 +66,7 @@ def _climbed(
     return near
 
 
-def _slid(feasible: Feasible, parts: Ints, expected: Expected) -> Ints:
+def _slid(feasible: Feasible, parts: Ints, expected: Forecast) -> Ints:
     """The allowed parts nearest to where a descent (SLSQP) on the surrogate ends."""
     from scipy.optimize import Bounds, LinearConstraint, minimize
 

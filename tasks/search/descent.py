@@ -18,7 +18,7 @@ from pydantic import Field
 from storage.fingerprint import Config
 from storage.step import Step, Workspace
 from tasks.arrays import Floats
-from tasks.evaluation.forward import TokenBatch, batches, default_batch
+from tasks.evaluation.forward import TokenBatch, default_batch, token_batches
 from tasks.evaluation.window import Windows, load_windows
 from tasks.machine.device import choose_device
 from tasks.models.folder import check_context
@@ -49,7 +49,7 @@ class DescentConfig(Config):
     window at least."""
 
 
-class DescendConfig(DescentConfig):
+class DescentStepConfig(DescentConfig):
     """One descent over numbered models and sets."""
 
     seed: int = Field(ge=0)
@@ -60,7 +60,7 @@ class DescendConfig(DescentConfig):
     """Weight of each set's bits per byte in the mean that is minimised, by number of the set."""
 
 
-class Landing(NamedTuple):
+class Descent(NamedTuple):
     """Where one descent ended."""
 
     weights: Floats
@@ -70,7 +70,7 @@ class Landing(NamedTuple):
 
 
 def build(
-    config: DescendConfig, inputs: Mapping[str, Path], output: Path, workspace: Workspace
+    config: DescentStepConfig, inputs: Mapping[str, Path], output: Path, workspace: Workspace
 ) -> Mapping[str, object]:
     """Descend on ``inputs["model.0000"]``, ... judged by ``inputs["windows.0000"]``, ...
 
@@ -81,7 +81,7 @@ def build(
     models, sets = (_numbered(inputs, what) for what in (MODELS, SETS))
     device = choose_device(workspace.runtime)
     hill = MergedLoss(models, workspace.runtime.pool_gigabytes, device)
-    text = Text(list(map(load_windows, sets.values())), config, device, hill)
+    text = StepWindows(list(map(load_windows, sets.values())), config, device, hill)
     shares = _shares(config.units, len(models))
     landings = []
     for number, start in enumerate(_starts(config)):
@@ -102,14 +102,14 @@ def build(
     return {"forward_tokens": hill.tokens, "last": [landing.values[-1] for landing in landings]}
 
 
-def load_landings(folder: Path) -> list[Landing]:
+def load_descents(folder: Path) -> list[Descent]:
     """Where the descents of an artifact ended, one for each starting point."""
     found = json.loads((folder / "descent.json").read_bytes())
     pairs = zip(found["weights"], found["values"], strict=True)
-    return [Landing(np.array(weights), values) for weights, values in pairs]
+    return [Descent(np.array(weights), values) for weights, values in pairs]
 
 
-def descend(slope: "Slope", start: Floats, steps: int, rate: float) -> Landing:
+def descend(slope: "Slope", start: Floats, steps: int, rate: float) -> Descent:
     """Follow the slope by normalised steps of exponentiated gradient.
 
     A weight's logarithm changes by ``rate`` times its gradient over the gradients' root mean square
@@ -138,7 +138,7 @@ def descend(slope: "Slope", start: Floats, steps: int, rate: float) -> Landing:
         if size > 0:
             left = 1 - step / steps
             logarithms = logarithms - rate * left * np.clip(gradient / size, -1, 1)
-    return Landing(_scaled(logarithms), values)
+    return Descent(_scaled(logarithms), values)
 
 
 def _scaled(logarithms: Floats) -> Floats:
@@ -147,7 +147,7 @@ def _scaled(logarithms: Floats) -> Floats:
     return weights
 
 
-def _starts(config: DescendConfig) -> Iterator[Floats]:
+def _starts(config: DescentStepConfig) -> Iterator[Floats]:
     size = len(config.units)
     yield np.full(size, 1 / size)
     generator = np.random.default_rng(config.seed)
@@ -168,7 +168,7 @@ def _numbered(inputs: Mapping[str, Path], what: str) -> dict[str, Path]:
     return {name: inputs[name] for name in sorted(inputs) if name.startswith(f"{what}.")}
 
 
-class Text:
+class StepWindows:
     """The windows of each step, in batches.
 
     Raises:
@@ -176,7 +176,7 @@ class Text:
     """
 
     def __init__(
-        self, sets: Sequence[Windows], config: DescendConfig, device: str, loss: MergedLoss
+        self, sets: Sequence[Windows], config: DescentStepConfig, device: str, loss: MergedLoss
     ) -> None:
         whole = sum(config.objective)
         self._sets, self._config, self._device = sets, config, device
@@ -197,7 +197,7 @@ class Text:
             # Bytes are known for whole documents only, so the set's own tokens per byte stand in.
             per_byte = windows.num_tokens.sum() / windows.num_bytes.sum() / math.log(2)
             if weight > 0:
-                prepared = batches(sample, room, self._device)
+                prepared = token_batches(sample, room, self._device)
                 found.append((float(weight * per_byte / scored), prepared))
         return found
 
@@ -216,4 +216,4 @@ def _sample(windows: Windows, tokens: float, generator: np.random.Generator) -> 
     )
 
 
-DESCEND = Step("descend", 1, "descent", DescendConfig, build, on_device=True)
+DESCEND = Step("descend", 1, "descent", DescentStepConfig, build, on_device=True)

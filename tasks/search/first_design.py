@@ -15,7 +15,7 @@ _POOL = 500  # random mixtures from which the farthest are taken
 _BY_SIZE = 300  # of them, at most this many of one number of members where all are listed
 
 
-def start(feasible: Feasible, count: int, generator: np.random.Generator) -> list[Mixture]:
+def first_design(feasible: Feasible, count: int, generator: np.random.Generator) -> list[Mixture]:
     """A first design of up to ``count`` distinct allowed mixtures.
 
     In order: the allowed mixture nearest to all units alike, to each unit alone, and to all units but

@@ -16,7 +16,7 @@ from tasks.surrogates.kinds import Surrogate
 _STEEP = 10.0  # what a bit per byte above a cap costs a descent, in bits per byte of the objective
 
 
-class Expected:
+class Forecast:
     """Surrogates of one kind, one per evaluation set, seen through an objective.
 
     Args:

@@ -13,7 +13,7 @@ import numpy as np
 
 from storage.backends.urls import file_system
 from tasks.arrays import Floats
-from tasks.mixtures.units import unknown
+from tasks.mixtures.units import unknown_name_error
 from tasks.readable import listed
 from tasks.search.proposals import FEWEST_ROWS
 
@@ -69,7 +69,7 @@ def loss_table(
     refuse_constant(numbers, targets, taken)
     whole, numbers = numbers, scaled(numbers, names, taken)
     if len(whole):
-        notes.insert(0, told_sums(whole, names, targets, taken, bool(weights)))
+        notes.insert(0, sums_sentence(whole, names, targets, taken, bool(weights)))
     numbers = averaged(numbers, names, notes)
     if len(numbers) < FEWEST_ROWS:
         raise ValueError(
@@ -125,7 +125,9 @@ def _weight_columns(
     )
     for name in (*names, *targets):
         if name not in frame.columns:
-            raise unknown(name, f"the choice of columns of {path}", map(str, frame.columns))
+            raise unknown_name_error(
+                name, f"the choice of columns of {path}", map(str, frame.columns)
+            )
         if name not in numeric:
             raise ValueError(
                 f"the column {name!r} of {taken} holds {frame[name].dtype}, no numbers: clean it, or "
@@ -185,7 +187,7 @@ def scaled(numbers: "pd.DataFrame", names: list[str], taken: str) -> "pd.DataFra
     return numbers.assign(**{name: weights[name] / sums for name in names})
 
 
-def told_sums(
+def sums_sentence(
     numbers: "pd.DataFrame", names: Sequence[str], targets: Sequence[str], taken: str, named: bool
 ) -> str:
     """A sentence on what was taken for weights and losses, and what the weights of rows sum to.

@@ -13,7 +13,7 @@ import numpy as np
 
 from storage.fingerprint import Config
 from tasks.arrays import Bools, Floats
-from tasks.mixtures.units import unknown
+from tasks.mixtures.units import unknown_name_error
 
 EVERY_SET = "*"
 """In ``caps``: the cap of every set that has none of its own."""
@@ -117,7 +117,7 @@ def _shares(weights: Mapping[str, float], names: Sequence[str], where: str) -> F
     """``weights`` by name as an array in the order of ``names`` that sums to 1."""
     for name, weight in weights.items():
         if name not in names:
-            raise unknown(name, where, names)
+            raise unknown_name_error(name, where, names)
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"{where}: {name!r} has {weight}; give a finite number >= 0")
     found = np.array([weights.get(name, 0.0) for name in names])
@@ -131,7 +131,7 @@ def _factors(caps: Mapping[str, float], sets: Sequence[str]) -> Floats:
     """How many times the base model's bits per byte each set may have; inf without a cap."""
     for name, percent in caps.items():
         if name not in (*sets, EVERY_SET):
-            raise unknown(name, "the caps of the objective", [*sets, EVERY_SET])
+            raise unknown_name_error(name, "the caps of the objective", [*sets, EVERY_SET])
         if not (math.isfinite(percent) and percent > -100):
             raise ValueError(
                 f"the cap of {name!r} is {percent} %: give a finite number above -100 (1 allows one "

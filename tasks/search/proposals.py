@@ -15,16 +15,13 @@ from tasks.arrays import Floats, Ints
 from tasks.mixtures.constraints import Feasible
 from tasks.mixtures.mixture import Mixture
 from tasks.search.candidates import candidates
-from tasks.search.first_design import start
-from tasks.search.forecast import Expected
+from tasks.search.forecast import Forecast
 from tasks.search.objective import Objective
 from tasks.surrogates.kinds import SURROGATES, Surrogate, choose, cross_validate, fit
 
 if TYPE_CHECKING:
     import pandas as pd
 
-
-__all__ = ["Proposal", "Proposals", "propose", "start"]
 
 FEWEST_ROWS = 5
 """Proposals are made from this many evaluated mixtures on."""
@@ -101,7 +98,7 @@ def propose(
     usable = [chosen, *(name for name in names if name in set(table["surrogate"]) - {chosen})]
     models = {name: fit(name, weights, by_set) for name in usable}
     notes += dict.fromkeys(note for model in models[chosen].values() for note in model.notes)
-    expected = {name: Expected(models[name], objective, base) for name in usable}
+    expected = {name: Forecast(models[name], objective, base) for name in usable}
     order = expected[chosen].order(weights, losses)
     pool = candidates(feasible, weights[order], expected[chosen], generator)
     made = _picked(feasible, pool, expected, count)
@@ -129,7 +126,7 @@ def _refuse_unusable(weights: Floats, losses: Floats, objective: Objective) -> N
 
 
 def _picked(
-    feasible: Feasible, pool: Ints, expected: "Mapping[str, Expected]", count: int
+    feasible: Feasible, pool: Ints, expected: "Mapping[str, Forecast]", count: int
 ) -> list[Proposal]:
     """Of the ``pool``, the best by the first of ``expected``, then those in most doubt."""
     if not len(pool) or count < 1:
@@ -154,7 +151,7 @@ def _picked(
     ]
 
 
-def _disputed(weights: Floats, order: Ints, expected: "Mapping[str, Expected]") -> Ints:
+def _disputed(weights: Floats, order: Ints, expected: "Mapping[str, Forecast]") -> Ints:
     """The better quarter of the rows in ``order``, those first about which surrogates differ most."""
     better = order[: max(1, len(order) // 4)]
     values = [one.values(weights[better], one.losses(weights[better])) for one in expected.values()]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """A search as a report tells of it."""
 
     words: list[str]

@@ -19,7 +19,7 @@ from tasks.mixtures.constraints import ConstraintsConfig, Feasible
 from tasks.mixtures.mixture import Mixture, Unit, Units
 from tasks.mixtures.units import spread
 from tasks.search.descent import DescentConfig
-from tasks.search.first_design import start
+from tasks.search.first_design import first_design
 from tasks.search.objective import Objective, ObjectiveConfig
 from tasks.search.proposals import FEWEST_ROWS, propose
 from tasks.surrogates.kinds import SURROGATES
@@ -121,7 +121,7 @@ class Search:
     def first(self) -> list[Tried]:
         """The first design. Raises ValueError where the constraints allow no mixture."""
         count = self.rules.start or 2 * len(self.feasible.names) + 8
-        found = start(self.feasible, count, self._generator(0))
+        found = first_design(self.feasible, count, self._generator(0))
         return self._new(found[: self.left], START)
 
     def landed(self, weights: Sequence[Floats]) -> list[Mixture]:
@@ -176,7 +176,7 @@ class Search:
         return np.random.default_rng([self.rules.seed, number])
 
 
-def possible(feasible: Feasible) -> int:
+def num_possible(feasible: Feasible) -> int:
     """How many mixtures there are: exact where they can be listed, else before bounds and sums."""
     listed = feasible.listed()
     if listed is not None:

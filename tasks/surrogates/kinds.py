@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 import numpy as np
 
 from tasks.arrays import Floats
-from tasks.mixtures.units import unknown
+from tasks.mixtures.units import unknown_name_error
 from tasks.surrogates.boosted_trees import LightGBM
 from tasks.surrogates.gaussian_process import GaussianProcess
 from tasks.surrogates.linear import FEWEST_ROWS, Linear, Quadratic
@@ -57,7 +57,7 @@ SURROGATES: dict[str, Callable[[], Surrogate]] = {
 """Factories by name, the simplest first."""
 
 
-class Validated(NamedTuple):
+class CrossValidation(NamedTuple):
     """What cross-validation found."""
 
     table: "pd.DataFrame"
@@ -75,7 +75,7 @@ def cross_validate(
     names: Sequence[str] = tuple(SURROGATES),
     folds: int = 5,
     seed: int = 0,
-) -> Validated:
+) -> CrossValidation:
     """How well each surrogate predicts rows that it was not fitted to.
 
     Args:
@@ -90,7 +90,7 @@ def cross_validate(
     """
     import pandas as pd
 
-    known(names)
+    check_surrogates(names)
     if len(weights) <= FEWEST_ROWS or folds < 2:
         raise ValueError(
             f"{len(weights)} rows in {folds} folds cannot be cross-validated: {FEWEST_ROWS + 1} rows "
@@ -106,15 +106,15 @@ def cross_validate(
         rows += [(name, t, *errors(losses[t], predicted[t]), len(weights)) for t in losses]
     if not rows:
         raise ValueError(f"no surrogate could be fitted: {' '.join(notes)}")
-    return Validated(pd.DataFrame(rows, columns=COLUMNS), notes)
+    return CrossValidation(pd.DataFrame(rows, columns=COLUMNS), notes)
 
 
-def known(names: Iterable[str]) -> None:
+def check_surrogates(names: Iterable[str]) -> None:
     """Raise a ValueError for a name that is no surrogate's, or where there is none."""
     names = list(names)
     for name in names:
         if name not in SURROGATES:
-            raise unknown(name, "the list of surrogates", SURROGATES)
+            raise unknown_name_error(name, "the list of surrogates", SURROGATES)
     if not names:
         raise ValueError(f"no surrogate is named: give one or more of {list(SURROGATES)}")
 
@@ -170,5 +170,5 @@ def fit(name: str, weights: Floats, losses: Mapping[str, Floats]) -> dict[str, S
     Raises:
         ValueError: an unknown name, or rows that cannot be fitted.
     """
-    known([name])
+    check_surrogates([name])
     return {target: SURROGATES[name]().fit(weights, losses[target]) for target in losses}

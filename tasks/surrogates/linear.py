@@ -33,7 +33,7 @@ class Scale(NamedTuple):
         return (values - self.centre) / self.length
 
 
-class Line(NamedTuple):
+class RidgeFit(NamedTuple):
     """A ridge regression: ``intercept`` + features @ ``slopes``."""
 
     intercept: float
@@ -42,7 +42,7 @@ class Line(NamedTuple):
     """Weight of the squared slopes against the summed squared errors."""
 
     @classmethod
-    def fitted(cls, features: Floats, values: Floats) -> "Line":
+    def fitted(cls, features: Floats, values: Floats) -> "RidgeFit":
         """The line with the least leave-one-out error over 23 penalties, from next to none."""
         from sklearn.linear_model import RidgeCV
 
@@ -65,7 +65,7 @@ class Linear:
     def fit(self, weights: Floats, losses: Floats) -> Self:
         refuse_unusable(weights, losses)
         self._scale = Scale.of(weights)
-        self._line = Line.fitted(self._scale(weights), losses)
+        self._line = RidgeFit.fitted(self._scale(weights), losses)
         self.notes = shrunk("linear", weights.shape[1], len(losses))
         return self
 
@@ -89,7 +89,7 @@ class Quadratic:
         # The square of a sum holds a product of two twice, and that of one with itself once.
         times = np.where(first == second, 1, np.sqrt(2))
         features = np.hstack([scaled, scaled[:, first] * scaled[:, second] * times])
-        line = Line.fitted(features, losses)
+        line = RidgeFit.fitted(features, losses)
         self._intercept, self._slopes = line.intercept, line.slopes[: len(self._scale.centre)]
         self._curves = np.zeros((scaled.shape[1], scaled.shape[1]))
         self._curves[first, second] = times * line.slopes[scaled.shape[1] :]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from tasks.arrays import Floats
-from tasks.surrogates.linear import Line, Scale, refuse_unusable, shrunk
+from tasks.surrogates.linear import RidgeFit, Scale, refuse_unusable, shrunk
 
 if TYPE_CHECKING:
     from scipy.optimize import OptimizeResult
@@ -66,7 +66,7 @@ def _refined(features: Floats, above: Floats, gap: float, most: int) -> "Optimiz
     """Log of the gap to the floor, log of the factor, and slopes, from where the floor is ``gap`` down."""
     from scipy.optimize import least_squares
 
-    start = Line.fitted(features, np.log(above + gap))
+    start = RidgeFit.fitted(features, np.log(above + gap))
     # What the ridge needed in the log of the losses, carried over to the losses.
     pull = math.sqrt(start.penalty) * float(np.mean(above + gap)) * np.eye(features.shape[1])
 

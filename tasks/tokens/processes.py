@@ -50,7 +50,7 @@ class Encoders:
     def __init__(self, folder: Path, threads: int | None = None) -> None:
         self.vocabulary = Encoder(folder).vocabulary
         size = min(threads or _cores(), MAX_PROCESSES)
-        self._pool = shared_pool(self.vocabulary, size, os.getpid()) if size > 1 else None
+        self._pool = encoder_pool(self.vocabulary, size, os.getpid()) if size > 1 else None
 
     def count(self, batches: Iterable[list[str]]) -> Iterator[list[int]]:
         """Number of tokens of each text, batch by batch; see ``Ids.count``.
@@ -75,7 +75,7 @@ class Encoders:
             yield waiting.popleft()()
 
 
-def batches(items: Iterable[T], text: Callable[[T], str]) -> Iterator[list[T]]:
+def text_batches(items: Iterable[T], text: Callable[[T], str]) -> Iterator[list[T]]:
     """Items in lists whose texts have ``BATCH_CHARACTERS`` together, or a little more."""
     batch: list[T] = []
     size = 0
@@ -89,7 +89,7 @@ def batches(items: Iterable[T], text: Callable[[T], str]) -> Iterator[list[T]]:
         yield batch
 
 
-class Pool:
+class EncoderPool:
     """Processes for one tokenizer, and for each a thread that waits for its answer."""
 
     def __init__(self, vocabulary: Vocabulary, size: int) -> None:
@@ -126,10 +126,10 @@ class Pool:
 
 
 @lru_cache(maxsize=1)
-def shared_pool(vocabulary: Vocabulary, size: int, pid: int) -> Pool:
+def encoder_pool(vocabulary: Vocabulary, size: int, pid: int) -> EncoderPool:
     """The processes that this process has for a tokenizer."""
     del pid  # one that was forked has none of its parent's threads
-    return Pool(vocabulary, size)
+    return EncoderPool(vocabulary, size)
 
 
 class _Process:

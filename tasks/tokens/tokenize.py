@@ -16,7 +16,7 @@ from storage.artifact import describe
 from storage.fingerprint import Config
 from storage.step import Step, Workspace
 from tasks.corpus import documents
-from tasks.tokens.processes import Encoders, batches
+from tasks.tokens.processes import Encoders, text_batches
 
 
 class TokenizeConfig(Config):
@@ -49,8 +49,8 @@ def build(
 
 
 def _batches(folder: Path, sizes: Counter[str]) -> Iterator[list[str]]:
-    texts = (row["text"] for row in documents.read(folder, ["text"]))
-    for batch in batches(texts, str):
+    texts = (row["text"] for row in documents.read_columns(folder, ["text"]))
+    for batch in text_batches(texts, str):
         sizes.update(num_documents=len(batch), num_bytes=sum(len(t.encode()) for t in batch))
         yield batch
 

@@ -126,7 +126,7 @@ def build_trained(
 
 
 def _texts(folder: Path) -> Iterator[str]:
-    return (row["text"] for row in documents.read(folder, ["text"]))
+    return (row["text"] for row in documents.read_columns(folder, ["text"]))
 
 
 def import_given(config: GivenTokenizer, source: Path, output: Path) -> Mapping[str, object]:

@@ -21,7 +21,7 @@ class TrainingError(ValueError):
     """A training that cannot go on: non-finite or diverging loss, or too few tokens."""
 
 
-class Losses:
+class LossHistory:
     """Mean nats per token of each step; the latest is read a step late.
 
     Args:

@@ -27,7 +27,7 @@ from tasks.models.folder import check_context, load_model, save_model
 from tasks.tokens.tokenize import load_tokens
 from tasks.training.blocks import Blocks
 from tasks.training.config import TrainConfig, training_tokens
-from tasks.training.divergence import REMEDY, Losses, TrainingError
+from tasks.training.divergence import REMEDY, LossHistory, TrainingError
 from tasks.training.gradients import clip, loss_function, moved
 from tasks.training.resume import (
     PATIENT_SECONDS,
@@ -120,7 +120,7 @@ def _train(
     workspace: Workspace,
 ) -> list[float]:
     runtime, device = workspace.runtime, model.device
-    losses = Losses(load_state(model, optimizer, workspace), math.log(model.config.vocab_size))
+    losses = LossHistory(load_state(model, optimizer, workspace), math.log(model.config.vocab_size))
     start = len(losses.read())
     flops = training_flops(model.num_parameters(), 1, Attention.of(model, config.context_length))
     per_step = config.batch_size * config.context_length

@@ -99,7 +99,7 @@ def gains(
             proxy, other, reference = values
             found = measures.pearson(proxy, reference, groups, chosen)
             found = found - measures.pearson(other, reference, groups, chosen)
-        low, high = bootstrap.interval(found[1:], weights.partitions)
+        low, high = bootstrap.percentile_interval(found[1:], weights.partitions)
         line = (cell.evaluation_set, baseline, len(groups), float(found[0]), low, high)
         rows.append(line)
     columns = ["evaluation_set", "baseline", "references", "difference", "low", "high"]
@@ -187,7 +187,7 @@ def _figures(cell: _Cell, predictor: str, weights: _Weights) -> dict[str, float]
         figures = [*correlations, *measures.kendall(x, y, groups, chosen)]
     found: dict[str, float] = {"references": len(groups)}
     for name, draws in zip(FIGURES, figures, strict=True):
-        low, high = bootstrap.interval(draws[1:], weights.partitions)
+        low, high = bootstrap.percentile_interval(draws[1:], weights.partitions)
         found |= {name: float(draws[0]), f"{name}_low": low, f"{name}_high": high}
     for first in (1, 3):
         found[f"regret_{first}"] = regret(x, bits, groups, first) if enough else math.nan

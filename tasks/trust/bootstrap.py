@@ -6,7 +6,7 @@ exponential distribution (Rubin 1981: a bootstrap whose draws never lose a case)
 of its members' weights, a pair of mixtures the product of theirs: a figure over mixtures of k partitions
 is a statistic of order k, and such products are its generalised bootstrap (Huskova and Janssen 1993).
 Products reproduce the variance that comes from partitions and overstate what belongs to one mixture
-alone (Owen and Eckles 2012). Partitions are few, so percentiles are moved outwards (see ``interval``).
+alone (Owen and Eckles 2012). Partitions are few: ``percentile_interval`` moves percentiles outwards.
 A test measures how often such intervals hold the truth, and how much less often those over mixtures do.
 
 Every figure takes ``weights`` of shape (draws, n) and gives shape (draws,): NaN where it is undefined.
@@ -36,7 +36,7 @@ def mixture_weights(mixtures: Sequence[Collection[str]], draws: int, seed: int) 
     return np.vstack([np.ones((1, len(mixtures))), scaled])
 
 
-def interval(values: Floats, partitions: int) -> tuple[float, float]:
+def percentile_interval(values: Floats, partitions: int) -> tuple[float, float]:
     """Both ends of a 95 % percentile interval of the finite draws; NaN where there is none.
 
     Percentiles are those of an expanded interval (Hesterberg 2015): with P partitions the quantile of

@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 from storage.fingerprint import Config
 from tasks.mixtures.mixture import Mixture
 
-Unit: TypeAlias = Literal["trainings", "tokens", "joules"]
+BudgetUnit: TypeAlias = Literal["trainings", "tokens", "joules"]
 
 
 class ValidationConfig(Config):
@@ -131,13 +131,13 @@ class Budget(NamedTuple):
     """What a validation may cost in all, what the store has already included."""
 
     amount: float
-    unit: Unit
+    unit: BudgetUnit
 
     def __str__(self) -> str:
         return f"{self.amount:g} {self.unit}"
 
 
-_UNITS: dict[str, Unit] = {
+_UNITS: dict[str, BudgetUnit] = {
     **dict.fromkeys(("", "training", "trainings"), "trainings"),
     **dict.fromkeys(("token", "tokens"), "tokens"),
     **dict.fromkeys(("j", "joule", "joules"), "joules"),

@@ -34,7 +34,7 @@ MOST_NAMED = 6
 Standing: TypeAlias = Literal["trusted", "wrong", "unknown"]
 Figures: TypeAlias = Mapping[Any, float]
 """A row of an ``agreement`` table, by column."""
-Rows: TypeAlias = Mapping[tuple[str, str, str, str], Figures]
+FiguresByRow: TypeAlias = Mapping[tuple[str, str, str, str], Figures]
 """Rows of an ``agreement`` table by evaluation set, scope, k and predictor."""
 
 _BASELINES = {
@@ -75,7 +75,7 @@ def why(figures: Figures) -> str:
     )
 
 
-def fixed_and_pooled(rows: Rows, sizes: Sequence[str]) -> Iterator[str]:
+def fixed_and_pooled(rows: FiguresByRow, sizes: Sequence[str]) -> Iterator[str]:
     """The macro mean at fixed k, at each k, and pooled."""
     fixed, pooled = rows[MACRO_MEAN, *FIXED], rows[MACRO_MEAN, "all", POOLED, "proxy"]
     if math.isnan(fixed["pearson"]):
@@ -130,7 +130,7 @@ def _by_size(figures: Mapping[str, Figures]) -> str:
     return f"By number of partitions: {'; '.join(said)}. In figures: {'; '.join(each)}."
 
 
-def apart(rows: Rows) -> Iterator[str]:
+def apart(rows: FiguresByRow) -> Iterator[str]:
     """Mixtures with a set's own domain and without it."""
     names = dict.fromkeys(name for name, scope, _, _ in rows if scope != "all")
     found = [values for name in names if (values := _by_scope(rows, name))]
@@ -152,7 +152,7 @@ def apart(rows: Rows) -> Iterator[str]:
     )
 
 
-def _by_scope(rows: Rows, name: str) -> list[float]:
+def _by_scope(rows: FiguresByRow, name: str) -> list[float]:
     """Pearson within k over all, in-domain and out-of-domain mixtures; empty where there are too few."""
     found = [rows.get((name, scope, WITHIN, "proxy"), {}) for scope in SCOPES]
     enough = all(figures.get("references", 0) >= FEWEST_REFERENCES for figures in found)
@@ -160,7 +160,7 @@ def _by_scope(rows: Rows, name: str) -> list[float]:
     return [] if any(map(math.isnan, values)) else values
 
 
-def differences(pairs: "pd.DataFrame", rows: Rows) -> Iterator[str]:
+def sure_differences(pairs: "pd.DataFrame", rows: FiguresByRow) -> Iterator[str]:
     """From which difference of proxies on the better mixture is told."""
     if rows[MACRO_MEAN, *FIXED]["references"] < FEWEST_REFERENCES:
         return
@@ -188,7 +188,7 @@ def differences(pairs: "pd.DataFrame", rows: Rows) -> Iterator[str]:
         yield f"The same difference on the evaluation sets that can be trusted: {listed(each)}."
 
 
-def gained(rows: Rows, added: "pd.DataFrame") -> Iterator[str]:
+def gained(rows: FiguresByRow, added: "pd.DataFrame") -> Iterator[str]:
     """What merging adds on the macro mean over each predictor that needs none."""
     if (count := int(rows[MACRO_MEAN, *FIXED]["references"])) < FEWEST_REFERENCES:
         yield (

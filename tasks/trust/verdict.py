@@ -15,11 +15,10 @@ from tasks.trust.sentences import (
     ENOUGH_RIGHT,
     FEWEST_REFERENCES,
     FIXED,
-    Rows,
+    FiguresByRow,
     Standing,
     apart,
     broken_pairs,
-    differences,
     fixed_and_pooled,
     gained,
     listed,
@@ -27,6 +26,7 @@ from tasks.trust.sentences import (
     percent,
     repeated,
     standing,
+    sure_differences,
     why,
 )
 
@@ -85,7 +85,7 @@ def verdict(
     about mixtures of the same number of partitions k: a reference of k partitions is trained k
     times as long as a part, and its loss compares with none of another k.
     """
-    rows: Rows = {
+    rows: FiguresByRow = {
         (row["evaluation_set"], row["scope"], row["k"], row["predictor"]): row
         for row in table.to_dict("records")
     }
@@ -96,7 +96,7 @@ def verdict(
         *(broken_pairs(barriers) if broken else ()),
         *fixed_and_pooled(rows, sizes),
         *apart(rows),
-        *differences(pairs, rows),
+        *sure_differences(pairs, rows),
         *gained(rows, added),
         *repeated(noise),
         *lost_references(pairs),
@@ -104,7 +104,7 @@ def verdict(
     ]
 
 
-def _first(rows: Rows, sizes: Sequence[str]) -> Iterator[str]:
+def _first(rows: FiguresByRow, sizes: Sequence[str]) -> Iterator[str]:
     """The verdict, and what it leaves out."""
     found = {name: row for (name, scope, k, by), row in rows.items() if (scope, k, by) == FIXED}
     named: dict[Standing, list[str]] = {"trusted": [], "wrong": [], "unknown": []}
@@ -125,7 +125,7 @@ def _first(rows: Rows, sizes: Sequence[str]) -> Iterator[str]:
         yield f"On {listed(unknown)} this validation cannot tell: {why(found[unknown[0]])}."
 
 
-def _among(rows: Rows, sizes: Sequence[str]) -> str:
+def _among(rows: FiguresByRow, sizes: Sequence[str]) -> str:
     """Which mixtures may be compared; where that rests on all k together, it is said."""
     if any(rows[MACRO_MEAN, "all", k, "proxy"]["references"] >= FEWEST_REFERENCES for k in sizes):
         return "among mixtures of the same k"
@@ -146,7 +146,7 @@ def _trusted(names: Sequence[str], total: int, among: str, wrong_sizes: Sequence
     return f"The ranking can be trusted for {what}, {among}."
 
 
-def _wrong_sizes(rows: Rows, sizes: Sequence[str]) -> list[str]:
+def _wrong_sizes(rows: FiguresByRow, sizes: Sequence[str]) -> list[str]:
     """At which k too few pairs are ordered right on the macro mean, if it is trusted over all."""
     at = {k: standing(rows[MACRO_MEAN, "all", k, "proxy"]) for k in (*sizes, WITHIN)}
     return [k for k in sizes if at[WITHIN] == "trusted" and at[k] == "wrong"]

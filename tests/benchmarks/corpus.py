@@ -33,7 +33,7 @@ from tasks.machine.meter import Meter
 from tasks.partitions.config import CorpusConfig, EvaluationSetConfig, SplitConfig
 from tasks.partitions.manifest import Manifest, handle
 from tasks.partitions.scan import scan
-from tasks.tokens.processes import shared_pool
+from tasks.tokens.processes import encoder_pool
 from tasks.tokens.tokenize import TOKENIZE, TokenizeConfig
 from tasks.tokens.tokenizer import TrainTokenizer, build_trained
 from tasks.tokens.vocabulary import shared
@@ -104,7 +104,7 @@ def one_round(ground: Ground, texts: list[str]) -> dict[str, float]:
 
     # Words that an earlier round has met, and processes that it has started, are not for this one.
     shared.cache_clear()
-    shared_pool.cache_clear()
+    encoder_pool.cache_clear()
     timed("datasets", lambda: theirs(ground))
     store, found = timed("scan", lambda: scanned(ground))
     timed("tokenize", lambda: tokenized(store, found))

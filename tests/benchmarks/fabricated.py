@@ -22,7 +22,7 @@ from storage.fingerprint import canonical
 from storage.provenance import provenance
 from storage.step import Call, Handle, Runtime
 from storage.store import Store
-from tasks.evaluation.losses import Row
+from tasks.evaluation.losses import LossRow
 from tasks.evaluation.losses_table import identity
 from tasks.machine.meter import Cost
 from tasks.training.train import TRAIN
@@ -116,7 +116,7 @@ class Fabricator(InlineRunner):
             plan.table.append(list(self._rows(chunk, work)), COST.model_dump())
         return plan.rows()
 
-    def _rows(self, chunk: Sequence[Any], work: SweepWork) -> Iterator[Row]:
+    def _rows(self, chunk: Sequence[Any], work: SweepWork) -> Iterator[LossRow]:
         for job in chunk:
             name, level = identity(job.mixture), 5 + 0.05 * self._random.standard_normal()
             for evaluated in job.sets:
@@ -128,7 +128,9 @@ class Fabricator(InlineRunner):
                 # As many digits as sums of float32 losses have.
                 sums = level * tokens * self._random.normal(1, 0.05, groups).astype(np.float32)
                 nll = float(sums.sum(dtype=float))
-                yield Row(name, handle.artifact.digest, job.label, evaluated, nll, sums.tolist())
+                yield LossRow(
+                    name, handle.artifact.digest, job.label, evaluated, nll, sums.tolist()
+                )
 
 
 def _record(call: Call[Any], folder: Path) -> Record:

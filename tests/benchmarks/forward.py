@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from tasks.evaluation.forward import Scorer, batches, default_batch
+from tasks.evaluation.forward import Scorer, default_batch, token_batches
 from tasks.evaluation.onednn import has_onednn
 from tasks.evaluation.window import Windows, load_windows
 from tasks.models.folder import load_model
@@ -59,7 +59,7 @@ def _both(size: Size, folder: Path, windows: Windows, kind: str, repeats: int) -
 def our_pass(model: Any, windows: Windows, *, onednn: bool = True) -> Callable[[], float]:
     """Nats of all scored tokens, as a sweep computes them, by oneDNN where there is one and we may."""
     score = Scorer(model, onednn=onednn and has_onednn())
-    ready = batches(windows, default_batch("cpu"), "cpu")
+    ready = token_batches(windows, default_batch("cpu"), "cpu")
     score.expect(ready)
 
     def run() -> float:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tasks.evaluation.set_part import PartConfig, part_groups
 from tasks.ranking import race as racing
 from tasks.ranking.calibration import Groups
-from tasks.ranking.race import RaceConfig, Text, race
+from tasks.ranking.race import RaceConfig, RaceSets, race
 
 Floats = NDArray[np.float64]
 
@@ -42,9 +42,9 @@ class Losses(NamedTuple):
 
 
 class Stored:
-    """A course of losses that are all known (see ``tasks.ranking.race.Course``)."""
+    """A course of losses that are all known (see ``tasks.ranking.race.LossSource``)."""
 
-    def __init__(self, losses: Floats, members: Floats, text: Text) -> None:
+    def __init__(self, losses: Floats, members: Floats, text: RaceSets) -> None:
         self._losses, self._members, self._text = losses, members, text
 
     def opening(self, mixtures: Sequence[int], *, with_members: bool) -> tuple[Floats, Floats]:
@@ -83,7 +83,7 @@ def trial(losses: Losses, rules: RaceConfig, documents: list[NDArray[np.int64]])
         looks.append(look_of_each(rules, len(chosen)))
     look = np.concatenate(looks)
     tokens_of = [int(np.concatenate(weights)[look == n].sum() * 1e9) for n in range(look.max() + 1)]
-    text = Text(Groups(np.concatenate(strata), np.concatenate(weights)), look, tokens_of, 10**9)
+    text = RaceSets(Groups(np.concatenate(strata), np.concatenate(weights)), look, tokens_of, 10**9)
     everything = np.concatenate(rows, axis=1)
     alone = [int(np.flatnonzero(row == 1)[0]) for row in losses.shares.T]
     result = race(rules, text, losses.shares, Stored(everything, everything[alone], text))

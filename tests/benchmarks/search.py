@@ -29,11 +29,11 @@ from flows.command.demo_corpus import gather
 from flows.runners.inline import InlineRunner
 from storage.step import Runtime
 from storage.store import Store
-from tasks.evaluation.losses import Rows
+from tasks.evaluation.losses import LossRows
 from tasks.evaluation.window import load_windows
 from tasks.mixtures.constraints import ConstraintsConfig, Feasible
 from tasks.mixtures.mixture import Mixture
-from tasks.search.descent import DescentConfig, load_landings
+from tasks.search.descent import DescentConfig, load_descents
 from tasks.search.objective import Objective
 from tasks.search.rounds import Search, SearchConfig
 from tasks.surrogates.kinds import SURROGATES
@@ -112,7 +112,7 @@ def compared(store: Path, recipe: Recipe, repeats: int) -> list[Ratio | str]:
     ]
 
 
-def in_bits(run: InlineRunner, full: Outcome, rows: Rows) -> Floats:
+def in_bits(run: InlineRunner, full: Outcome, rows: LossRows) -> Floats:
     """Bits per byte, shape (mixtures, sets)."""
     folders = [run.store.fetch(artifact_of(handle)) for handle in full.windows.values()]
     sizes = np.array([load_windows(folder).num_bytes.sum() for folder in folders])
@@ -208,7 +208,7 @@ def landed(run: InlineRunner, recipe: Recipe, full: Outcome, bits: Floats) -> st
     rules, means = SearchConfig(), np.sort(bits.mean(axis=1))
     search = state(full, rules, even=False)
     (made,) = run.map([descent_call(full, search, DescentConfig())])
-    landings = load_landings(run.store.fetch(artifact_of(made)))
+    landings = load_descents(run.store.fetch(artifact_of(made)))
     weights = [landing.weights for landing in landings]
     free = _means(run, recipe, full, search.landed(weights))
     even = _means(run, recipe, full, state(full, rules, even=True).landed(weights))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from tasks.evaluation.forward import Scorer, batches, default_batch
+from tasks.evaluation.forward import Scorer, default_batch, token_batches
 from tasks.evaluation.onednn import has_onednn
 from tasks.evaluation.window import load_windows
 from tasks.machine.meter import Meter
@@ -64,7 +64,7 @@ def _against_floor(size: Size, tokens: int, count: int, repeats: int, goal: str)
 
 def _forward(model: Path, windows: Path, batch: int):  # type: ignore[no-untyped-def]
     score = Scorer(load_model(model), onednn=has_onednn())
-    ready = batches(load_windows(windows), batch, "cpu")
+    ready = token_batches(load_windows(windows), batch, "cpu")
     score.expect(ready)
 
     def forward() -> None:

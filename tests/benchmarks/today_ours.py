@@ -13,7 +13,7 @@ from pathlib import Path
 
 from storage.artifact import describe
 from storage.step import Runtime
-from tasks.evaluation.losses import Row
+from tasks.evaluation.losses import LossRow
 from tasks.evaluation.losses_table import EvaluateConfig
 from tasks.evaluation.sweep import Job, PreparedSet, Sweeper
 from tasks.evaluation.window import WindowConfig, build
@@ -59,7 +59,7 @@ def cut(request: Request, windows: Path) -> int:
     return num_bytes
 
 
-def bits_per_byte(rows: list[Row], num_bytes: int) -> list[float]:
+def bits_per_byte(rows: list[LossRow], num_bytes: int) -> list[float]:
     """Of each row, in the order of the jobs."""
     by_label = {int(row.label): row.nll / math.log(2) / num_bytes for row in rows}
     return [by_label[number] for number in range(len(rows))]

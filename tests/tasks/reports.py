@@ -12,7 +12,7 @@ import pandas as pd
 from tasks.evaluation.losses import Losses
 from tasks.ranking.rank import MACRO_MEAN, rank_all
 from tasks.report.data import ReportData
-from tasks.search.result import Found
+from tasks.search.result import SearchResult
 from tasks.trust.agreement import agreement
 from tasks.trust.verdict import Trust
 
@@ -174,7 +174,7 @@ def trust_of(data: ReportData) -> Trust:
     )
 
 
-def found_of(data: ReportData) -> Found:
+def found_of(data: ReportData) -> SearchResult:
     """A search of 40 evaluations whose proposals come nearer and nearer."""
     rng = np.random.default_rng(2)
     ranking = data.rankings[MACRO_MEAN].set_index("mixture")["bits_per_byte"]
@@ -208,7 +208,7 @@ def found_of(data: ReportData) -> Found:
             "chosen": [name == "gaussian process" for name in names],
         }
     )
-    return Found(
+    return SearchResult(
         words=["The gaussian process found the best mixture after 31 evaluations of 63 mixtures."],
         surrogates=surrogates,
         trace=trace,

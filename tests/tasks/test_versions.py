@@ -27,7 +27,7 @@ from tasks.evaluation.set_part import PartConfig
 from tasks.evaluation.window import WindowConfig
 from tasks.models.given import IMPORT_MODEL, ImportConfig
 from tasks.models.initialise import INITIALISE, InitialiseConfig, LlamaArchitecture
-from tasks.search.descent import DESCEND, DescendConfig
+from tasks.search.descent import DESCEND, DescentStepConfig
 from tasks.steps import MODELS, STEPS
 from tasks.tokens.tokenize import TokenizeConfig
 from tasks.tokens.tokenizer import TrainTokenizer
@@ -50,7 +50,7 @@ EVALUATE = "evaluate"
 """Mixtures are evaluated by no step, but by a version of their own."""
 
 CONFIGS: dict[str, Config] = {
-    "descend": DescendConfig(seed=0, units=[[0], [1, 2]], objective=[0.5, 0.5]),
+    "descend": DescentStepConfig(seed=0, units=[[0], [1, 2]], objective=[0.5, 0.5]),
     "initialise": InitialiseConfig(
         architecture=LlamaArchitecture(
             hidden_size=128, num_layers=3, num_heads=4, intermediate_size=344, context_length=128

@@ -20,7 +20,7 @@ from flows.runners.inline import InlineRunner
 from flows.runners.planner import Plan, plan
 from storage.step import Runtime
 from storage.store import Store
-from tasks.evaluation.losses import Rows
+from tasks.evaluation.losses import LossRows
 from tasks.evaluation.losses_table import LossesTable
 from tasks.mixtures.mixture import Mixture
 from tasks.ranking.rank import MACRO_MEAN
@@ -50,7 +50,7 @@ def searched(recipe: Recipe, store: Path, limit: int = 10**6) -> tuple[SearchOut
     class Ending(InlineRunner):
         sweeps = 0
 
-        def sweep(self, work: SweepWork) -> Rows:
+        def sweep(self, work: SweepWork) -> LossRows:
             self.sweeps += 1
             if self.sweeps > limit:
                 raise StoppedError

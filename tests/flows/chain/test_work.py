@@ -6,7 +6,7 @@ from flows.chain.work import SweepPlan, SweepWork
 from storage.artifact import Artifact
 from storage.step import Handle
 from storage.store import Store
-from tasks.evaluation.losses import Row
+from tasks.evaluation.losses import LossRow
 from tasks.evaluation.losses_table import EvaluateConfig, identity
 from tasks.evaluation.sweep import Job
 from tasks.mixtures.mixture import Mixture
@@ -35,7 +35,7 @@ def test_only_what_the_table_lacks_is_a_job(tmp_path: Path) -> None:
 
     assert planned() == (everything, 0)
     table = SweepPlan.of(store, work).table
-    table.append([Row(identity(a), "yy", "a", "y", 1.0, [1.0])], {})
+    table.append([LossRow(identity(a), "yy", "a", "y", 1.0, [1.0])], {})
     assert planned() == ([everything[0]._replace(sets=("x",)), everything[1]], 1)
-    table.append([Row(identity(a), "xx", "a", "x", 1.0, [1.0])], {})
+    table.append([LossRow(identity(a), "xx", "a", "x", 1.0, [1.0])], {})
     assert planned() == ([everything[1]], 2)

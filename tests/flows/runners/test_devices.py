@@ -36,7 +36,7 @@ from storage.garbage import live_work
 from storage.lease import Busy
 from storage.step import Call, Handle, Progress, Runtime
 from storage.store import CorruptArtifactError, Store
-from tasks.evaluation.losses import Rows
+from tasks.evaluation.losses import LossRows
 from tasks.evaluation.losses_table import EvaluateConfig
 from tasks.machine.meter import Meter
 from tasks.mixtures.mixture import Mixture
@@ -239,7 +239,7 @@ def sweep_work(bench: Bench, obtain: Callable[[Call[Any]], Handle], folder: Path
     return SweepWork(mixtures, pool, sets, EvaluateConfig())
 
 
-def inline_rows(store: Store, work: SweepWork) -> Rows:
+def inline_rows(store: Store, work: SweepWork) -> LossRows:
     """All rows of a sweep, those that are missing evaluated in this process."""
     plan, runtime = SweepPlan.of(store, work), Runtime(device="cpu", threads=1)
     sweeper = ResidentSweeper(store, work, runtime)

@@ -210,7 +210,7 @@ def test_a_damaged_run_is_passed_over_with_a_warning(
 def test_lost_documents_are_something_to_do(place: Place) -> None:
     store = Store(place.store)
     (path,) = list(store.backend.list("manifests"))
-    lost = manifest.read(store, path).partitions()[0].documents
+    lost = manifest.read_manifest(store, path).partitions()[0].documents
     store.retract(lost)
     assert is_unchanged(Store(place.store), place.load()) is None
 

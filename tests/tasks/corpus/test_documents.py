@@ -30,7 +30,7 @@ def test_documents_come_back_as_they_were(
     folder = tmp_path_factory.mktemp("documents")
     writer = write(folder / "x", found)
     assert list(documents.read_all(folder / "x")) == found
-    assert [row["text"] for row in documents.read(folder / "x", ["text"])] == [
+    assert [row["text"] for row in documents.read_columns(folder / "x", ["text"])] == [
         d.text for d in found
     ]
     assert (writer.num_documents, writer.num_tokens, writer.num_bytes) == (

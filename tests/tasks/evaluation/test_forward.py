@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from tasks.evaluation import forward
-from tasks.evaluation.forward import Scorer, TokenBatch, batches, head_losses, linear_body
+from tasks.evaluation.forward import Scorer, TokenBatch, head_losses, linear_body, token_batches
 from tasks.evaluation.onednn import has_onednn, onednn_linear
 from tasks.evaluation.window import Windows
 
@@ -41,7 +41,7 @@ def test_batches_hold_every_scored_token_once(lengths: list[int], tokens: int) -
     group = np.arange(count, dtype=np.int32)
     none = np.zeros(count, dtype=np.int64)
     length = np.array(lengths, dtype=np.int32)
-    found = batches(
+    found = token_batches(
         Windows(ids[:, :-1], ids[:, 1:], first, length, group, none, none, none), tokens, "cpu"
     )
     targets = [int(t) for batch in found for t in batch.targets]

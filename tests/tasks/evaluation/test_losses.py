@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tasks.evaluation import group_sums
 from tasks.evaluation.group_sums import GroupSums
-from tasks.evaluation.losses import Counts, Losses, Rows
+from tasks.evaluation.losses import Counts, Losses, LossRows
 from tasks.ranking.rank import MACRO_MEAN, rank, rank_all
 
 
@@ -62,10 +62,10 @@ def test_blocks_are_all_mixtures_in_order(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_rows_are_equal_where_each_row_is() -> None:
-    def rows(label: str = "b", last: float = 4.0) -> Rows:
+    def rows(label: str = "b", last: float = 4.0) -> LossRows:
         kept = GroupSums(2)
         kept.write(0, np.arange(2), np.array([[1.0, 2.0], [3.0, last]]))
-        return Rows(["x", "y"], ["a", label], {"s": "w"}, np.array([[3.0], [7.0]]), kept)
+        return LossRows(["x", "y"], ["a", label], {"s": "w"}, np.array([[3.0], [7.0]]), kept)
 
     assert rows() == rows()
     assert rows() != rows(last=5.0)

@@ -17,8 +17,8 @@ from storage.backends.local import LocalBackend
 from storage.fingerprint import canonical, fingerprint
 from storage.stamp import is_intact
 from storage.store import Store
-from tasks.evaluation.losses import Row
-from tasks.evaluation.losses_file import decode, encode, facts_of
+from tasks.evaluation.losses import LossRow
+from tasks.evaluation.losses_file import decode, encode, part_facts
 from tasks.evaluation.losses_table import VERSION, EvaluateConfig, LossesTable, identity
 from tasks.mixtures.mixture import Mixture
 
@@ -29,13 +29,13 @@ ROOT = Path(__file__).parents[3]
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
 LOSS = st.floats(0, 1e12)
 ROWS = st.lists(
-    st.builds(Row, TEXT, TEXT, TEXT, TEXT, LOSS, st.lists(LOSS, max_size=4)), max_size=5
+    st.builds(LossRow, TEXT, TEXT, TEXT, TEXT, LOSS, st.lists(LOSS, max_size=4)), max_size=5
 )
 
 
-def row(mixture: str, windows: str = "w", nll: float = 1.5) -> Row:
+def row(mixture: str, windows: str = "w", nll: float = 1.5) -> LossRow:
     """A row with two groups."""
-    return Row(mixture, windows, f"label of {mixture}", f"set {windows}", nll, [nll, 0.0])
+    return LossRow(mixture, windows, f"label of {mixture}", f"set {windows}", nll, [nll, 0.0])
 
 
 def part_of(store: Store, number: int = 0) -> str:
@@ -45,11 +45,11 @@ def part_of(store: Store, number: int = 0) -> str:
 
 
 @cases(ROWS)
-def test_rows_come_back(rows: list[Row]) -> None:
+def test_rows_come_back(rows: list[LossRow]) -> None:
     data = encode(rows, {"cost": {"seconds": 1.0}})
     assert is_intact(data)
     assert decode(data) == rows
-    assert facts_of(data) == {"cost": {"seconds": 1.0}}
+    assert part_facts(data) == {"cost": {"seconds": 1.0}}
 
 
 def test_append_and_read_back(memory_store: Store) -> None:
@@ -140,10 +140,10 @@ def test_two_processes_lose_nothing(tmp_path: Path) -> None:
     script = """
 import sys
 from storage.store import Store
-from tasks.evaluation.losses_table import EvaluateConfig, LossesTable, Row
+from tasks.evaluation.losses_table import EvaluateConfig, LossesTable, LossRow
 table = LossesTable(Store(sys.argv[1]), EvaluateConfig())
 for number in range(10):
-    table.append([Row(f"{sys.argv[2]} {number}", "w", "l", "s", 1.0, [1.0])], {})
+    table.append([LossRow(f"{sys.argv[2]} {number}", "w", "l", "s", 1.0, [1.0])], {})
 """
     Store(str(tmp_path))
     writers = [
@@ -219,7 +219,7 @@ def test_rows_of_any_mixtures_and_sets(kind: str, memory_store: Store, tmp_path:
     for found in (table, LossesTable(store, EvaluateConfig())):
         read = found.rows(names, labels, {"second": "vv", "first": "w"}, str(tmp_path))
         assert list(read) == [
-            Row(name, w, label, s, ord(name) + len(w), [ord(name) + len(w), 0.0])
+            LossRow(name, w, label, s, ord(name) + len(w), [ord(name) + len(w), 0.0])
             for name, label in zip(names, labels, strict=True)
             for s, w in (("second", "vv"), ("first", "w"))
         ]

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 from storage.step import Runtime
 from storage.store import Store
-from tasks.evaluation.losses import Row
+from tasks.evaluation.losses import LossRow
 from tasks.evaluation.losses_table import EvaluateConfig, LossesTable
 from tasks.evaluation.onednn import NO_CODE
 from tasks.evaluation.sweep import Job, PreparedSet, Sweeper
@@ -50,7 +50,9 @@ def sweeper(
     return Sweeper(models, prepared, config or EvaluateConfig(), where)
 
 
-def run(sweeper: Sweeper, *mixtures: Mapping[str, int], sets: Sequence[str] = ("0",)) -> list[Row]:
+def run(
+    sweeper: Sweeper, *mixtures: Mapping[str, int], sets: Sequence[str] = ("0",)
+) -> list[LossRow]:
     """Rows of mixtures."""
     jobs = [Job(mixture := Mixture.of(parts), mixture.label, tuple(sets)) for parts in mixtures]
     seen = []

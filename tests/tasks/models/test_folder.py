@@ -29,7 +29,7 @@ from tasks.merging.average import (
     check_mergeable,
     weighted_sum,
 )
-from tasks.models.facts import Facts, differences, facts_of
+from tasks.models.facts import Facts, fact_differences, facts_of
 from tasks.models.folder import load_model, load_weights, save_model
 from tasks.models.initialise import InitialiseConfig, LlamaArchitecture, build_initial
 
@@ -147,7 +147,7 @@ def test_other_facts_are_refused(field: str, value: object, message: str) -> Non
     with pytest.raises(MergeError, match="'code' and 'law' cannot be averaged") as error:
         check_mergeable({"code": facts, "prose": facts, "law": odd})
     assert message in str(error.value)
-    assert len(differences(facts, odd)) == 1
+    assert len(fact_differences(facts, odd)) == 1
 
 
 def test_real_models_merge_and_load(gpt: Path, new: Callable[[], Path]) -> None:

@@ -22,7 +22,7 @@ from tasks.corpus.listing import EmptyCorpusError
 from tasks.corpus.reading import list_files
 from tasks.corpus.source import Source
 from tasks.partitions import manifest
-from tasks.partitions.arrival import look
+from tasks.partitions.arrival import look_for_files
 from tasks.partitions.config import CorpusConfig
 from tasks.partitions.manifest import Manifest
 from tasks.partitions.scan import rules_of, scan
@@ -232,7 +232,7 @@ def test_published_manifests_do_not_tell_of_what_waits(disk: "Ground") -> None:
     (disk.corpus / "ant" / MARKER).touch()
     found = scanned(disk)
     assert "bee/0.jsonl" in found.problems[0]
-    assert manifest.read(disk.store, manifest.path_of(found)).problems == []
+    assert manifest.read_manifest(disk.store, manifest.path_of(found)).problems == []
 
 
 def test_a_first_scan_needs_one_complete_file(ground: "Ground") -> None:
@@ -435,7 +435,7 @@ def test_what_arrives_vanishes_or_loses_its_marker_while_others_settle(disk: "Gr
 
     timer = threading.Timer(0.15, change)
     timer.start()
-    landed = look(disk.config(), None, 0.5)
+    landed = look_for_files(disk.config(), None, 0.5)
     timer.join()
     assert [file.path for file in landed.new] == ["ant/0.jsonl"]
     assert [file.path for file in landed.files] == ["ant/0.jsonl", "ant/1.jsonl", "cow/0.jsonl"]

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks.partitions.index import Known, Role, Seen, is_digest, open_place
+from tasks.partitions.index import DocumentIndex, IndexEntry, Role, is_digest, open_place
 
 DIGESTS = [f"{number:064x}" for number in range(8)]
 
 rows = st.builds(
-    Known,
+    IndexEntry,
     st.sampled_from(DIGESTS),
     st.sampled_from([Role.TRAIN, Role.HELDOUT, Role.LEFT_OUT]),
     st.sampled_from(["", "ant-0", "ant/open", "ant"]),
@@ -23,8 +23,8 @@ rows = st.builds(
 
 
 @pytest.fixture
-def seen(tmp_path: Path) -> Iterator[Seen]:
-    with closing(Seen(tmp_path)) as opened:
+def seen(tmp_path: Path) -> Iterator[DocumentIndex]:
+    with closing(DocumentIndex(tmp_path)) as opened:
         yield opened
 
 
@@ -33,12 +33,12 @@ def seen(tmp_path: Path) -> Iterator[Seen]:
 )
 @given(scans=st.lists(st.lists(rows, max_size=12), min_size=1, max_size=3))
 def test_rows_of_all_scans_are_one_dictionary(
-    tmp_path_factory: pytest.TempPathFactory, scans: list[list[Known]]
+    tmp_path_factory: pytest.TempPathFactory, scans: list[list[IndexEntry]]
 ) -> None:
     saved: list[Path] = []
-    expected: dict[str, Known] = {}
+    expected: dict[str, IndexEntry] = {}
     for written in scans:
-        with closing(Seen(tmp_path_factory.mktemp("scratch"))) as seen:
+        with closing(DocumentIndex(tmp_path_factory.mktemp("scratch"))) as seen:
             for folder in saved:
                 seen.load(folder)
             for row in written:
@@ -48,14 +48,14 @@ def test_rows_of_all_scans_are_one_dictionary(
             check(seen, expected)
             saved.append(tmp_path_factory.mktemp("index"))
             assert seen.save_new(saved[-1]) == len({row.digest for row in written})
-    with closing(Seen(tmp_path_factory.mktemp("scratch"))) as seen:
+    with closing(DocumentIndex(tmp_path_factory.mktemp("scratch"))) as seen:
         for folder in saved:
             seen.load(folder)
         check(seen, expected)
         assert list(seen.new()) == []
 
 
-def check(seen: Seen, expected: dict[str, Known]) -> None:
+def check(seen: DocumentIndex, expected: dict[str, IndexEntry]) -> None:
     assert {digest: seen.get(digest) for digest in DIGESTS} == {
         digest: expected.get(digest) for digest in DIGESTS
     }
@@ -66,8 +66,8 @@ def check(seen: Seen, expected: dict[str, Known]) -> None:
         assert list(seen.place(role, place)) == there
 
 
-def test_a_row_can_be_changed_after_it_was_looked_up(seen: Seen) -> None:
-    row = Known(DIGESTS[1], Role.TRAIN, open_place("ant"), "a:0")
+def test_a_row_can_be_changed_after_it_was_looked_up(seen: DocumentIndex) -> None:
+    row = IndexEntry(DIGESTS[1], Role.TRAIN, open_place("ant"), "a:0")
     seen.write(row)
     assert seen.find("a:0") == list(seen.place(Role.TRAIN, "ant/open")) == [row]
     seen.write(row._replace(place="ant-0"))

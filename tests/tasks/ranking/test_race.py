@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from tasks.evaluation.set_part import PartConfig, part_groups
 from tasks.ranking.calibration import Groups
-from tasks.ranking.race import FEW, RaceConfig, Text, race
-from tasks.ranking.race_result import Result
+from tasks.ranking.race import FEW, RaceConfig, RaceSets, race
+from tasks.ranking.race_result import RaceResult
 
 Floats = NDArray[np.float64]
 
@@ -25,7 +25,7 @@ RULES = RaceConfig(top=5, groups=16)
 class World(NamedTuple):
     """Losses of all subsets of some models, as a race wants them."""
 
-    text: Text
+    text: RaceSets
     shares: Floats
     losses: Floats
     """Shape (mixtures, groups)."""
@@ -61,7 +61,7 @@ def world(seed: int, models: int = 8, noise: float = 0.02) -> World:
         groups = part_groups(PartConfig(number=number, share=0.03125, fewest=6), DOCUMENTS)
         part[place * DOCUMENTS :][groups.start : groups.stop] = number
     forward = [int((part == number).sum()) for number in range(PARTS)]
-    text = Text(Groups(stratum, weight), part, forward, len(stratum))
+    text = RaceSets(Groups(stratum, weight), part, forward, len(stratum))
     return World(text, shares, losses * weight, members * weight)
 
 
@@ -99,7 +99,7 @@ class Stored:
         return self._found(self.world.losses[mixtures], self.world.text.tokens)
 
 
-def run(of: World, rules: RaceConfig = RULES) -> tuple[Result, Stored]:
+def run(of: World, rules: RaceConfig = RULES) -> tuple[RaceResult, Stored]:
     stored = Stored(of)
     return race(rules, of.text, of.shares, stored), stored
 

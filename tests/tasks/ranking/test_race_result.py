@@ -2,9 +2,9 @@
 
 import pandas as pd
 
-from tasks.ranking.race_result import Exit, Result, Round, exits_frame, in_words
+from tasks.ranking.race_result import Exit, RaceLook, RaceResult, exits_frame, in_words
 
-RESULT = Result(
+RESULT = RaceResult(
     mixtures=1000,
     finalists=[3, 4, 8],
     exits=[
@@ -12,7 +12,7 @@ RESULT = Result(
         Exit(2, None, 5.5, 5.5, 5.5, 5.0),
         Exit(5, 0, 6.0, 5.7, 6.3, 5.1),
     ],
-    rounds=[Round(0, 0.04, 1234, 900, 334), Round(1, 0.08, 99, 60, 40)],
+    rounds=[RaceLook(0, 0.04, 1234, 900, 334), RaceLook(1, 0.08, 99, 60, 40)],
     evaluated_tokens=2_000_000,
     full_tokens=16_000_000,
     is_complete=True,
@@ -31,7 +31,7 @@ def test_words_tell_how_many_after_what_at_what_cost_and_how_sure() -> None:
 
 
 def test_without_rounds_it_says_that_all_were_evaluated() -> None:
-    (said,) = in_words(Result(7, finalists=list(range(7))), 10, 0.95)
+    (said,) = in_words(RaceResult(7, finalists=list(range(7))), 10, 0.95)
     assert said.startswith("All 7 mixtures were evaluated in full")
 
 
@@ -44,6 +44,6 @@ def test_frame_has_a_row_for_each_that_was_dropped() -> None:
 
 
 def test_frame_of_nothing_has_its_columns() -> None:
-    frame = exits_frame(Result(2, finalists=[0, 1]), ["a", "b"])
+    frame = exits_frame(RaceResult(2, finalists=[0, 1]), ["a", "b"])
     assert frame.empty
     assert [str(kind) for kind in frame.dtypes][1] == "Int64"

@@ -11,7 +11,14 @@ import torch
 
 from storage.step import Workspace
 from tasks.evaluation.window import load_windows
-from tasks.search.descent import DescendConfig, Landing, Text, build, descend, load_landings
+from tasks.search.descent import (
+    Descent,
+    DescentStepConfig,
+    StepWindows,
+    build,
+    descend,
+    load_descents,
+)
 from tasks.search.merged_loss import MergedLoss
 
 pytest_plugins = ["tests.tasks.tiny_models", "tests.tasks.tiny_pool"]
@@ -19,18 +26,18 @@ pytest_plugins = ["tests.tasks.tiny_models", "tests.tasks.tiny_pool"]
 Models = Mapping[str, Path]
 
 
-def config(units: list[list[int]], sets: int = 1, **fields: object) -> DescendConfig:
+def config(units: list[list[int]], sets: int = 1, **fields: object) -> DescentStepConfig:
     tree = {"seed": 0, "units": units, "objective": [1.0] * sets, "steps": 12, "tokens": 200}
-    return DescendConfig.model_validate({**tree, **fields})
+    return DescentStepConfig.model_validate({**tree, **fields})
 
 
 def descended(
-    rules: DescendConfig, models: list[Path], sets: list[Path], output: Path, job: Workspace
-) -> list[Landing]:
+    rules: DescentStepConfig, models: list[Path], sets: list[Path], output: Path, job: Workspace
+) -> list[Descent]:
     inputs = {f"model.{n:04d}": folder for n, folder in enumerate(models)}
     inputs |= {f"windows.{n:04d}": folder for n, folder in enumerate(sets)}
     build(rules, inputs, output, job)
-    return load_landings(output)
+    return load_descents(output)
 
 
 def test_the_slope_is_that_of_finite_differences(
@@ -39,7 +46,7 @@ def test_the_slope_is_that_of_finite_differences(
     sets = [load_windows(windows(found)) for found in (texts, prose(0, 4))]
     rules = config([[0], [1], [2]], 2, objective=[1.0, 3.0])
     loss = MergedLoss(models, None, "cpu")
-    text = Text(sets, rules, "cpu", loss).of_step(3)
+    text = StepWindows(sets, rules, "cpu", loss).of_step(3)
     weights, step = np.array([0.5, 0.2, 0.3]), 0.02
     value, slope = loss(weights, text)
     assert abs(weights @ slope) < 1e-5 * np.abs(slope).max()
@@ -60,7 +67,9 @@ def test_the_objective_is_the_mean_of_bits_per_byte(
     found = load_windows(windows(texts))
     loss = MergedLoss(models, None, "cpu")
     everything = config([[0], [1], [2]], 2, objective=[2.0, 2.0], tokens=10**6)
-    value, _ = loss(np.array([1.0, 0, 0]), Text([found, found], everything, "cpu", loss).of_step(0))
+    value, _ = loss(
+        np.array([1.0, 0, 0]), StepWindows([found, found], everything, "cpu", loss).of_step(0)
+    )
     inputs, targets = (torch.from_numpy(a.astype(np.int64)) for a in (found.inputs, found.targets))
     with torch.no_grad():
         logits = loss.model(input_ids=inputs).logits
@@ -86,7 +95,7 @@ def test_it_lands_where_a_grid_over_all_weights_has_its_lowest_point(
     rules = config([[0], [1], [2]], starts=2, steps=16, rate=1.0, tokens=10**6)
     found = descended(rules, pool, [text], new(), workspace())
     loss = MergedLoss({str(number): folder for number, folder in enumerate(pool)}, None, "cpu")
-    everything = Text([load_windows(text)], rules, "cpu", loss).of_step(0)
+    everything = StepWindows([load_windows(text)], rules, "cpu", loss).of_step(0)
     grid = [(a, b, 8 - a - b) for a in range(9) for b in range(9 - a)]
     values = {parts: loss(np.array(parts) / 8, everything)[0] for parts in grid}
     lowest = min(values.values())
@@ -133,7 +142,7 @@ def test_the_same_again_and_other_windows_at_each_step(
     assert first == second
     assert told == [(n + 1, 6, "steps") for n in range(6)]
     loss = MergedLoss(models, None, "cpu")
-    text = Text([load_windows(folder) for folder in sets], rules, "cpu", loss)
+    text = StepWindows([load_windows(folder) for folder in sets], rules, "cpu", loss)
     seen = {text.of_step(step)[0][1][0].inputs.numpy().tobytes() for step in range(6)}
     assert len(seen) > 1
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tasks.mixtures.constraints import ConstraintsConfig, Feasible
 from tasks.mixtures.mixture import Mixture
-from tasks.search.first_design import start
+from tasks.search.first_design import first_design
 from tasks.search.objective import Objective, ObjectiveConfig
 from tasks.search.proposals import Proposals, propose
 
@@ -54,7 +54,7 @@ def search(
     def losses_of(mixtures: list[Mixture]) -> Floats:
         return np.vstack([judge(feasible.weights_of([mixture])) for mixture in mixtures])
 
-    done = start(feasible, min(budget, 2 * len(feasible.names) + 8), generator)
+    done = first_design(feasible, min(budget, 2 * len(feasible.names) + 8), generator)
     losses = losses_of(done)
     while len(done) < budget:
         count = min(20, budget - len(done))
@@ -136,7 +136,7 @@ def test_constraints_hold_and_nothing_is_repeated(names: list[str], even: bool) 
 def test_a_search_ends_where_everything_is_evaluated() -> None:
     feasible = Feasible(ConstraintsConfig(even=True), units(3))
     objective = Objective(ObjectiveConfig(), SETS, feasible.names)
-    everything = start(feasible, 100, np.random.default_rng(0))
+    everything = first_design(feasible, 100, np.random.default_rng(0))
     assert len(everything) == len({*everything}) == 7
     weights = feasible.weights_of(everything)
     generator, losses = np.random.default_rng(0), paired(3, 0)(weights)
@@ -174,17 +174,17 @@ def test_caps_come_before_the_mean() -> None:
 )
 def test_a_first_design_covers_every_unit(count: int, fields: dict[str, object]) -> None:
     feasible = Feasible(ConstraintsConfig.model_validate(fields), units(8))
-    design = start(feasible, count, np.random.default_rng(0))
+    design = first_design(feasible, count, np.random.default_rng(0))
     weights = feasible.weights_of(design)
     assert len({*design}) == len(design) == count
     assert all(feasible.allows(mixture) for mixture in design)
     assert (weights.max(axis=0) >= 0.2).all()
-    assert design == start(feasible, count, np.random.default_rng(0))
+    assert design == first_design(feasible, count, np.random.default_rng(0))
 
 
 def test_a_first_design_of_subsets_is_balanced_over_their_sizes() -> None:
     feasible = Feasible(ConstraintsConfig(even=True), units(8))
-    sizes = [mixture.size for mixture in start(feasible, 60, np.random.default_rng(0))]
+    sizes = [mixture.size for mixture in first_design(feasible, 60, np.random.default_rng(0))]
     counts = [sizes.count(k) for k in range(1, 9)]
     assert (counts[0], counts[7]) == (8, 1)
     assert max(counts[1:7]) - min(counts[1:7]) <= 1
@@ -193,7 +193,7 @@ def test_a_first_design_of_subsets_is_balanced_over_their_sizes() -> None:
 def test_what_cannot_be_learnt_from_is_refused() -> None:
     feasible = Feasible(ConstraintsConfig(), units(3))
     objective = Objective(ObjectiveConfig(), SETS, feasible.names)
-    design = start(feasible, 6, np.random.default_rng(0))
+    design = first_design(feasible, 6, np.random.default_rng(0))
     losses = paired(3, 0)(feasible.weights_of(design))
 
     def proposed(mixtures: list[Mixture], found: Floats) -> Proposals:

@@ -11,7 +11,7 @@ from tasks.mixtures.constraints import ConstraintsConfig, Feasible
 from tasks.mixtures.mixture import Mixture
 from tasks.search.account import account
 from tasks.search.objective import Objective, ObjectiveConfig
-from tasks.search.rounds import Search, SearchConfig, Tried, possible
+from tasks.search.rounds import Search, SearchConfig, Tried, num_possible
 
 Floats = NDArray[np.float64]
 
@@ -181,7 +181,7 @@ def test_possible_mixtures_are_counted(even: bool, most: int | None) -> None:
     config = ConstraintsConfig(even=even, resolution=6, most_partitions=most, fewest_partitions=2)
     feasible = Feasible(config, {unit: unit for unit in UNITS})
     listed = [np.array(p) for p in itertools.product(range(2 if even else 7), repeat=4) if sum(p)]
-    assert possible(feasible) == int(feasible.holds(np.stack(listed)).sum())
+    assert num_possible(feasible) == int(feasible.holds(np.stack(listed)).sum())
 
 
 def test_wrong_rules_are_refused() -> None:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tasks.tokens import processes
-from tasks.tokens.processes import Encoders, batches
+from tasks.tokens.processes import Encoders, text_batches
 from tasks.tokens.vocabulary import shared
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ ROOT = Path(__file__).parents[3]
 def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Processes are started for the first text, and are gone afterwards."""
     monkeypatch.setattr(processes, "START_CHARACTERS", 0)
-    processes.shared_pool.cache_clear()
+    processes.encoder_pool.cache_clear()
     yield
-    processes.shared_pool.cache_clear()
+    processes.encoder_pool.cache_clear()
     latest = time.monotonic() + 10
     while gc.collect() >= 0 and started():  # what was sent may still be worked at
         assert time.monotonic() < latest, "processes outlive their pool"
@@ -152,12 +152,12 @@ def test_a_program_needs_no_guard_and_ends(tokenizer: Path, tmp_path: Path) -> N
 
 def test_batches_are_cut_by_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "BATCH_CHARACTERS", 5)
-    assert list(batches(["abc", "de", "f", "ghijkl", "m"], str)) == [
+    assert list(text_batches(["abc", "de", "f", "ghijkl", "m"], str)) == [
         ["abc", "de"],
         ["f", "ghijkl"],
         ["m"],
     ]
-    assert list(batches([], str)) == []
+    assert list(text_batches([], str)) == []
 
 
 def test_counting_ahead_changes_nothing_that_is_stored(

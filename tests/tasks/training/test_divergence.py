@@ -5,20 +5,20 @@ import math
 import pytest
 import torch
 
-from tasks.training.divergence import Losses, TrainingError
+from tasks.training.divergence import LossHistory, TrainingError
 
 UNIFORM = math.log(300)
 
 
-def noted(values: list[float]) -> Losses:
-    losses = Losses([], UNIFORM)
+def noted(values: list[float]) -> LossHistory:
+    losses = LossHistory([], UNIFORM)
     for value in values:
         losses.add(torch.tensor(value))
     return losses
 
 
 def test_all_are_read_in_order() -> None:
-    losses = Losses([5.0, 4.0], UNIFORM)
+    losses = LossHistory([5.0, 4.0], UNIFORM)
     losses.add(torch.tensor(3.5))
     losses.add(torch.tensor(3.0))
     assert losses.read() == [5.0, 4.0, 3.5, 3.0]
@@ -50,7 +50,7 @@ def test_the_mean_of_ten_is_compared_with_the_first_ten_and_a_guess() -> None:
 
 
 def test_losses_before_a_resume_count() -> None:
-    losses = Losses([5.0] * 10 + [11.0] * 8, UNIFORM)
+    losses = LossHistory([5.0] * 10 + [11.0] * 8, UNIFORM)
     losses.add(torch.tensor(11.0))
     with pytest.raises(TrainingError, match="at step 18"):
         losses.read()

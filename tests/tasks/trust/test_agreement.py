@@ -16,7 +16,7 @@ from tasks.evaluation.losses import Counts, Losses
 from tasks.mixtures.mixture import Mixture
 from tasks.ranking.rank import MACRO_MEAN
 from tasks.trust.agreement import FIGURES, POOLED, PREDICTORS, WITHIN, agreement, gains
-from tasks.trust.bootstrap import interval, mixture_weights
+from tasks.trust.bootstrap import mixture_weights, percentile_interval
 from tasks.trust.measures import pearson
 from tasks.trust.predictors import pair_up
 
@@ -225,7 +225,7 @@ def test_intervals_are_of_draws_over_partitions() -> None:
     part = data[data["evaluation_set"] == "y"]
     weights = mixture_weights([members[label] for label in part["mixture"]], 200, 7)
     x, y, k = (part[name].to_numpy() for name in ("nearest", "reference", "k"))
-    right = interval(pearson(x, y, k, weights)[1:], len(NAMES))
+    right = percentile_interval(pearson(x, y, k, weights)[1:], len(NAMES))
     line = lines(found, *CELL)["y", "all", WITHIN, "nearest"]
     assert (line["pearson_low"], line["pearson_high"]) == pytest.approx(right)
     bounded = found[["pearson_low", "pearson", "pearson_high"]].dropna()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from tasks.trust.bootstrap import interval, mixture_weights
+from tasks.trust.bootstrap import mixture_weights, percentile_interval
 from tasks.trust.measures import kendall, pearson, spearman
 from tasks.trust.predictors import left_out
 
@@ -109,11 +109,11 @@ def test_constant_columns_have_no_correlation() -> None:
 
 def test_interval_is_of_what_is_finite() -> None:
     values = np.array([*np.linspace(0, 1, 1001), np.nan, np.inf])
-    low, high = interval(values, 10**9)
+    low, high = percentile_interval(values, 10**9)
     assert (low, high) == pytest.approx((0.025, 0.975))
     for nothing in (np.array([np.nan]), np.array([])):
-        assert np.isnan(interval(nothing, 8)).all()
-    assert np.isnan(interval(values, 1)).all()
+        assert np.isnan(percentile_interval(nothing, 8)).all()
+    assert np.isnan(percentile_interval(values, 1)).all()
 
 
 def test_fewer_partitions_make_wider_intervals() -> None:
@@ -121,7 +121,7 @@ def test_fewer_partitions_make_wider_intervals() -> None:
     random = np.random.default_rng(0)
     values = random.normal(size=8)
     weights = random.exponential(size=(40_000, 8))
-    low, high = interval(weights @ values / weights.sum(axis=1), 8)
+    low, high = percentile_interval(weights @ values / weights.sum(axis=1), 8)
     expected = 2 * stats.t.ppf(0.975, 7) * values.std(ddof=1) / np.sqrt(8)
     assert high - low == pytest.approx(expected, rel=0.1)
 
@@ -211,7 +211,7 @@ def coverage(repetitions: int, draws: int) -> tuple[float, float]:
         by_partition = mixture_weights([set(map(str, m)) for m in mixtures], draws, repetition)
         by_mixture = random.exponential(size=(1 + draws, 24))
         for place, (weights, number) in enumerate(((by_partition, 8), (by_mixture, 24))):
-            low, high = interval(pearson(x, y, sizes, weights)[1:], number)
+            low, high = percentile_interval(pearson(x, y, sizes, weights)[1:], number)
             held[place] += low <= truth <= high
     by_partition_held, by_mixture_held = (held / repetitions).tolist()
     return by_partition_held, by_mixture_held

@@ -220,8 +220,8 @@ def test_repeats_and_lost_references_are_told() -> None:
     assert found.words[0].startswith("The ranking can be trusted")
 
 
-@pytest.mark.parametrize(("spread", "is_told"), [(0.05, True), (0.001, False)])
-def test_a_ceiling_is_told_where_three_runs_show_one(spread: float, is_told: bool) -> None:
+@pytest.mark.parametrize(("spread", "has_stamp"), [(0.05, True), (0.001, False)])
+def test_a_ceiling_is_told_where_three_runs_show_one(spread: float, has_stamp: bool) -> None:
     members = sample(MANY)
     pairs, label = losses(members, {"x": 0.01}), next(iter(members))
     seeds = {"seed": [0, 1, 2], "reference": [3.0, 3 + spread, 3 - spread]}
@@ -233,7 +233,7 @@ def test_a_ceiling_is_told_where_three_runs_show_one(spread: float, is_told: boo
     assert found.noise is not None
     ceiling = found.noise.set_index("evaluation_set")["ceiling"][MACRO_MEAN]
     end = f"expected to pass a Pearson correlation of {ceiling:.2f} at fixed k."
-    assert words.endswith(end if is_told else "in either order.")
+    assert words.endswith(end if has_stamp else "in either order.")
 
 
 @pytest.mark.parametrize(
