@@ -30,6 +30,11 @@ def text(value: object) -> str:
     return _MISSING if _absent(value) else str(value)
 
 
+def yes(value: bool) -> str:
+    """``yes``, or nothing."""
+    return "yes" if value else ""
+
+
 def number(digits: int) -> Show:
     """Shows a number with ``digits`` decimals, thousands apart, and a true minus sign."""
 

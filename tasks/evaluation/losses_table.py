@@ -10,7 +10,7 @@ import functools
 import logging
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from tasks.evaluation.losses import LossRow as LossRow
 from tasks.evaluation.losses import LossRows
 from tasks.evaluation.losses_file import columns, decode, encode, part_facts, pick
 from tasks.mixtures.mixture import Mixture
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 LOG = logging.getLogger("mixpool.losses")
 
@@ -62,6 +65,12 @@ class _Part(NamedTuple):
     copy: int | None
     """Where its bytes are in the table's scratch file; None where the store is a local folder."""
     num_bytes: int
+
+
+def _coded(column: "pa.ChunkedArray") -> tuple[list[str], Ints]:
+    """The distinct texts of a column, and for each row the number of its text among them."""
+    whole = column.unify_dictionaries().combine_chunks()
+    return whole.dictionary.to_pylist(), whole.indices.to_numpy()
 
 
 class LossesTable:
@@ -110,18 +119,18 @@ class LossesTable:
         """Note where each row is that is the first of its pair; the number of rows."""
         # Columns come as numbers into a few names: no text is made for each row.
         table = columns(data, ["mixture", "windows"])
-        numbers, windows = (column.unify_dictionaries() for column in table.columns)
-        numbers, windows = (column.combine_chunks() for column in (numbers, windows))
-        names = [self._number(name) for name in numbers.dictionary.to_pylist()]
-        found = np.array(names, dtype=np.int64)[numbers.indices.to_numpy()]
-        sets = windows.indices.to_numpy()
-        for code, digest in enumerate(windows.dictionary.to_pylist()):
+        names, name_of_row = _coded(table["mixture"])
+        digests, set_of_row = _coded(table["windows"])
+        numbers = np.array([self._number(name) for name in names], dtype=np.int64)
+        mixture_of_row = numbers[name_of_row]
+        for code, digest in enumerate(digests):
             places = self._room(digest)
-            rows = np.flatnonzero(sets == code)[::-1]
-            rows = rows[places[found[rows]] < 0]
-            self._length += len(np.unique(found[rows]))
-            places[found[rows]] = rows + start  # of equal ones the last write is the first row
-        return len(sets)
+            rows = np.flatnonzero(set_of_row == code)
+            mixtures, first = np.unique(mixture_of_row[rows], return_index=True)
+            is_new = places[mixtures] < 0
+            places[mixtures[is_new]] = start + rows[first[is_new]]
+            self._length += int(is_new.sum())
+        return len(set_of_row)
 
     def _number(self, mixture: str) -> int:
         # Who asks for rows has the same name in hand: one text for both.

@@ -14,7 +14,6 @@ import numpy as np
 
 from storage.fingerprint import Config
 from tasks.arrays import Bools, Floats, Ints
-from tasks.mixtures.draws import drawn, steps
 from tasks.mixtures.limits import (
     Repetition,
     Rules,
@@ -196,23 +195,6 @@ class Feasible:
             np.put_along_axis(parts[row : row + len(chosen)], chosen, 1, axis=1)
             row += len(chosen)
         return parts[self.holds(parts)]
-
-    def sample(self, generator: np.random.Generator, count: int) -> Ints:
-        """Up to ``count`` distinct allowed parts, varied, shape (at most count, p).
-
-        Fewer rows come back where fewer are allowed, or found. The same generator state gives the
-        same rows.
-        """
-        if (listed := self.listed()) is not None:
-            return generator.permutation(listed)[:count]
-        return drawn(self, generator, count)
-
-    def moves(self, parts: Ints, generator: np.random.Generator, most: int = 2000) -> Ints:
-        """Allowed parts one step from ``parts`` (p,): at most ``most`` of them, drawn at random.
-
-        A step shifts weight from one unit to another; in even mode it adds, drops or swaps a member.
-        """
-        return steps(self, parts, generator, most)
 
     def weights(self, parts: Ints) -> Floats:
         """``parts`` (n, p) as weights whose rows sum to 1."""

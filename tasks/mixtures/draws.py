@@ -4,39 +4,44 @@ Both are what a search has where the mixtures cannot be listed. Whatever is draw
 before it is given out, so how it was drawn decides how varied it is and nothing else.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from tasks.arrays import Ints
+from tasks.mixtures.constraints import Feasible
 from tasks.mixtures.rounding import largest_remainders
 
-if TYPE_CHECKING:
-    from tasks.mixtures.constraints import Feasible
-
-
-_MOST_SOLVED = (
-    32  # an integer program takes some milliseconds; others are steps away from those found
-)
+# An integer program takes some milliseconds; further mixtures are steps away from those that it gives.
+_MOST_SOLVED = 32
 _CONCENTRATIONS = (0.1, 0.3, 1.0, 3.0, 10.0)
 _STEPS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 1.0)  # of the whole; at least one part
 
 
-def drawn(feasible: "Feasible", generator: np.random.Generator, count: int) -> Ints:
-    """Up to ``count`` distinct allowed parts from the whole region; shape (at most count, p)."""
+def sample(feasible: Feasible, generator: np.random.Generator, count: int) -> Ints:
+    """Up to ``count`` distinct allowed parts from the whole region; shape (at most count, p).
+
+    There are fewer rows where fewer mixtures are allowed, or where the search for more fails. The same
+    state of the generator gives the same rows.
+    """
+    if (listed := feasible.listed()) is not None:
+        return generator.permutation(listed)[:count]
     even = feasible.config.even
-    found = _subsets(feasible, generator, count) if even else _points(feasible, generator, count)
-    return _grown(feasible, found, generator, count)
+    first = _subsets(feasible, generator, count) if even else _points(feasible, generator, count)
+    return _grown(feasible, first, generator, count)
 
 
-def steps(feasible: "Feasible", parts: Ints, generator: np.random.Generator, most: int) -> Ints:
-    """Distinct allowed parts one step from ``parts`` (p,), without it: at most ``most`` rows."""
+def moves(
+    feasible: Feasible, parts: Ints, generator: np.random.Generator, most: int = 2000
+) -> Ints:
+    """Distinct allowed parts one step from ``parts`` (p,), drawn at random; shape (at most most, p).
+
+    A step shifts weight from one unit to another; in even mode it adds, drops or swaps a member.
+    """
     if feasible.config.even:
-        found = _swaps(parts, generator, most)
+        moved = _swaps(parts, generator, most)
     else:
-        found = _shifts(parts, feasible.config.resolution, generator, most)
-    found = distinct(found[feasible.holds(found)])
-    others: Ints = found[(found != parts).any(axis=1)]
+        moved = _shifts(parts, feasible.config.resolution, generator, most)
+    moved = distinct(moved[feasible.holds(moved)])
+    others: Ints = moved[(moved != parts).any(axis=1)]
     return others
 
 
@@ -46,21 +51,21 @@ def distinct(parts: Ints) -> Ints:
     return parts[np.sort(first)]
 
 
-def _subsets(feasible: "Feasible", generator: np.random.Generator, count: int) -> Ints:
+def _subsets(feasible: Feasible, generator: np.random.Generator, count: int) -> Ints:
     sizes = generator.choice(feasible.sizes, size=min(count, _MOST_SOLVED))
-    keys = generator.random((len(sizes), len(feasible.names)))
-    found = [feasible.subset(key, int(size)) for key, size in zip(keys, sizes, strict=True)]
-    return distinct(np.array(found))
+    costs = generator.random((len(sizes), len(feasible.names)))
+    subsets = [feasible.subset(cost, int(size)) for cost, size in zip(costs, sizes, strict=True)]
+    return distinct(np.array(subsets))
 
 
-def _points(feasible: "Feasible", generator: np.random.Generator, count: int) -> Ints:
+def _points(feasible: Feasible, generator: np.random.Generator, count: int) -> Ints:
     """Dirichlet weights of several concentrations over some of the units, brought inside."""
     shape = (max(2 * count, _MOST_SOLVED), len(feasible.names))
     concentrations = generator.choice(_CONCENTRATIONS, size=(shape[0], 1))
     weights = generator.standard_gamma(concentrations, size=shape) + 1e-12
     members = generator.integers(feasible.rules.fewest, feasible.rules.most + 1, size=(shape[0], 1))
-    places = np.argsort(generator.random(shape), axis=1)
-    weights[places >= members] = 0
+    shuffled = np.argsort(generator.random(shape), axis=1)
+    weights[shuffled >= members] = 0
     weights /= weights.sum(axis=1, keepdims=True)
     parts = largest_remainders(weights * feasible.config.resolution)
     outside = np.flatnonzero(~feasible.holds(parts))
@@ -70,34 +75,34 @@ def _points(feasible: "Feasible", generator: np.random.Generator, count: int) ->
     return distinct(parts[feasible.holds(parts)])[:count]
 
 
-def _grown(feasible: "Feasible", found: Ints, generator: np.random.Generator, count: int) -> Ints:
-    """``found`` and, until there are ``count``, rows some random steps away from them."""
+def _grown(feasible: Feasible, parts: Ints, generator: np.random.Generator, count: int) -> Ints:
+    """``parts`` (n, p) and, until there are ``count`` rows, others some random steps away from them."""
     for _ in range(4 * count):
-        if len(found) >= count:
+        if len(parts) >= count:
             break
-        some = found[generator.integers(len(found))]
-        found = distinct(np.concatenate([found, steps(feasible, some, generator, 100)[:20]]))
-    return found[:count]
+        origin = parts[generator.integers(len(parts))]
+        parts = distinct(np.concatenate([parts, moves(feasible, origin, generator, 100)[:20]]))
+    return parts[:count]
 
 
 def _swaps(parts: Ints, generator: np.random.Generator, most: int) -> Ints:
     """A member leaves, or another joins, or both."""
-    found, rows = np.repeat(parts[None], most, axis=0), np.arange(most)
+    moved, rows = np.repeat(parts[None], most, axis=0), np.arange(most)
     for old, new in ((1, 0), (0, 1)):
         if len(units := np.flatnonzero(parts == old)):
             chosen = generator.choice(units, size=most)
-            moved = generator.random(most) < 0.7
-            found[rows[moved], chosen[moved]] = new
-    return found
+            changes = generator.random(most) < 0.7
+            moved[rows[changes], chosen[changes]] = new
+    return moved
 
 
 def _shifts(parts: Ints, whole: int, generator: np.random.Generator, most: int) -> Ints:
     """Some of the weight of a member goes to another unit."""
-    found, rows = np.repeat(parts[None], most, axis=0), np.arange(most)
+    moved, rows = np.repeat(parts[None], most, axis=0), np.arange(most)
     givers = generator.choice(np.flatnonzero(parts), size=most)
     takers = generator.integers(len(parts), size=most)
     shares = generator.choice(_STEPS, size=most) * whole
     amounts = np.clip(np.ceil(shares).astype(np.int64), 1, parts[givers])
-    found[rows, givers] -= amounts
-    found[rows, takers] += amounts
-    return found
+    moved[rows, givers] -= amounts
+    moved[rows, takers] += amounts
+    return moved

@@ -193,9 +193,8 @@ def _trust_tables(trust: "Trust") -> dict[str, tables.Table]:
 
 def _search_tables(found: "SearchResult") -> dict[str, tables.Table]:
     surrogates = found.surrogates
-    won = surrogates.assign(told=["yes" if chosen else "" for chosen in surrogates["chosen"]])
     return {
-        "surrogates": tables.table_of(won, tables.SURROGATES, surrogates["chosen"]),
+        "surrogates": tables.table_of(surrogates, tables.SURROGATES, surrogates["chosen"]),
         "search": tables.table_of(found.best, tables.search_columns(found.best)),
     }
 

@@ -32,8 +32,8 @@ def ranking_plot(ranking: "pd.DataFrame") -> Spec:
     """The first ``RANKED`` rows of a ``rank`` table: distance to the best, with its interval."""
     top = ranking.head(RANKED)[["difference", "low", "high", "tied"]]
     words = ["not told apart from the best", "worse beyond the noise"]
-    told = top["tied"].map({True: words[0], False: words[1]})
-    tie = {"field": "told", "type": "nominal", "title": None, "legend": {"orient": "top"}}
+    standing = top["tied"].map({True: words[0], False: words[1]})
+    tie = {"field": "standing", "type": "nominal", "title": None, "legend": {"orient": "top"}}
     x: Spec = {"type": "quantitative", "title": "nats per token above the best, with 95 % interval"}
     x |= {"axis": FEW_TICKS}
     interval = {"x": {**x, "field": "low"}, "x2": {"field": "high"}}
@@ -42,7 +42,7 @@ def ranking_plot(ranking: "pd.DataFrame") -> Spec:
     return {
         "params": [names_param("mixtures", ranking.head(RANKED)["mixture"])],
         "padding": room(ranking.head(RANKED)["mixture"]),
-        "data": values_of(top.assign(row=range(len(top)), told=told)),
+        "data": values_of(top.assign(row=range(len(top)), standing=standing)),
         "width": WIDTH,
         "height": {"step": 20},
         "encoding": {

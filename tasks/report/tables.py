@@ -8,7 +8,18 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from tasks.readable import Show, count, duration, flops, interval, joules, number, significant, text
+from tasks.readable import (
+    Show,
+    count,
+    duration,
+    flops,
+    interval,
+    joules,
+    number,
+    significant,
+    text,
+    yes,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +43,7 @@ def table_of(frame: "pd.DataFrame", columns: Columns, mark: Iterable[bool] = ())
     return Table(
         heads=[head for head, _ in columns.values()],
         rows=[list(cells) for cells in zip(*shown, strict=True)],
-        numeric=[show is not text for _, show in columns.values()],
+        numeric=[show not in (text, yes) for _, show in columns.values()],
         marked=list(mark) or [False] * len(frame),
     )
 
@@ -45,30 +56,21 @@ def to_json(frame: "pd.DataFrame") -> list[dict[str, Any]]:
 
 def ranking_table(ranking: "pd.DataFrame") -> Table:
     """Rows of a ``tasks.ranking.rank.rank`` table; those tied with the best are marked."""
-    ranking = ranking.assign(
-        interval=list(map(interval, ranking["low"], ranking["high"])),
-        told=["yes" if tied else "" for tied in ranking["tied"]],
-    )
+    ranking = ranking.assign(interval=list(map(interval, ranking["low"], ranking["high"])))
     return table_of(ranking, RANKING, ranking["tied"])
 
 
 def sizes_table(best: "pd.DataFrame") -> Table:
     """Rows of ``tasks.ranking.choice.best_of_sizes``; those tied with the best of all are marked."""
-    best = best.assign(
-        interval=list(map(interval, best["low"], best["high"])),
-        told=["yes" if tied else "" for tied in best["tied"]],
-    )
+    best = best.assign(interval=list(map(interval, best["low"], best["high"])))
     return table_of(best, SIZES, best["tied"])
 
 
 def pairs_table(pairs: "pd.DataFrame") -> Table:
     """Rows of ``complementarity``; those whose merge is better than both are marked."""
-    needed = pairs["low"] > 0
-    pairs = pairs.assign(
-        interval=list(map(interval, pairs["low"], pairs["high"])),
-        told=["yes" if both else "" for both in needed],
-    )
-    return table_of(pairs, PAIRS, needed)
+    intervals = list(map(interval, pairs["low"], pairs["high"]))
+    pairs = pairs.assign(interval=intervals, needed=pairs["low"] > 0)
+    return table_of(pairs, PAIRS, pairs["needed"])
 
 
 def pareto_columns(first_set: str, second_set: str) -> Columns:
@@ -107,7 +109,7 @@ RANKING: Columns = {
     "word_perplexity": ("word perplexity", number(1)),
     "difference": ("behind the best", number(4)),
     "interval": ("95 % interval", str),
-    "told": ("tied", text),
+    "tied": ("tied", yes),
 }
 CHANGES: Columns = {
     "change": ("change", text),
@@ -124,7 +126,7 @@ SIZES: Columns = {
     "bits_per_byte": ("bits per byte", number(4)),
     "difference": ("behind the best", number(4)),
     "interval": ("95 % interval", str),
-    "told": ("tied with the best", text),
+    "tied": ("tied with the best", yes),
     "tied_at_size": ("tied at this k", count),
     "of_size": ("mixtures of this k", count),
 }
@@ -136,7 +138,7 @@ PAIRS: Columns = {
     "loss_both": ("of their merge", number(4)),
     "complementarity": ("gain of merging", number(4)),
     "interval": ("95 % interval", str),
-    "told": ("both are needed", text),
+    "needed": ("both are needed", yes),
 }
 SURROGATES: Columns = {
     "surrogate": ("surrogate", text),
@@ -145,7 +147,7 @@ SURROGATES: Columns = {
     "pearson": ("Pearson", number(3)),
     "rmse": ("error, bits per byte", number(4)),
     "rows": ("mixtures", count),
-    "told": ("chosen", text),
+    "chosen": ("chosen", yes),
 }
 EFFECTS: Columns = {
     "partition": ("partition", text),

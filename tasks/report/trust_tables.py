@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tasks.ranking.rank import MACRO_MEAN
-from tasks.readable import count, number, text
+from tasks.readable import count, number, text, yes
 from tasks.report.tables import Columns, Table, table_of
 from tasks.trust.agreement import POOLED, WITHIN
 
@@ -46,7 +46,7 @@ BARRIERS: Columns = {
     "midpoint": ("of their merge", number(4)),
     "base": ("of the base model", number(4)),
     "barrier": ("above the worse", number(4)),
-    "told": ("merging breaks", text),
+    "broken": ("merging breaks", yes),
 }
 NOISE: Columns = {
     "evaluation_set": ("evaluation set", text),
@@ -147,8 +147,5 @@ def _figure(row: Mapping[Any, Any], name: str) -> str:
 def barriers_table(barriers: "pd.DataFrame", most: int) -> Table:
     """The ``most`` highest barriers, those where merging breaks first and marked."""
     rows = barriers.sort_values(["broken", "barrier"], ascending=False).head(most)
-    rows = rows.assign(
-        pair=rows["first"] + " + " + rows["second"],
-        told=["yes" if broken else "" for broken in rows["broken"]],
-    )
+    rows = rows.assign(pair=rows["first"] + " + " + rows["second"])
     return table_of(rows, BARRIERS, rows["broken"])

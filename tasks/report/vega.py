@@ -11,8 +11,8 @@ the font is a single one, as measuring text is what drawing spends its time on (
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,15 +36,24 @@ SHAPES = (
 KINDS = "ordinal"
 """Name of the range of colours that tell kinds of points apart."""
 
-_NOT_XML = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]"
-)  # one of them in a label voids an SVG
+# One of these characters in a label voids an SVG.
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 
-def _theme(
-    colours: Sequence[str], kinds: Sequence[str], ramp: Sequence[str], both: Sequence[str]
-) -> Spec:
-    text, faint, strong, weak = colours
+class _Palette(NamedTuple):
+    """The colours of one theme."""
+
+    text: str
+    faint: str
+    strong: str
+    weak: str
+    kinds: list[str]
+    ramp: list[str]
+    diverging: list[str]
+
+
+def _theme(palette: _Palette) -> Spec:
+    text, faint, strong, weak, kinds, ramp, diverging = palette
     axis = {"labelColor": text, "titleColor": text, "gridColor": faint, "domainColor": faint}
     return {
         "background": None,
@@ -57,43 +66,43 @@ def _theme(
         | {"labelLimit": 0, "titleLimit": 0, "columnPadding": 36}
         | {"labelFontSize": 12, "titleFontSize": 12},
         "title": {"color": text, "fontSize": 13, "fontWeight": 600, "anchor": "start"},
-        "range": {"category": [strong, weak], "ramp": list(ramp), "heatmap": list(ramp)}
-        | {KINDS: list(kinds), "diverging": list(both)},
+        "range": {"category": [strong, weak], "ramp": ramp, "heatmap": ramp}
+        | {KINDS: kinds, "diverging": diverging},
         "style": {"strong": {"color": strong}, "weak": {"color": weak}, "text": {"color": text}}
         | {"member": {"color": text}},
     }
 
 
-_PLAIN = (
-    ("#1f2933", "#e4e7eb"),  # text
-    ("#d5dae1", "#3a424d"),  # faint
-    ("#0b62c4", "#6db3ff"),  # strong
-    ("#8a94a0", "#8a94a0"),  # weak
+_ON_LIGHT = _Palette(
+    text="#1f2933",
+    faint="#d5dae1",
+    strong="#0b62c4",
+    weak="#8a94a0",
+    kinds=["#0b62c5", "#c2410c", "#0f766e", "#9333ea", "#a16207", "#be185d", "#4d7c0f", "#78350f"],
+    ramp=["#eef4fb", "#9cc4ec", "#3f86cf", "#0b4587"],
+    diverging=["#eaa45f", "#f4f5f7", "#7db4ef"],
 )
-"""Plain colours, each on light and on dark pages."""
-_KINDS = (
-    ("#0b62c5", "#6db3fe"),
-    ("#c2410c", "#fb923c"),
-    ("#0f766e", "#2dd4bf"),
-    ("#9333ea", "#c89bff"),
-    ("#a16207", "#facc15"),
-    ("#be185d", "#f472b6"),
-    ("#4d7c0f", "#a3e635"),
-    ("#78350f", "#e7c6a0"),
+_ON_DARK = _Palette(
+    text="#e4e7eb",
+    faint="#3a424d",
+    strong="#6db3ff",
+    weak="#8a94a0",
+    kinds=["#6db3fe", "#fb923c", "#2dd4bf", "#c89bff", "#facc15", "#f472b6", "#a3e635", "#e7c6a0"],
+    ramp=["#1c2733", "#24568a", "#4f97e0", "#cfe5ff"],
+    diverging=["#95560d", "#1f2831", "#2467b0"],
 )
-"""Colours of kinds of points, as ``_PLAIN``."""
-_RAMPS = (
-    ["#eef4fb", "#9cc4ec", "#3f86cf", "#0b4587"],
-    ["#1c2733", "#24568a", "#4f97e0", "#cfe5ff"],
-)
-_DIVERGING = (["#eaa45f", "#f4f5f7", "#7db4ef"], ["#95560d", "#1f2831", "#2467b0"])
+LIGHT, DARK = _theme(_ON_LIGHT), _theme(_ON_DARK)
 PAPER = ("#ffffff", "#12171d")
 """Backgrounds of pictures that stand alone, light and dark."""
-LIGHT, DARK = (
-    _theme([pair[i] for pair in _PLAIN], [pair[i] for pair in _KINDS], _RAMPS[i], _DIVERGING[i])
-    for i in (0, 1)
+
+_DARKENED = dict(
+    zip(
+        [*_ON_LIGHT[:4], *_ON_LIGHT.kinds],
+        [*_ON_DARK[:4], *_ON_DARK.kinds],
+        strict=True,
+    )
 )
-_DARKENED = dict([*_PLAIN, *_KINDS])
+"""The colour on dark pages by that on light ones, which must therefore all differ; not of ramps."""
 _TAG = re.compile("<[^>]*>")
 _COLOUR = re.compile('(fill|stroke)="([^"]*)"')
 

@@ -90,13 +90,9 @@ def compared(search: Search) -> "pd.DataFrame":
     losses = dict(zip(sets, search.losses.T, strict=True))
     found = cross_validate(search.weights, losses, rules.surrogates, seed=rules.seed)
     search.notes += [note for note in found.notes if note not in search.notes]
-    chosen = choose(found.table, _shares(search))
-    shares = found.table["target"].map(_shares(search))
+    chosen = choose(found.table, search.objective.shares_by_set)
+    shares = found.table["target"].map(search.objective.shares_by_set)
     return found.table.assign(chosen=found.table["surrogate"] == chosen, share=shares)
-
-
-def _shares(search: Search) -> dict[str, float]:
-    return dict(zip(search.objective.sets, search.objective.shares.tolist(), strict=True))
 
 
 def _answer(search: Search, trace: "pd.DataFrame") -> Iterator[str]:
@@ -169,7 +165,7 @@ def _source(by: str) -> str:
 
 def _surrogates(search: Search, table: "pd.DataFrame", trace: "pd.DataFrame") -> Iterator[str]:
     if len(table):
-        shares = _shares(search)
+        shares = search.objective.shares_by_set
         weighted = table.assign(part=table["spearman"] * table["target"].map(shares))
         means = weighted.groupby("surrogate", sort=False)["part"].sum()
         chosen = table.loc[table["chosen"], "surrogate"].iloc[0]

@@ -10,7 +10,7 @@ import numpy as np
 
 from tasks.arrays import Bools, Floats, Ints
 from tasks.mixtures.constraints import Feasible
-from tasks.mixtures.draws import distinct
+from tasks.mixtures.draws import distinct, moves, sample
 from tasks.search.forecast import Forecast
 
 _RANDOM = 500
@@ -34,8 +34,8 @@ def candidates(
     pool = feasible.listed()
     if pool is None:
         good = [feasible.round(row) for row in best[:_BEST]]
-        pools = [feasible.sample(generator, _RANDOM)]
-        pools += [feasible.moves(parts, generator, _STEPS) for parts in good]
+        pools = [sample(feasible, generator, _RANDOM)]
+        pools += [moves(feasible, parts, generator, _STEPS) for parts in good]
         starts = [*good[:2], *pools[0][:3]]
         if expected.smooth and not feasible.config.even:
             starts += [_slid(feasible, parts, expected) for parts in starts]
@@ -57,7 +57,7 @@ def _climbed(
 ) -> Ints:
     """Step by step to what is expected to be best; the last place and all places one step from it."""
     for _ in range(_CLIMBS):
-        near = np.vstack([parts[None], feasible.moves(parts, generator, _STEPS)])
+        near = np.vstack([parts[None], moves(feasible, parts, generator, _STEPS)])
         weights = feasible.weights(near)
         best = int(expected.order(weights, expected.losses(weights))[0])
         if not best:

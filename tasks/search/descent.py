@@ -82,7 +82,7 @@ def build(
     device = choose_device(workspace.runtime)
     hill = MergedLoss(models, workspace.runtime.pool_gigabytes, device)
     text = StepWindows(list(map(load_windows, sets.values())), config, device, hill)
-    shares = _shares(config.units, len(models))
+    shares = _unit_shares(config.units, len(models))
     landings = []
     for number, start in enumerate(_starts(config)):
 
@@ -156,7 +156,7 @@ def _starts(config: DescentStepConfig) -> Iterator[Floats]:
         yield np.maximum(draw, 1e-6)
 
 
-def _shares(units: Sequence[Sequence[int]], num_models: int) -> Floats:
+def _unit_shares(units: Sequence[Sequence[int]], num_models: int) -> Floats:
     """Weight of each model in each unit, shape (units, models)."""
     shares = np.zeros((len(units), num_models))
     for unit, members in enumerate(units):

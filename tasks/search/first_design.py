@@ -8,7 +8,7 @@ import numpy as np
 
 from tasks.arrays import Ints
 from tasks.mixtures.constraints import Feasible
-from tasks.mixtures.draws import distinct
+from tasks.mixtures.draws import distinct, sample
 from tasks.mixtures.mixture import Mixture
 
 _POOL = 500  # random mixtures from which the farthest are taken
@@ -39,7 +39,7 @@ def first_design(feasible: Feasible, count: int, generator: np.random.Generator)
 def _pool(feasible: Feasible, count: int, generator: np.random.Generator) -> Ints:
     listed = feasible.listed()
     if listed is None or count >= len(listed):
-        return feasible.sample(generator, max(_POOL, 2 * count)) if listed is None else listed
+        return sample(feasible, generator, max(_POOL, 2 * count)) if listed is None else listed
     mixed = generator.permutation(listed)
     sizes = mixed.sum(axis=1)
     by_size = [mixed[sizes == size][: max(_BY_SIZE, count)] for size in np.unique(sizes)]

@@ -56,8 +56,8 @@ class Objective:
         self.config, self.sets, self.units = config, tuple(sets), tuple(units)
         weights = config.weights or dict.fromkeys(self.sets, 1.0)
         prior = config.prior or dict.fromkeys(self.units, 1.0)
-        self.shares = _shares(weights, self.sets, "the weights of the objective")
-        self._prior = _shares(prior, self.units, "the prior")
+        self.shares = _normalised(weights, self.sets, "the weights of the objective")
+        self._prior = _normalised(prior, self.units, "the prior")
         if not self._prior.all():
             without = self.units[int(np.argmin(self._prior))]
             raise ValueError(
@@ -68,6 +68,11 @@ class Objective:
             raise ValueError(f"the pull of the objective is {config.pull}: give 0 or more")
         self._factors = _factors(config.caps, self.sets)
         self.has_caps = bool(config.caps)
+
+    @property
+    def shares_by_set(self) -> dict[str, float]:
+        """Weight of each set in the mean, by name."""
+        return dict(zip(self.sets, self.shares.tolist(), strict=True))
 
     def values(self, losses: Floats, weights: Floats) -> Floats:
         """The objective in bits per byte, lower is better; shape (n,).
@@ -113,7 +118,7 @@ class Objective:
         return self.excess(losses, base) <= 0
 
 
-def _shares(weights: Mapping[str, float], names: Sequence[str], where: str) -> Floats:
+def _normalised(weights: Mapping[str, float], names: Sequence[str], where: str) -> Floats:
     """``weights`` by name as an array in the order of ``names`` that sums to 1."""
     for name, weight in weights.items():
         if name not in names:

@@ -94,7 +94,7 @@ def propose(
     by_set = dict(zip(objective.sets, losses.T, strict=True))
     seed = int(generator.integers(2**31))
     table, notes = cross_validate(weights, by_set, names, folds, seed)
-    chosen = choose(table, dict(zip(objective.sets, objective.shares.tolist(), strict=True)))
+    chosen = choose(table, objective.shares_by_set)
     usable = [chosen, *(name for name in names if name in set(table["surrogate"]) - {chosen})]
     models = {name: fit(name, weights, by_set) for name in usable}
     notes += dict.fromkeys(note for model in models[chosen].values() for note in model.notes)

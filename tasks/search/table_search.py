@@ -8,9 +8,7 @@ import numpy as np
 from tasks.arrays import Floats, Ints
 from tasks.mixtures.constraints import ConstraintsConfig, Feasible
 from tasks.readable import number
-from tasks.search.loss_table import (
-    LossTable,
-)
+from tasks.search.loss_table import LossTable
 from tasks.search.objective import Objective, ObjectiveConfig
 from tasks.search.proposals import FEWEST_ROWS, Proposals, propose
 from tasks.surrogates.kinds import SURROGATES, choose, cross_validate, errors, fit
@@ -69,10 +67,9 @@ def propose_from_table(
     seen, held = _cut(len(weights), held_out, generator)
     visible = dict(zip(table.targets, table.losses[seen].T, strict=True))
     validated, notes = cross_validate(weights[seen], visible, names, seed=seed)
-    by_target = dict(zip(table.targets, objective.shares.tolist(), strict=True))
-    chosen = choose(validated, by_target)
+    chosen = choose(validated, objective.shares_by_set)
     validated["chosen"] = validated["surrogate"] == chosen
-    validated["share"] = validated["target"].map(by_target)
+    validated["share"] = validated["target"].map(objective.shares_by_set)
     models = fit(chosen, weights[seen], visible)
     predicted = np.stack([model.predict(weights[held]) for model in models.values()], axis=1)
     made = propose(weights, table.losses, None, objective, feasible, count, generator, [chosen])

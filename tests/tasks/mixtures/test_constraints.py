@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.mixtures.constraints import ConstraintsConfig, Feasible
+from tasks.mixtures.draws import moves, sample
 from tasks.mixtures.mixture import Mixture
 
 DOMAINS = {"a": "X", "b": "X", "c": "Y", "d": "Z"}
@@ -107,21 +108,21 @@ def test_whatever_is_drawn_keeps_the_constraints(fields: dict[str, Any], seed: i
         feasible = Feasible(config, DOMAINS, TOKENS)
     except ValueError:
         return
-    drawn = feasible.sample(np.random.default_rng(seed), 12)
-    moved = feasible.moves(drawn[0], np.random.default_rng(seed), 50)
+    drawn = sample(feasible, np.random.default_rng(seed), 12)
+    moved = moves(feasible, drawn[0], np.random.default_rng(seed), 50)
     mixtures = [feasible.mixture(row) for row in [*drawn, *moved]]
     assert mixtures
     assert all(keeps(mixture, config) for mixture in mixtures)
     assert len({*mixtures[: len(drawn)]}) == len(drawn)
     assert feasible.mixture(drawn[0]) not in mixtures[len(drawn) :]
-    assert (feasible.sample(np.random.default_rng(seed), 12) == drawn).all()
+    assert (sample(feasible, np.random.default_rng(seed), 12) == drawn).all()
 
 
 def test_samples_are_many_and_varied_also_where_few_points_are_allowed() -> None:
     narrow = ConstraintsConfig(sums=[{"of": ["X"], "least": 0.5, "most": 0.6}], most_partitions=3)  # type: ignore[list-item]
     for config in (ConstraintsConfig(), narrow):
         feasible = Feasible(config, DOMAINS)
-        drawn = feasible.sample(np.random.default_rng(0), 300)
+        drawn = sample(feasible, np.random.default_rng(0), 300)
         assert len(drawn) == 300
         largest = feasible.weights(drawn).max(axis=1)
         assert (largest < 0.55).sum() > 20
@@ -133,7 +134,7 @@ def test_large_even_pools_are_drawn_over_all_sizes() -> None:
     config = ConstraintsConfig(even=True, bounds={"p00": (0.1, 1), "odd": (0.5, 0.5)})
     feasible = Feasible(config, names)
     assert feasible.listed() is None
-    drawn = feasible.sample(np.random.default_rng(0), 60)
+    drawn = sample(feasible, np.random.default_rng(0), 60)
     assert len(drawn) == 60
     assert drawn[:, 0].all()
     assert set(drawn.sum(axis=1).tolist()) == {2, 4, 6, 8, 10}
