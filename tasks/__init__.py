@@ -1,1 +1,1 @@
-"""The steps (modules named by verbs) and the things (modules named by nouns) of mixpool."""
+"""What mixpool computes, in rooms: documents, tokens, models, losses, rankings, reports."""

@@ -1,4 +1,4 @@
-"""The arrays of numbers that functions take and give, for annotations."""
+"""Types of numpy arrays, for annotations."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,7 +1,7 @@
-"""Every step: what is computed once, kept in the store under a key, and looked up ever after.
+"""The list of all steps: each computes an artifact once, and the store keeps it under a key.
 
-What stands here is all that can make an artifact of others. A scan is no step, as it depends on what
-earlier scans decided, nor is evaluating mixtures, which has a table of its own
+Nothing else makes an artifact of other artifacts. A scan is no step, because it depends on what
+earlier scans decided. Nor is evaluating mixtures, which has a table of its own
 (``tasks.evaluation.losses_table``).
 """
 

@@ -19,7 +19,7 @@ from storage.store import Store
 from tasks.evaluation.losses import Losses
 from tasks.ranking.race_result import Screening
 from tasks.ranking.rank import rank_all
-from tasks.report.data import ReportData
+from tasks.report.data import SEARCH_TABLES, ReportData
 from tasks.report.page import write_report
 from tasks.search.result import SearchResult
 

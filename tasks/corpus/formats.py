@@ -1,12 +1,14 @@
-"""Rows of one file, whatever its format, in bounded memory, and never fewer than the file holds.
+"""Read the rows of one corpus file, whatever its format, in bounded memory.
 
-Every format is reduced to a stream of ``FileRow``: the asked fields of one document, still unjudged. Two
-kinds of damage are kept apart. A row that cannot be used carries its ``fault`` and reading goes on.
+Every format becomes a stream of ``FileRow``: the fields of one document that were asked for, not
+yet checked.
+
+There are two kinds of damage. A row that cannot be used carries its ``fault``, and reading goes on.
 A file that ends too early, or is not what its name says, raises ``UnreadableFileError``, because
-the rows that are missing cannot be counted. All decompression goes through Arrow, which raises
-where a stream ends before its end marker; an Arrow stream has such a marker too, but no reader
-insists on it, so it is looked for here. What cannot be detected: a plain text or JSON lines file,
-or a file of several compressed members, that was cut exactly between two lines or two members.
+its missing rows cannot be counted. Arrow does all decompression and raises where a stream ends
+before its end marker. No reader insists on the end marker of an Arrow stream, so it is checked
+here. One damage cannot be detected: a plain text or JSON lines file, or a file of several
+compressed members, that was cut exactly between two lines or two members.
 """
 
 import codecs

@@ -1,11 +1,10 @@
-"""The files of a corpus, listed afresh, each under a path that stays when the corpus moves.
+"""List the files of a corpus, each under a path that stays the same when the corpus moves.
 
-A path counts from a root that the address itself fixes: the folder, or the last folder before a
-glob's first wildcard. So it is the same in another bucket, and does not depend on which other files
-happen to be there. Which files count is decided by their names alone: hidden files, markers such as
-``_SUCCESS`` and unknown suffixes are passed over where a folder or a wildcard swept them up, and
-refused where somebody named them. Where the corpus has a marker, the same listing tells which files
-it covers.
+A path starts at a root that the address fixes: the folder, or the last folder before a glob's first
+wildcard. So it is the same in another bucket, and other files do not change it. Names alone decide
+which files count. Hidden files, markers such as ``_SUCCESS`` and unknown suffixes are passed over
+in a folder or under a wildcard, and refused where an address names them. Where the corpus has a
+marker, the same listing says which files it covers.
 """
 
 import json

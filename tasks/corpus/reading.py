@@ -1,9 +1,8 @@
-"""Documents of a corpus's files, and what was wrong with those that cannot be used.
+"""Turn the rows of a corpus's files into documents, and count those that cannot be used.
 
-A document is its text, and the sha256 of that is its name: moving, renaming or recompressing files
-changes nothing. Nothing is dropped silently: a document that cannot be used is counted in
-``Problems`` with its reason and origin, and reading goes on; a damaged file raises, since nobody
-knows what it lacks.
+A document is its text, and the sha256 of the text is its name: moving, renaming or recompressing
+files changes nothing. Nothing is dropped silently: ``Problems`` counts every unusable document with
+its reason and origin, and reading goes on. A damaged file raises, since nobody knows what it lacks.
 """
 
 import hashlib

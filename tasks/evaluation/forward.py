@@ -1,11 +1,11 @@
-"""The forward pass that a sweep needs: losses of the scored tokens, and nothing beside them.
+"""The forward pass of a sweep: the losses of the scored tokens, and no logits but theirs.
 
-A causal language model multiplies every position's hidden state with the whole vocabulary; those
-logits are the largest tensor of all, and most of what a loss costs beside the matrix products.
-Where the model is a body with a linear head behind it (this is looked at, not assumed), only the
-scored positions meet the head, in tiles that stay in a processor's cache, with a running sum of
-exponentials (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"). Any other
-model gives its logits, of which the scored ones are taken.
+Logits, one for each position and each entry of the vocabulary, are the largest tensor of all, and
+most of a loss's cost beside the matrix products. Where a model is a body with a linear head, which
+is tested and not assumed, only the scored positions go through the head. Their logits are made in
+tiles that stay in a processor's cache, with a running sum of exponentials (Milakov and Gimelshein
+2018, "Online normalizer calculation for softmax"). Any other model computes all logits, and those
+of the scored positions are taken.
 """
 
 from collections import Counter

@@ -1,7 +1,7 @@
-"""Sums per group of documents in a scratch file, set by set, to be read in blocks.
+"""Losses per group of documents, kept in a scratch file and read in blocks.
 
-Nearly all of a losses table are these sums: up to 256 numbers for each pair of a mixture and a set.
-Each is needed a few times, in order, so none of them stays in memory.
+They are nearly all of a losses table: up to 256 numbers for each pair of a mixture and a set. Each
+is needed a few times, in order, so none of them stays in memory. In the file they lie set by set.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""The losses of many mixtures on many evaluation sets, as columns.
+"""The losses of many mixtures on many evaluation sets, as columns in memory.
 
 Memory holds one number for each pair of a mixture and a set, however many groups of documents a set
-has: the sums per group are in a scratch file (``tasks.evaluation.group_sums``). A row is made where
-one is asked for.
+has. The sums per group are in a scratch file (``tasks.evaluation.group_sums``). A row is built only
+when it is asked for.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,7 @@
-"""A part of a losses table as bytes: Parquet that carries its own digest and says how it was made.
+"""One file of the losses table: Parquet with its own digest and a record of how it was made.
 
-Rows go in as they come from a sweep. Out come rows for those who ask for few, and columns for those who
-ask for all: texts as numbers, so that hundreds of thousands of rows make no text and no list.
+A sweep writes rows. A few rows are read back as rows. All rows are read as columns with texts as
+numbers, so that hundreds of thousands of them make no text and no list each.
 """
 
 import io

@@ -1,9 +1,9 @@
 """The losses table: one row per (mixture, evaluation set), append-only, in Parquet.
 
 ``losses/<evaluation key>/<n>.parquet`` holds sums of nats, never means, per set and per group of
-documents; counts belong to the set. The first row of a pair stands. A mixture is named by the
-digests of its models and their parts, a set by the digest of its windows, so a row is valid for ever
-and a table can be read by anybody with ``pandas.read_parquet``.
+documents. Numbers of tokens and bytes are stored with the set. Where a pair has several rows, the
+first counts. The digests of its models and their parts name a mixture, the digest of its windows
+names a set. So a row is valid for ever, and ``pandas.read_parquet`` reads the table.
 """
 
 import functools

@@ -1,9 +1,9 @@
-"""Linear maps on a CPU by oneDNN, whose kernels are faster than MKL's on AMD's processors.
+"""Linear layers on a CPU by oneDNN, whose kernels are faster than MKL's on AMD's processors.
 
-torch has both, and multiplies float32 matrices by MKL; oneDNN is what ``torch.compile`` calls
-(``python -m tests.benchmarks forward`` compares them). oneDNN makes code for each number of rows,
-which takes time and is kept for good, so it is asked for one: that of a set's commonest batches. torch
-multiplies the others.
+torch has both and multiplies float32 matrices by MKL, while ``torch.compile`` calls oneDNN
+(``python -m tests.benchmarks forward`` compares them). oneDNN generates code for each number of
+rows, which takes time and stays in memory. It is therefore used for one number only, that of a
+set's commonest batches; torch multiplies the others.
 """
 
 import functools

@@ -1,10 +1,10 @@
-"""Step: one part of a prepared evaluation set, itself an evaluation set that a model is run on.
+"""Step: one part of an evaluation set, for a race; the part is itself an evaluation set.
 
-A race looks at part 0 of every set first, then at part 1, and so on; each part is as large as all
-before it together. A group's place is decided by the digests of its documents
-(``tasks.evaluation.window``), so a part is a random sample of the set, the same for every mixture
-and whatever order the data came in. Parts do not overlap: what a mixture was evaluated on is never
-evaluated again, and sums are added.
+A race evaluates on part 0 of every set first, then on part 1, and so on. Each part is as large as
+all before it together. The digests of a group's documents decide its place
+(``tasks.evaluation.window``). So a part is a random sample of the set, the same for every mixture
+and whatever order the data came in. Parts do not overlap: no mixture is evaluated twice on the same
+text, and sums of parts are added.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""Judge many mixtures against one resident pool: average in memory, evaluate, write sums.
+"""Evaluate many mixtures against one pool in memory: average each, run it on every set, sum its nats.
 
-A mixture's losses depend on its members, parts and the windows alone: not on its chunk, not on what
-was evaluated before it. What the losses table has is never evaluated again, and every chunk is
-written as soon as it is done, so a killed sweep loses one chunk. Where memory runs out, batches are
+A mixture's losses depend on its members, its parts and the windows alone: not on its chunk, nor on
+earlier mixtures. Rows that the losses table has are never evaluated again, and every chunk is
+written when it is done, so a killed sweep loses one chunk. Where memory runs out, batches are
 halved and the sweep goes on.
 """
 

@@ -1,12 +1,14 @@
-"""Step: an evaluation set's documents to the windows that a model is run on.
+"""Step: cut an evaluation set's documents into the windows that a model is run on.
 
-Each document stands alone behind an end-of-text token; each of its tokens is predicted exactly once.
-``paloma``: windows of the full context length, the last one slid back so that its tokens see as much
-context as they can (Magnusson et al. 2023, and the rolling perplexity of lm-evaluation-harness).
-``disjoint``: windows do not overlap and the last one is short; cheaper, a little worse in loss.
+Each document stands alone behind an end-of-text token; each of its tokens is predicted exactly
+once. ``paloma``: windows of the full context length, the last one slid back so that its tokens see
+as much context as they can (Magnusson et al. 2023, and the rolling perplexity of
+lm-evaluation-harness). ``disjoint``: windows do not overlap and the last one is short; cheaper, a
+little worse in loss.
 
-Sums of losses are kept per group of documents: each document alone in a small set, groups chosen by
-document digest in a large one. Counts per group depend on the set only and are stored here.
+Losses are summed per group of documents. In a small set each document is a group; in a large one
+the digests of documents decide their groups. Counts per group depend on the set only and are stored
+here.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""Start a process of our own, which runs one function and serves this process over a private socket.
+"""Start a child process that runs one function of ours and answers over a private socket.
 
-The process finds the very packages that are in use here, whatever else bears their names.
+The child imports the same packages as this process, even where others bear their names.
 """
 
 import os

@@ -1,9 +1,8 @@
-"""From energy to a facility's energy and its emissions, and energy as codecarbon estimates it.
+"""Energy as the package codecarbon measures or estimates it.
 
-A facility spends more than its computers: cooling and power supply are in its power usage
-effectiveness (PUE). What a kWh emits is up to the grid. Both are stated by a person and applied here,
-once: codecarbon is asked for energy alone, with a PUE of 1 and without looking up a country, so that it
-needs no network. Where a machine has no counters it guesses from load and size, and its name says so.
+codecarbon is asked for energy alone, with a PUE of 1 and without looking up a country, so that it
+needs no network; ``tasks.machine.facility`` does the rest. Where a machine has no counters,
+codecarbon guesses from load and size, and the name of the source says so.
 """
 
 import contextlib

@@ -1,4 +1,7 @@
-"""torch.compile, layer by layer: a whole model compiled has slow attention (see training.gradients)."""
+"""torch.compile of a model, layer by layer.
+
+Compiled as a whole, a model has slow attention (see ``tasks.training.gradients``).
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,8 +1,8 @@
-"""Counters of energy that a machine may have, and the estimate for one that has none.
+"""Energy counters of a machine: NVML, RAPL, and an estimate where there is neither.
 
-Each is an ``EnergySource`` (see ``tasks.machine.meter``): a name that says what it sees and what it leaves
-out, and ``read``, joules since some fixed moment. NVML's counter is renewed every 10 to 100 ms; those
-of RAPL wrap.
+Each is an ``EnergySource`` (see ``tasks.machine.meter``): its ``name`` says what it counts and what
+it leaves out, and ``read`` gives joules since some fixed moment. NVML's counter is renewed every 10
+to 100 ms; RAPL's counters wrap.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Which devices compute, how they are called, and how many threads of a CPU a small training uses."""
+"""The torch devices that a run computes on, and the CPU threads of a small training."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,4 +1,9 @@
-"""From the energy of a device to that of the facility around it, and to carbon dioxide."""
+"""Energy of a whole facility, and its carbon dioxide, from the energy of its computers.
+
+A facility also spends energy on cooling and power supply: that is its power usage effectiveness
+(PUE). What a kWh emits depends on the grid. A person states both figures; they are applied here,
+once.
+"""
 
 JOULES_PER_KWH = 3.6e6
 

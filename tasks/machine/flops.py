@@ -1,4 +1,4 @@
-"""Floating-point operations of a model's forward pass and of its training, by counting."""
+"""Floating-point operations of a model's forward pass and of its training, by formula."""
 
 import math
 from typing import TYPE_CHECKING, NamedTuple, Self

@@ -1,11 +1,11 @@
-"""Memory that one step of a loop frees is kept for the next, instead of being given back and fetched anew.
+"""Stop glibc from returning freed memory to the kernel between steps, which slows CPU training.
 
-glibc hands large blocks back to the kernel as soon as they are free, and the kernel fills every page
+glibc returns large blocks to the kernel as soon as they are free, and the kernel fills every page
 with zeros when it is touched again. A training or a sweep on the CPU allocates the same activations
-again and again; of a training that was a fifth of its time at 30M parameters. Two numbers of glibc's
-allocator end it; results are the same bit by bit. The peak of resident memory is higher by what lies
-between blocks (a quarter, at 30M parameters). Other allocators and systems are left as they are, and so
-is glibc where the environment says what its thresholds are to be.
+again and again: that took a fifth of a training's time at 30M parameters. Two thresholds of glibc's
+allocator prevent it; results are the same bit by bit. The peak of resident memory rises by the gaps
+between blocks (by a quarter, at 30M parameters). Other allocators and systems are left as they are,
+and so is glibc where the environment sets its thresholds.
 """
 
 import contextlib

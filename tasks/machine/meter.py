@@ -1,11 +1,11 @@
-"""What a step cost: seconds, tokens, floating-point operations and joules.
+"""What a step costs: seconds, tokens, floating-point operations and joules.
 
-Joules are the difference of a counter between the start and the end of a step, and a figure is worth
-as much as its counter: the name of the estimator stands beside every number, and figures of
-different estimators are never added. A counter that is not there or fails makes a cost less exact,
-never a step fail.
+Joules are the difference of a counter between the start and the end of a step. A figure is worth as
+much as its counter: the name of the estimator stands beside every number, and figures of different
+estimators are never added. A counter that is missing or fails makes a cost less exact; it never
+makes a step fail.
 
-A counter sees its whole device, other processes included, so whole steps are measured, not single
+A counter counts its whole device, other processes included, so whole steps are measured, not single
 batches. The counters are in ``tasks.machine.counters``.
 """
 

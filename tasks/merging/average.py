@@ -1,11 +1,10 @@
-"""Averaging models: what must agree first, and the one arithmetic of every merge.
+"""Average models: check that they may be averaged, then sum their weights.
 
-Beside the usual files a model folder has ``mixpool.json``: the facts by which a merge is allowed or
-refused (architecture, tokenizer, base model, number of steps). The sum is kept in float64, and each
-product of a float32 weight and a part is exact there, so a mixture has one bit pattern: whether it
-is averaged tensor by tensor or as one flat vector, and in which order, unless weights that belong
-together differ by a factor of 10 million and more, when only one order is the same for everybody:
-that of the members' names.
+``tasks.models.facts`` has the facts that must agree. Weights are summed in float64, where each
+product of a float32 weight and a part is exact. So a mixture has one bit pattern, in any order, and
+whether it is averaged tensor by tensor or as one flat vector. There is one exception: where weights
+that belong together differ by a factor of 10 million or more, the order matters. It is that of the
+members' names.
 """
 
 import functools

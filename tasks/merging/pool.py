@@ -1,10 +1,10 @@
-"""The pool as a sweep needs it: each member's weights in one order, averaged into one flat buffer.
+"""The pool in memory: each member's weights as one flat vector, averaged into one flat buffer.
 
-A member is read piece by piece from wherever it lies: on the device that merges, in pinned host
-memory where a GPU has too little, or in its files where the host has too little as well. A merge is
-written straight into the buffer whose views are the merged model's parameters, so beside the pool
-there is one model and a few megabytes; a pool that is read from its files takes that alone. The
-arithmetic, and so every bit of a merge, is the same in all three (``tasks.merging.average.weighted_sum``).
+A member is read piece by piece from where it is kept: on the device that merges, in pinned host
+memory where a GPU has too little, or in its files where the host has too little as well. The merged
+model's parameters are views of the buffer. So beside the pool there is one model and a few
+megabytes; a pool that is read from its files takes that alone. The arithmetic, and so every bit of
+a merge, is the same in all three (``tasks.merging.average.weighted_sum``).
 """
 
 import json

@@ -1,8 +1,8 @@
-"""Which weights are allowed, decided on integers, so that a constraint holds exactly or is refused.
+"""Which mixtures are allowed, decided on integers, so that every constraint holds exactly.
 
-Weights are integer parts of a whole (``resolution`` parts, or as many as there are members where all
-weigh alike), and every limit is a whole number of those parts: no rounding error lets a mixture slip
-past it. Constraints that contradict one another are found at once, and named.
+Weights are integer parts of a whole: of ``resolution`` parts, or of as many as there are members
+where all weigh alike. Every limit is a whole number of those parts, so no rounding error lets a
+mixture slip past it. Constraints that contradict one another are refused at once, by name.
 """
 
 import functools

@@ -1,7 +1,7 @@
-"""Random mixtures that keep all constraints: spread over the whole region, or a step from a good one.
+"""Draw random allowed mixtures: from the whole region, or one step from a given mixture.
 
-Both are what a search has where the mixtures cannot be listed. Whatever is drawn is checked exactly
-before it is given out, so how it was drawn decides how varied it is and nothing else.
+A search uses them where mixtures cannot be listed. Each is checked exactly before it is returned,
+so the way of drawing decides how varied they are and nothing else.
 """
 
 import numpy as np

@@ -1,8 +1,8 @@
-"""A limit on a summed weight, read from a config exactly and given in whole parts.
+"""Limits on summed weights, read exactly from a config and given in whole parts.
 
-0.1 in a config means one tenth, not the float nearest to it: numbers are read from their decimal text
-as fractions. Against a whole of so many parts a limit is then two integers, and it holds or it does
-not. What is said of a partition, a domain, a group and a repetition is all of this one form.
+0.1 in a config means one tenth, not the float nearest to it: numbers are read from their decimal
+text as fractions. For a whole of a given number of parts a limit is two integers, so it holds or it
+does not. Limits on a partition, a domain, a group and a repetition all have this one form.
 """
 
 import math

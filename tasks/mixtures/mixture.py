@@ -1,8 +1,9 @@
-"""A mixture is a set of names with integer parts; two mixtures are the same or they are not.
+"""A mixture: which members in which proportion, as integer parts.
 
-Weights as floats have no exact identity (0.1 + 0.2 is not 0.3), and whatever is judged once must be
-recognised for ever. So a mixture holds positive integers reduced by their greatest common divisor;
-weights are derived from them as fractions. Everything here is arithmetic on names: no model, no file.
+Weights as floats have no exact identity (0.1 + 0.2 is not 0.3), and a mixture that was evaluated
+once must be recognised for ever. So a mixture holds positive integers, reduced by their greatest
+common divisor; weights are fractions made from them. Everything here is arithmetic on names: no
+model, no file.
 """
 
 import functools

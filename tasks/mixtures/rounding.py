@@ -1,8 +1,8 @@
-"""The whole numbers nearest to given ones that keep limits on their sums.
+"""Round weights to the nearest whole parts that keep limits on their sums.
 
-Weights that an optimiser likes are no multiples of anything, and rounding them one by one breaks the
-limits. So the nearest allowed point is found by an integer program (HiGHS, through scipy). The solver
-works in floats: what it returns are integers to be checked exactly by whoever asked.
+Weights from an optimiser are multiples of nothing, and rounding them one by one breaks the limits.
+So an integer program (HiGHS, through scipy) finds the nearest allowed point. The solver works in
+floats: the caller must check its integers exactly.
 """
 
 from typing import Any, NamedTuple

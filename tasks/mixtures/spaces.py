@@ -1,4 +1,4 @@
-"""Which mixtures a sweep looks at: subsets, a grid, a sample, an explicit list.
+"""Spaces, the rules that list the mixtures of a sweep: subsets, a grid, a sample, an explicit list.
 
 Each space counts its mixtures by a formula before it lists them, so that a space that is too large
 is refused at once.

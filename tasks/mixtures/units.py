@@ -1,4 +1,4 @@
-"""Units of a mixture: single partitions, or domains with all of their partitions."""
+"""Units of a mixture, which are partitions or whole domains, and the names that stand for them."""
 
 import difflib
 import math

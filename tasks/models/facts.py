@@ -1,7 +1,7 @@
-"""The facts beside a model that decide whether it may be averaged with others.
+"""The facts that decide whether models may be averaged.
 
-Beside the usual files a model folder has ``mixpool.json``: architecture, tokenizer, base model, number
-of steps. Models that differ in one of them are never averaged.
+They are in ``mixpool.json``, beside the usual files of a model folder: architecture, tokenizer,
+base model, number of steps. Models that differ in one of them are never averaged.
 """
 
 from pathlib import Path

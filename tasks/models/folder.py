@@ -1,8 +1,8 @@
-"""Models: Hugging Face folders with safetensors, started from random weights or taken over.
+"""Save, check and load model folders: Hugging Face's format with safetensors.
 
-Tensors are stored under the names that they have in memory, so that what is averaged from files can
-be put into a model. Pickled weights are never read, code in a model's folder is never run, and a
-file that lacks weights of its model is refused, because transformers would make them up at random.
+Tensors are stored under the names that they have in memory, so that an average of files can be put
+into a model. Pickled weights are never read, and code in a model's folder is never run. A file that
+lacks weights of its model is refused, because transformers would fill them with random numbers.
 """
 
 import contextlib

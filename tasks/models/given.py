@@ -1,7 +1,7 @@
-"""Models and tokenizers from outside: a local folder or a hub name, taken into the store once.
+"""Take models and tokenizers that a recipe gives, by folder or hub name, into the store.
 
-What enters a key is the digest of the files, so the same model under another path is the same model,
-and a folder that changed is another one.
+Keys hold the digest of the files. So the same model under another path is the same model, and a
+folder that changed is another one.
 """
 
 import tempfile

@@ -1,4 +1,4 @@
-"""A model of a given shape with random weights: the start of a base model that is trained here."""
+"""Step: a model of a given shape with random weights, from which a base model is trained."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,10 +1,11 @@
-"""What has landed in a corpus: new files that are complete, and new files that had better wait.
+"""New files of a corpus: which are complete and can be read, and which must wait.
 
-Only who uploads knows when it is done, so there are two signs. A marker, laid beside the data or above
-it as the last file, is certain. For uploads that leave none, a file counts as complete once its size
-and stamp have stayed the same for some seconds, which are counted here, between two listings: the
-times that files carry may be another machine's, or have been copied with them. Object storage never
-shows half an object, but half a folder it does. What waits is told to the run, and is in no manifest.
+Only the uploader knows when an upload is done, so there are two signs. A marker is certain: it is
+written last, beside the data or above it. Without one, a file counts as complete when its size and
+stamp have stayed the same for some seconds. These seconds are counted here, between two listings,
+because the times on files may be another machine's or copied. Object storage never shows half an
+object, but it does show half a folder. Files that wait are reported to the run and are in no
+manifest.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""New documents to where they belong: held-out sets by digest, partitions by domain and budget."""
+"""Assign new documents: to held-out sets by digest, to partitions by domain and token budget."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,8 @@
-"""What is fixed once and stays: evaluation sets with a source of their own, and the base documents.
+"""Fix what stays for good: evaluation sets with a source of their own, and the base documents.
 
-Evaluation documents are registered before any training document of the same scan is read, so the
-training data loses what both hold. A set that comes later loses what training already holds.
+Evaluation documents are registered before any training document of the same scan is read, so a
+document in both is lost to training. A set that comes later loses the documents that training
+already holds.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,8 @@
-"""Which documents are known, what they are for, and where they went: a set that lives on disk.
+"""The index of documents: what each known document is for, and where it went.
 
-A corpus may have more documents than fit in memory, so the set is a temporary SQLite table, filled
-from the index artifacts of earlier scans. Rows written by the present scan become the next one.
+A corpus may have more documents than fit in memory, so the index is a temporary SQLite table,
+filled from the index artifacts of earlier scans. Rows that the present scan writes become the next
+index artifact.
 """
 
 import itertools

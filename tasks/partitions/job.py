@@ -1,4 +1,4 @@
-"""What one scan reads, counts and stores, and the two configurations that tell it what to read."""
+"""The state of one scan, which assigning, freezing, withdrawing and repairing share."""
 
 import shutil
 import tempfile

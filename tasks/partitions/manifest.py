@@ -1,9 +1,9 @@
 """The manifest: which documents are in which partition, chained and append-only.
 
-``manifests/<chain>/<n>.json`` names everything the n-th scan decided; the next one starts from it. A
-chain belongs to one set of rules (budget, fractions, document format, tokenizer), so other rules
-start another chain, and moving the corpus to another address does not. The tokenizer, the documents
-of the base model and the evaluation sets are pinned here by the scan that first made them.
+``manifests/<chain>/<n>.json`` names everything that the n-th scan decided; the next scan starts
+from it. A chain belongs to one set of rules (budget, fractions, document format, tokenizer): other
+rules start another chain, another address of the corpus does not. The manifest pins the tokenizer,
+the base documents and the evaluation sets, each from the scan that first made it.
 """
 
 from collections.abc import Mapping

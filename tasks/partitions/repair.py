@@ -1,8 +1,8 @@
-"""Make again what a manifest names and the store has lost.
+"""Make artifacts again that a manifest names and the store has lost.
 
-Documents are read from the corpus once more and put into the order in which the index has them, so
-that the artifact gets the same bytes and the same digest, and nothing below it runs again. A lost
-index is made from the documents themselves. What the corpus no longer has cannot be made again.
+Documents are read from the corpus once more and put into the order of the index. So the artifact
+gets the same bytes and the same digest, and nothing made from it runs again. A lost index is made
+from the documents themselves. Documents that the corpus no longer has cannot be made again.
 """
 
 import logging

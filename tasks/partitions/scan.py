@@ -1,8 +1,8 @@
-"""Look what is new in a corpus and assign it; publish the next manifest of the chain.
+"""Scan a corpus: assign its new documents and publish the next manifest of the chain.
 
-Not a step: it depends on what earlier scans decided. It never changes what they decided either: a
-crash before the manifest is published leaves artifacts that nothing names, and a second scan that
-publishes first makes this one start over from there. With nothing new it costs one listing.
+A scan is no step, because it depends on what earlier scans decided. It never changes what they
+decided. A crash before the manifest is published leaves artifacts that nothing names. Where another
+scan publishes first, this one starts over from there. With nothing new it costs one listing.
 """
 
 import logging

@@ -1,9 +1,9 @@
-"""Documents to partitions: append-only, sealed by token budget, held out by digest.
+"""Split documents into partitions: append-only, sealed at a token budget, held out by digest.
 
-Each document is judged alone, by the sha256 of its text, so that the outcome does not depend on what
-else arrived or when: held out below ``heldout_fraction``, for the base model in the next
-``base_fraction`` (first scan only), else to its domain's open partition, which is sealed when it
-holds the token budget and never changes again.
+Each document is judged alone, by the sha256 of its text, so the outcome does not depend on what
+else arrived or when. Below ``heldout_fraction`` it is held out; in the next ``base_fraction`` it is
+for the base model (first scan only). Every other goes to its domain's open partition, which is
+sealed when it holds the token budget and never changes again.
 """
 
 import hashlib

@@ -1,7 +1,8 @@
-"""Documents taken out of a corpus: only the partition that holds one is made anew.
+"""Withdraw documents from a corpus: only the partitions that hold one are made anew.
 
-A withdrawn document keeps a row in the index, so it never comes back. What is pinned (the base model's
-documents, evaluation sets of their own) cannot lose one without making everything anew, and says so.
+A withdrawn document keeps a row in the index, so it never comes back. The base model's documents
+and evaluation sets of their own are pinned: they cannot lose a document without making everything
+anew, and the scan reports that.
 """
 
 from collections import defaultdict

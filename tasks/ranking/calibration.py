@@ -1,15 +1,19 @@
-"""Losses of a whole set of documents from a sample of it, by means of what is known of all of it.
+"""Estimate losses on all documents of the evaluation sets from a sample of the documents.
 
-The macro mean of mixture i is a sum ``L_i = sum_g u_ig`` over groups of documents (nats over the tokens
-of the set and the number of sets). On the sampled groups u is known for every mixture; the losses of
-the partition models themselves and of some mixtures, the *controls*, are known on all groups. What a
-mixture gains by merging, ``d_ig = sum_k w_ik x_kg - u_ig`` (its members' mean loss less its own), hardly
-varies from document to document, so few documents tell it well.
+The macro mean of mixture i is a sum ``L_i = sum_g u_ig`` over groups of documents (nats over the
+tokens of the set and the number of sets). On the sampled groups u is known for every mixture. On
+all groups it is known for the partition models and for some mixtures; the gains of these mixtures
+are the *controls*.
 
-Calibrated weights c (Deville and Sarndal 1992) turn sums over the sample into sums over all groups, and
-do so without error for the tokens of each set and for the controls. The rest is the error:
-``sum_sampled (c_g - 1) e_g - sum_others e_g``, whose variance the residuals e tell. It vanishes as the
-sample becomes the whole, and is that of a *paired* difference: what makes a document hard cancels.
+A mixture gains ``d_ig = sum_k w_ik x_kg - u_ig`` by merging: the mean loss of its members less its
+own. This gain hardly varies from document to document, so a few documents are enough to estimate
+it.
+
+Calibrated weights c (Deville and Sarndal 1992) turn sums over the sample into sums over all groups.
+For the tokens of each set and for the controls they are exact. The remaining error is ``sum_sampled
+(c_g - 1) e_g - sum_others e_g``, with a variance that follows from the residuals e. It vanishes as
+the sample becomes the whole. It is that of a *paired* difference: what makes a document hard
+cancels.
 """
 
 import math

@@ -1,9 +1,9 @@
-"""Which mixture to take, when one number does not decide it.
+"""Choose a mixture where one number does not decide: the Pareto front, and the best of each size.
 
-Two sets may want different mixtures: the Pareto front holds those that no other mixture beats on both.
-And the best mixture may be larger than one can afford: so the best of each size, with what is tied with
-it at that size. All of it is read off the losses that the ranking is made of; nothing is trained or
-evaluated for it.
+Two sets may want different mixtures: the Pareto front holds those that no other mixture beats on
+both. The best mixture may be larger than one can afford: so there is the best of each size, with
+the mixtures that are tied with it. Both are read off the losses of the ranking; nothing is trained
+or evaluated for them.
 """
 
 import itertools

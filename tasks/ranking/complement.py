@@ -1,11 +1,11 @@
-"""What two partitions are to one another: complementary, near-duplicates, or neither.
+"""Pairs of partitions: complementary, near-duplicates, or neither.
 
-The loss of the better of two models minus the loss of their merge, ``min(L_A, L_B) - L_AB``, is positive
-where both are needed and about zero for two copies. It is the check of a single source in CIGLI (Lu et
-al. 2021), taken for merged models. Copies share one marginal effect: each makes the other superfluous,
-so both look as if they brought little, and a reader must be told.
+Complementarity is the loss of the better of two models minus the loss of their merge, ``min(L_A,
+L_B) - L_AB``. It is positive where both are needed and about zero for two copies. It is the check
+of a single source in CIGLI (Lu et al. 2021), applied to merged models. Copies share one marginal
+effect: each makes the other superfluous, so both seem to bring little, and the report must say so.
 
-Read off the losses that the ranking is made of; intervals are paired (see ``tasks.ranking.noise``).
+Both are read off the losses of the ranking; intervals are paired (see ``tasks.ranking.noise``).
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""What adding or removing one partition does to the loss, over all evaluated mixtures."""
+"""Marginal effects: what adding or removing one partition does to the loss, over all mixtures."""
 
 import math
 from array import array

@@ -1,11 +1,11 @@
-"""How much of the difference between two mixtures is the noise of the evaluation documents.
+"""The noise of the evaluation documents in the difference between two mixtures.
 
-Two mixtures are read against the same documents, so what makes a document hard cancels in their
-difference: the noise of a difference is far below the noise of either loss. A loss is a ratio of
-sums (nats over tokens); its linearised residual per group of documents is
-``r_g = nll_g - loss * tokens_g``, and with groups as clusters the variance of a difference is
-``G / (G - 1) * sum_g (r_ig - r_jg)^2 / tokens^2`` (delta method). Scaled residuals are therefore
-points whose *squared distance is that variance*, and the pairs of a block are one product of matrices.
+Two mixtures are evaluated on the same documents. So what makes a document hard cancels in their
+difference, whose noise is far below that of either loss. A loss is a ratio of sums (nats over
+tokens). Its linearised residual per group of documents is ``r_g = nll_g - loss * tokens_g``. With
+groups as clusters, the variance of a difference is ``G / (G - 1) * sum_g (r_ig - r_jg)^2 /
+tokens^2`` (delta method). Scaled residuals are therefore points whose *squared distance is that
+variance*, and one product of matrices gives the pairs of a block.
 """
 
 import math

@@ -1,14 +1,15 @@
-"""The best few of many mixtures for the price of little more than these few.
+"""A race: find the best few of many mixtures at little more than the price of these few.
 
-All mixtures are evaluated on a small part of every set, the first *look*; those that cannot be among
-the best any more are dropped; the rest goes on to the next look, as large as all before it together; the
-few that are left are evaluated in full. After each look the best by estimate are evaluated in full at
-once: they would be anyway, their losses sharpen the estimates of others
-(``tasks.ranking.calibration``), and the worst of the best ``top`` of them is a *known* loss that
-the true top-th cannot exceed. A mixture is dropped when its loss lies above that bound with
-confidence. So no comparison is between two estimates, and the only errors that matter are those
-about the true best ``top``: a Bonferroni correction over these and over the looks covers them all,
-however many mixtures there are.
+All mixtures are evaluated on a small part of every set, the first *look*. Those that can no longer
+be among the best ``top`` are dropped. The others go on to the next look, as large as all before it
+together; the last few are evaluated in full.
+
+After each look the best by estimate are evaluated in full at once. They would be anyway, and their
+losses sharpen the estimates of the others (``tasks.ranking.calibration``). The worst of the best
+``top`` of them is a *known* loss, which the true top-th cannot exceed: the bound. A mixture is
+dropped when its loss lies above the bound with confidence. So no two estimates are compared, and
+only errors about the true best ``top`` matter. A Bonferroni correction over these and over the
+looks covers them all, however many mixtures there are.
 
 Losses come from a ``LossSource``; nothing here knows of models, files or stores.
 """

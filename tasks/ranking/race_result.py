@@ -1,8 +1,8 @@
-"""How a race went: who was dropped after which look, with what confidence, and what it cost.
+"""The result of a race: which mixtures were dropped after which look, how surely, at what cost.
 
-A reader must be able to judge what was *not* evaluated, so every mixture that was dropped is told of,
-with the estimate and the interval that decided, and the words say what share of a full evaluation's
-work was done and what the confidence covers.
+A reader must be able to judge what was *not* evaluated. So every dropped mixture is listed with the
+estimate and the interval that decided. Sentences say what share of a full evaluation's work was
+done, and what the confidence covers.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,8 +1,8 @@
-"""Which mixtures are best, and which of them cannot be told apart.
+"""Rank mixtures by loss, with ties where the evaluation documents cannot separate them.
 
-Intervals are 95 % normal intervals of one pair: they want some 20 groups per set, and they are not
-widened for the number of pairs. They hold the noise of the evaluation documents alone, neither that
-of training nor the error of the proxy.
+Intervals are 95 % normal intervals of one pair. They need some 20 groups per set, and they are not
+widened for the number of pairs. They hold the noise of the evaluation documents alone, not that of
+training and not the error of the proxy.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Plots that help to trust and to choose: proxies against references, two sets, pairs, a search.
+"""Plots for trust and for choosing: proxies against references, two sets, pairs, a search.
 
 Vega-Lite specifications without colours, as in ``tasks.report.ranking_plots``. Kinds of points
 differ in colour *and* shape; the cells of the pairs' heat map hold their numbers.

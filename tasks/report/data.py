@@ -1,6 +1,6 @@
-"""What a report knows: the tables that it was given, and those that follow from them.
+"""The data of a report: the tables that it is given, and those that follow from them.
 
-``tasks.report.specs`` draws plots of them, ``tasks.report.page`` turns both into what a person reads.
+``tasks.report.specs`` draws plots of them, ``tasks.report.page`` makes the page of both.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
-"""The report as a person reads it: tables as text, plots as addresses, the numbers in sentences.
+"""The page of a report: tables as text, plots as pictures, the main numbers in sentences.
 
-Everything that the page's template places is made here, as finished text, so that the template decides
-nothing but words and look.
+Everything that the page's template places is made here, as finished text, so that the template
+decides nothing but words and look.
 """
 
 import base64

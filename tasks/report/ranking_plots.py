@@ -1,8 +1,8 @@
 """Plots of the ranking: distances to the best, losses by set and by size, effects of partitions.
 
-Each is a Vega-Lite specification as a plain dict, without colours (see ``tasks.report.vega``). Where there
-are more mixtures than a person can tell apart, the best are drawn and a sample of the others at even
-distances in the ranking, and the page says so.
+Each is a Vega-Lite specification as a plain dict, without colours (see ``tasks.report.vega``). Of
+more mixtures than a person can tell apart, the best are drawn, and a sample of the others at even
+distances in the ranking; the page says so.
 """
 
 from typing import TYPE_CHECKING

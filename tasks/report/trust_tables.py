@@ -1,9 +1,9 @@
 """The figures of a validation as tables for people.
 
-The long table of ``tasks.trust.agreement`` has a row for each set, scope, size and predictor; a person wants
-to see two things beside one another: the merged model against what needs no merging, and figures at a
-fixed number of partitions against pooled ones, which flatter. So predictors are rows here and sizes are
-columns, and every figure has its interval behind it.
+The long table of ``tasks.trust.agreement`` has a row for each set, scope, size and predictor. A
+person compares two things: the merged model with predictors that need no merging, and figures at a
+fixed number of partitions with pooled ones, which are too high. So predictors are rows here and
+sizes are columns, and every figure has its interval behind it.
 """
 
 from collections.abc import Mapping

@@ -1,13 +1,13 @@
 """How plots are drawn: colours, SVG and PNG, and what all specifications share.
 
 A specification (``tasks.report.ranking_plots``, ``tasks.report.choice_plots``) holds data and
-shapes but no colour of its own: colours come from a theme, a Vega-Lite config, so that the same
-specification is drawn for light and for dark pages and turned into a PNG elsewhere. What colour
-says is also said by shape or by a number, for those who cannot see the difference and for paper.
+shapes but no colour of its own. Colours come from a theme, a Vega-Lite config, so the same
+specification is drawn for light and for dark pages, and as a PNG. Shapes or numbers repeat what
+colours say, for paper and for readers who cannot see the difference.
 
-Mixtures, partitions and sets are drawn by number; their names are a parameter that the axis looks up,
-so that any text may stand in them and two long names never become one. Names are shortened here and
-the font is a single one, as measuring text is what drawing spends its time on (600 ms against 30).
+Mixtures, partitions and sets are drawn by number; the axis looks their names up in a parameter. So
+names may be any text, and two long names never become one. Names are shortened here and the font is
+a single one, because measuring text takes most of the time of drawing (600 ms against 30).
 """
 
 import re

@@ -1,7 +1,7 @@
-"""What a search found, in words and tables: the answer first, then what it may be trusted for.
+"""The text and tables of a search's result: the answer first, then how far it can be trusted.
 
-Every figure is of evaluated mixtures; what a surrogate expected stands beside what was found, so that
-a reader sees how far the surrogates knew what they were talking about.
+Every figure is of evaluated mixtures. The prediction of a surrogate stands beside the measured
+value, so that a reader sees how good the predictions were.
 """
 
 import math

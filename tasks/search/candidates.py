@@ -1,7 +1,7 @@
-"""The allowed mixtures among which the next are chosen: all of them, or those worth a look.
+"""Candidates of a search: the allowed mixtures from which the next proposals are chosen.
 
-Where mixtures can be listed there is nothing to look for. Else the candidates are random ones from
-everywhere, steps from the best evaluated so far, and the places where descents on the surrogate end.
+Where mixtures can be listed, all are candidates. Elsewhere they are random mixtures of the whole
+region, steps from the best evaluated so far, and the points where descents on the surrogate end.
 """
 
 import warnings

@@ -1,9 +1,10 @@
-"""Step: good mixtures by descent, since a merged model is a differentiable function of its weights.
+"""Step: find good mixtures by gradient descent on the weights of the merged model.
 
-Weights stay positive and sum to 1 by exponentiated gradient (Kivinen and Warmuth 1997, "Exponentiated
-gradient versus gradient descent for linear predictors"). Each step sees other windows of the
-evaluation sets, drawn from the seed. Caps and constraints are not seen: what a descent reaches is a
-proposal, which is rounded to an allowed mixture and evaluated like any other.
+A merged model is a differentiable function of its weights. They stay positive and sum to 1 by
+exponentiated gradient (Kivinen and Warmuth 1997, "Exponentiated gradient versus gradient descent
+for linear predictors"). Each step uses other windows of the evaluation sets, drawn from the seed.
+Caps and constraints have no effect here: the end of a descent is a proposal, which is rounded to an
+allowed mixture and evaluated like any other.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""A first design: which mixtures teach most while nothing is known.
+"""The first design of a search: which mixtures to evaluate before any loss is known.
 
-Every unit must be seen in a large share once, and be missing once, or no surrogate can tell what it
-does. After that distance is what teaches: each further mixture is the one farthest from all before it.
+Every unit must have a large share once, and be missing once, or no surrogate can learn its effect.
+Then each further mixture is the one farthest from all before it.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
-"""What a fitted surrogate expects of any weights: losses, the objective, an order, a doubt.
+"""The forecast of fitted surrogates for any weights: losses, objective, order, uncertainty.
 
-Caps come first in the order: a mixture that is expected to break one stands behind all that keep them,
-by how far it breaks it. So a search in which nothing keeps the caps yet walks towards them.
+Caps come first in the order. A mixture that is expected to break one stands behind all that keep
+them, by how far it breaks it. So a search in which nothing keeps the caps yet moves towards them.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,8 @@
-"""Any table of (weights, losses), whoever made it: read with its faults named, then searched.
+"""Read and check a table of weights and losses, whoever made it.
 
-A table of other people's runs has columns nobody explained, rows that failed, and the same mixture
-twice. Each of these gets one clear answer: refused by name and number, or repaired with a note. What is
-left goes through the same surrogates, constraints and proposals as a pool of ours.
+A table of other people's runs may have columns without explanation, rows that failed, and the same
+mixture twice. Each fault is refused by name and row number, or repaired with a note. The checked
+table goes through the same surrogates, constraints and proposals as a pool of ours.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
-"""The loss of a merged model, and how it changes as weight moves from all members to one.
+"""The loss of a merged model, and its gradient in the weights of the members.
 
-With theta(w) = sum of w_i theta_i, the chain rule gives <dL/dtheta, theta_i - theta(w)> for member i: one
-backward pass through the merged model and one inner product for each member, however many there are.
+With theta(w) = sum of w_i theta_i, the chain rule gives <dL/dtheta, theta_i - theta(w)> for member
+i. This is the change of the loss as weight moves from all members to that one. It takes one
+backward pass through the merged model, and one inner product for each member.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,9 +1,10 @@
-"""What a search makes small: a weighted mean of bits per byte, held by caps, pulled to a prior.
+"""The objective of a search: a weighted mean of bits per byte, with caps and a pull to a prior.
 
-Bits per byte is the one unit in which evaluation sets and tokenizers can be compared. A cap says how
-much worse than the base model a set may become; a mixture that breaks one is not an answer, however
-good its mean is. The pull adds a known cost for weights far from a prior, so that a difference within
-the noise does not buy an odd mixture. Arithmetic on numbers: no model, no file.
+Bits per byte is the one unit in which evaluation sets and tokenizers can be compared. A cap limits
+how much worse than the base model a set may become; a mixture that breaks one is not an answer,
+however good its mean is. The pull adds a known cost for weights far from a prior, so that a
+difference within the noise does not lead to an odd mixture. Arithmetic on numbers: no model, no
+file.
 """
 
 import math

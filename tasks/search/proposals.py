@@ -1,9 +1,9 @@
-"""Which mixtures to evaluate next: those that the best surrogate expects most of, and a few to learn.
+"""Propose the next mixtures of a search: those with the best forecast, and a few to learn from.
 
 One surrogate per evaluation set is fitted to what was evaluated so far. The kind that orders unseen
-rows best makes the proposals; part of them goes where it is unsure, for a search that only follows its
-own belief stops at its first mistake. No mixture is proposed twice, and each keeps its constraints
-exactly.
+rows best makes the proposals. Some go where it is unsure, because a search that only follows its
+own forecast stops at its first mistake. No mixture is proposed twice, and each keeps its
+constraints exactly.
 """
 
 from collections.abc import Mapping, Sequence

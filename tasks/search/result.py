@@ -1,8 +1,7 @@
-"""What a search found: what the surrogates are worth, every evaluation in order, the best mixtures.
+"""The result of a search, in the form in which a report shows it and a file keeps it.
 
-The tables are in the form in which a report shows them and a file keeps them. Losses here are bits per
-byte, as objectives are; a mixture's label is that of its evaluated model, so every number but
-``predicted`` was measured.
+Losses here are bits per byte, as objectives are. A mixture's label is that of its evaluated model,
+so every number but ``predicted`` was measured.
 """
 
 from typing import TYPE_CHECKING, NamedTuple

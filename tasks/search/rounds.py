@@ -1,9 +1,10 @@
-"""What a search evaluates next, and what has come of it.
+"""A search, round by round: its state so far, and the mixtures to evaluate next.
 
-A first design covers every unit, then surrogates say where to look, round after round, until the
-budget is spent. What is proposed depends on the rules, the seed and the losses so far, and on nothing
-else: a search that was ended goes on where it was, and one with a larger budget begins like one with
-a smaller. No model is run here: the caller evaluates what is proposed and tells the losses.
+A first design covers every unit. Then surrogates propose mixtures, round after round, until the
+budget is spent. Proposals depend on the rules, the seed and the losses so far, and on nothing else.
+So a search that was ended goes on where it was, and one with a larger budget begins like one with a
+smaller. No model is run here: the caller evaluates the proposals and hands their losses to
+``learn``.
 """
 
 import math

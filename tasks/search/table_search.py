@@ -1,4 +1,4 @@
-"""The next mixtures for anyone's table of losses: surrogates, held-out rows, proposals."""
+"""Propose the next mixtures for a table of losses, and test the surrogates on held-out rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple

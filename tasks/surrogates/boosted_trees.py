@@ -1,4 +1,8 @@
-"""A surrogate of gradient-boosted trees (LightGBM), for losses that no smooth function follows."""
+"""A surrogate of gradient-boosted trees (LightGBM), for losses that no smooth function follows.
+
+Trees (as in RegMix, Liu et al. 2024) follow steps and thresholds. They need more rows than a
+Gaussian process and give no uncertainty. The same rows give the same answer every time.
+"""
 
 from typing import Self
 

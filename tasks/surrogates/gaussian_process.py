@@ -1,8 +1,7 @@
-"""Surrogates that take any shape the rows show: a Gaussian process, and boosted trees.
+"""A surrogate by a Gaussian process: any smooth shape, with an uncertainty.
 
-The process is smooth and says how unsure it is, which is what exploring needs; it suits tens to hundreds
-of rows. The trees (as in RegMix, Liu et al. 2024) need more rows, know steps and thresholds, and say
-nothing of their doubt. Both give the same answer for the same rows, every time.
+Exploring needs the uncertainty. The process suits tens to hundreds of rows. The same rows give the
+same answer every time.
 """
 
 import warnings

@@ -1,8 +1,8 @@
-"""Cheap stand-ins for an evaluation: a function from weights to a loss, fitted to what was evaluated.
+"""Surrogates, cheap functions from weights to a loss: their kinds, their test, and the choice of one.
 
-Which kind fits best depends on the pool, so none is preferred: each is judged by how well it orders
-rows that it has not seen, and the simplest of the best is taken. A surrogate says where to look next;
-it is never the answer, since every proposal is evaluated for real.
+Which kind fits best depends on the pool, so none is preferred. Each is judged by how well it orders
+rows that it was not fitted to, and the simplest of the best is taken. A surrogate says where to
+look next; it is never the answer, since every proposal is really evaluated.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,9 +1,9 @@
-"""Surrogates that are linear in what is made of the weights: the weights, and their products.
+"""Surrogates by ridge regression: on the weights, or on the weights and their products.
 
-Weights sum to 1, so their columns are collinear, and a search starts with fewer rows than columns. Both
-have many exact fits, of which ridge regression takes a short one; how much to shrink is decided by
-leave-one-out errors. Features are centred and scaled as one, so that the same penalty means the same
-for any pool.
+Weights sum to 1, so their columns are collinear, and a search starts with fewer rows than columns.
+Then many fits are exact, and ridge regression takes one with small coefficients. Leave-one-out
+errors decide how much it shrinks them. All features are centred and scaled as one, so that the same
+penalty means the same for any pool.
 """
 
 from typing import NamedTuple, Self

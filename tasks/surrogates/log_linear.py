@@ -1,9 +1,9 @@
-"""The data mixing law: the loss falls exponentially in the weights, down to a floor.
+"""A surrogate by the data mixing law: the loss falls exponentially in the weights, to a floor.
 
-L(w) = c + k * exp(t . w) (Ye et al. 2024, "Data Mixing Laws"; Olmix fits the same form). As weights sum
-to 1, k and a constant added to t are one and the same; t is told here with the k that belongs to the mean
-of the weights. The floor c lies below every loss seen. The fit is a robust least-squares search from
-several floors, since one start alone ends in a bad valley now and then.
+L(w) = c + k * exp(t . w) (Ye et al. 2024, "Data Mixing Laws"; Olmix fits the same form). As weights
+sum to 1, k and t are fixed only up to a constant added to t; we centre the weights at their mean.
+The floor c lies below every loss of the fit. The fit is a robust least-squares search from several
+floors, since a single start sometimes ends in a poor local minimum.
 """
 
 import math

@@ -1,9 +1,9 @@
-"""Encoding by several processes: batches of text go out ahead, results come back in their order.
+"""Encode text in several processes, and return the results in order.
 
-Looking words up is Python, so one process uses one core. Once a process has encoded some megabytes,
-others are started to do it, each with a table of words of its own; they stay for the next step, end
-by themselves when nothing comes for a while, and with their parent in any case. What they return is
-what ``Encoder`` returns here, and where one cannot be started or dies, it is done here.
+Encoding by a word table is Python code, so one process uses one core. When this process has encoded
+some megabytes, others are started, each with a word table of its own. They stay for the next step.
+They end when nothing comes for a while, and with their parent in any case. Their results are those
+of ``Encoder`` in this process, which does the work where one cannot be started or dies.
 
 Pickle is safe: only our own parent and child hold the two ends of the socket.
 """

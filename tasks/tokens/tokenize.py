@@ -1,8 +1,9 @@
-"""Step: documents to one file of token ids that training maps into memory.
+"""Step: encode documents into one file of token ids, which training maps into memory.
 
 ``tokens.bin`` holds the documents one behind the other, each closed by end-of-text, as uint16 or
-uint32; ``tokens.json`` says which, how many, and by which tokenizer. Training cuts it into blocks of
-context + 1 tokens that overlap by one, so that every token but the first is predicted once.
+uint32. ``tokens.json`` says which type, how many tokens, and by which tokenizer. Training cuts the
+file into blocks of context + 1 tokens that overlap by one, so that every token but the first is
+predicted once.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""Token ids of texts as bytes, and the process that does nothing but make them.
+"""Encode texts into token ids, as bytes; also the program of a child process that encodes.
 
-Everything that encodes whole documents comes through here: words are looked up where the tokenizer
-allows it, else the library encodes. This module and ``tasks.tokens.word_table`` import little,
-because processes that are started to encode should begin at once.
+All whole documents are encoded here: by a word table where the tokenizer allows it, else by the
+library. This module and ``tasks.tokens.word_table`` import little, so that child processes start at
+once.
 """
 
 import json

@@ -1,12 +1,12 @@
-"""Byte-level BPE by looking words up: each distinct word of a text goes through the library once.
+"""A table from word to token ids: each distinct word is encoded once.
 
 A tokenizer that splits as GPT-2's does (those that mixpool trains do) encodes every word alone, and
-most words of a text were met before. So a text is split here, and ids come from a table. ``WORD``
-makes the library's own splits where a text is plain ASCII. Around any other character, of which two
-Unicode tables might think differently, it takes everything up to a place that surely is between two
-words, and the library splits that. Tests hold both against the library.
+most words of a text have occurred before. So texts are split here, and the ids come from a table.
+In plain ASCII, ``WORD`` splits as the library does. Around any other character two Unicode tables
+might disagree. There ``WORD`` takes everything up to a place that is surely between two words, and
+the library splits it. Tests compare both with the library.
 
-The table forgets what was not met for a while, so its size is bounded whatever the corpus.
+The table forgets words that were not met for a while, so its size is bounded whatever the corpus.
 """
 
 import re

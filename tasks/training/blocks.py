@@ -1,4 +1,4 @@
-"""Batches of a training: the batch of a step is a function of the seed and the step's number alone."""
+"""The batches of a training: each depends on the seed and the number of its step alone."""
 
 import bisect
 import itertools

@@ -1,4 +1,4 @@
-"""How a model is trained: everything about a training that changes its result."""
+"""The configuration of a training: everything that changes its result."""
 
 from typing import Literal
 

@@ -1,8 +1,8 @@
-"""The losses of a training, and whether it may go on.
+"""The losses of a training, and the check whether it diverges.
 
-A loss is read when the next step is under way: whoever asks a GPU for a number waits until all that it
-was told before is done, and it stands idle until it is told more. Nothing is saved before the losses
-up to there are read, so a training that has diverged leaves no trace.
+A loss is read when the next step is under way. Reading a number from a GPU waits for all work that
+was queued before it, and then the GPU is idle until more is queued. Nothing is saved before the
+losses up to there are read, so a training that has diverged leaves no trace.
 """
 
 import math

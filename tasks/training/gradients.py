@@ -1,8 +1,9 @@
-"""From a batch to gradients: forward, loss, clipping, as the training loop calls them at each step.
+"""The loss of a batch, its copy to the device, and the clipping of gradients, for the training loop.
 
-Each does what the usual few lines of torch do, bit by bit, and waits for nothing that it need not wait
-for. Compiled, it is the layers one by one and the loss: under ``torch.compile`` of a whole model,
-transformers builds a mask of context x context for every sequence, and attention is slow with it.
+Each does what the usual few lines of torch do, bit by bit, without needless waits for the device.
+When compiled, the layers are compiled one by one, and the loss. Under ``torch.compile`` of a whole
+model, transformers builds a mask of context x context for every sequence, and attention is slow
+with it.
 """
 
 from collections.abc import Callable

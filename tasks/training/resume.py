@@ -1,9 +1,9 @@
-"""The state of a training: what must be kept so that it goes on, bit by bit, as if never stopped.
+"""Resume points: the state from which a training goes on, bit by bit, as if never stopped.
 
-Weights, optimizer, random state and the losses so far (their number is the position). All of it is
-safetensors and JSON. It is copied to host memory while the training waits, then written and uploaded
-while it goes on. The optimizer's state alone is also stored with a model, where a later training
-carries it on.
+A state is the weights, the optimizer, the random state and the losses so far (their number is the
+position), all of it safetensors and JSON. The training waits only for the copy to host memory;
+writing and uploading go on beside it. The optimizer's state is also stored alone with a model, for
+a later training that carries it on.
 """
 
 import json

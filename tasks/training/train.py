@@ -1,12 +1,13 @@
 """Step: train a model for a fixed number of steps on the blocks of one or several token files.
 
-One loop, top to bottom. The batch at step i is a pure function of (seed, i), so a training that was
-killed goes on from its checkpoint (weights, optimizer, random state, position) and ends, on a CPU,
-bit by bit where it would have ended. Base model, partition models and references are all made here;
-they differ in config and inputs only. Several token files are shuffled together (the paper's SEQ).
+One loop, top to bottom. The batch at step i is a pure function of (seed, i). So a training that was
+killed goes on from its resume point (weights, optimizer, random state, position) and ends, on a
+CPU, bit by bit where it would have ended. Base model, partition models and references are all
+trained here; they differ in config and inputs only. Several token files are shuffled together (the
+paper's SEQ).
 
-Nothing in the loop waits for a GPU or for a store: a loss is read when the next step is under way, and
-resume points are uploaded by a thread.
+Nothing in the loop waits for a GPU or for a store: a loss is read when the next step is under way,
+and a thread uploads resume points.
 """
 
 import json

@@ -1,9 +1,9 @@
 """How well proxies (merged models) agree with references (models really trained on the mixtures).
 
-Figures are given at each number of partitions k, over all k with each k's mean taken off (within), and
-over all k as they are (pooled). Pooled ones are higher than they deserve, because k itself moves proxy
-and reference alike; so does whether a set's own domain is in the mixture, which is why mixtures with
-and without it are also judged apart. Beside the merged models stand predictors that need no merging.
+Figures are given at each number of partitions k, over all k with each k's mean taken off (within),
+and over all k as they are (pooled). Pooled ones are too high, because k itself moves proxy and
+reference alike. So does the presence of a set's own domain in the mixture, and mixtures with and
+without it are also judged apart. Beside the merged models stand predictors that need no merging.
 Where one of them does as well, merging adds nothing.
 """
 

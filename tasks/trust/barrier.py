@@ -1,9 +1,9 @@
-"""Whether two partition models can be averaged at all: the loss half-way between them.
+"""Barriers: whether two partition models can be averaged, by the loss of their midpoint.
 
-Averaging works while models stay in one basin of the loss, as models do that start from one base model
-and move little. Too large a learning rate or too long a training takes them out of it, and then the
-midpoint of two is worse than both, and worse than the base model that both began from. No reference has
-to be trained to see that, so all pairs can be looked at.
+Averaging works while models stay in one basin of the loss, as models do that start from one base
+model and move little. Too large a learning rate or too long a training takes them out of it. Then
+the midpoint of two models is worse than both, and worse than their base model. No reference has to
+be trained for this check, so all pairs can be checked.
 """
 
 import math

@@ -1,15 +1,14 @@
-"""Weighted correlations, and the weights of a bootstrap over partitions.
+"""A bootstrap over partitions: random weights of mixtures, and intervals of figures under them.
 
-Two mixtures that share a partition err alike, so mixtures are not independent and a bootstrap that
-draws mixtures promises too much. Here every partition gets a random weight from the standard
-exponential distribution (Rubin 1981: a bootstrap whose draws never lose a case), a mixture the product
-of its members' weights, a pair of mixtures the product of theirs: a figure over mixtures of k partitions
-is a statistic of order k, and such products are its generalised bootstrap (Huskova and Janssen 1993).
-Products reproduce the variance that comes from partitions and overstate what belongs to one mixture
-alone (Owen and Eckles 2012). Partitions are few: ``percentile_interval`` moves percentiles outwards.
-A test measures how often such intervals hold the truth, and how much less often those over mixtures do.
-
-Every figure takes ``weights`` of shape (draws, n) and gives shape (draws,): NaN where it is undefined.
+Two mixtures that share a partition err alike. So mixtures are not independent, and a bootstrap that
+draws mixtures gives intervals that are too narrow. Here every partition gets a random weight from
+the standard exponential distribution (Rubin 1981: a bootstrap whose draws never lose a case). The
+weight of a mixture is the product of its members' weights, that of a pair of mixtures the product
+of both. A figure over mixtures of k partitions is a statistic of order k, and such products are its
+generalised bootstrap (Huskova and Janssen 1993). They reproduce the variance that comes from
+partitions, and overstate the variance that belongs to one mixture alone (Owen and Eckles 2012).
+Partitions are few, so ``percentile_interval`` moves percentiles outwards. A test measures how often
+such intervals hold the truth, and how much less often those over mixtures do.
 """
 
 import functools

@@ -1,9 +1,9 @@
-"""How far references agree with themselves: the same mixture, really trained again with other seeds.
+"""The noise of references: the same mixture, really trained again with other seeds.
 
-A reference is not the truth but one draw of it. If the seed alone moves its loss by a standard deviation
-s, and references of one k differ by a variance v, of which s^2 is that noise, then not even the true
-losses would correlate with the references by more than ``sqrt(1 - s^2 / v)``, the square root of their
-reliability (Spearman 1904). No proxy should be asked for more.
+A reference is not the truth but one draw of it. Let the seed alone move its loss by a standard
+deviation s, and let references of one k differ by a variance v, of which s^2 is that noise. Then
+not even the true losses would correlate with the references by more than ``sqrt(1 - s^2 / v)``, the
+square root of their reliability (Spearman 1904). No proxy should be asked for more.
 """
 
 import math

@@ -1,8 +1,8 @@
-"""What is known of a mixture without training it, paired with what a reference found.
+"""The losses of references beside what proxies and other predictors say of the same mixtures.
 
-One row holds a mixture on one evaluation set: the losses of its proxy and its reference, and what
-predictors say that need no merging. All come from losses that are in the store anyway, but for the
-regression, which is fitted to the other references.
+One row is a mixture on one evaluation set: the losses of its proxy and its reference, and the
+values of predictors that need no merging. All come from losses that are in the store anyway, except
+the regression, which is fitted to the other references.
 """
 
 import math

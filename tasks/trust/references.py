@@ -1,9 +1,9 @@
-"""Which mixtures are really trained to judge the proxies by: a few of each size, over the whole ranking.
+"""Which mixtures are really trained, as references, to judge the proxies by.
 
-Figures are only worth something at a fixed number of partitions k, so every size gets an equal share.
-Inside a size the first is the best by its proxy, since the top is what is chosen from; the next ones
-spread over the ranking by a low-discrepancy sequence (van der Corput, base 2, turned by the seed), so
-that a few cover it evenly and one more falls into the widest gap. A larger sample therefore keeps a
+Figures mean something only at a fixed number of partitions k, so every size gets an equal share.
+Within a size the first reference is the best by proxy, since the choice is made at the top. The
+next ones spread over the ranking by a low-discrepancy sequence (van der Corput, base 2, turned by
+the seed): a few cover it evenly, and one more falls into the widest gap. So a larger sample keeps a
 smaller one, and one more reference costs one training.
 """
 

@@ -1,7 +1,8 @@
-"""The grounds of a verdict, in sentences: each function here says one thing, or nothing.
+"""The grounds of a verdict, in sentences.
 
-All speak of mixtures of the same number of partitions k, where it is not said otherwise, and of the macro
-mean, where no evaluation set is named. Rules are constants with their reason; ``standing`` applies them.
+Each function yields the sentences on one subject, or none. Where nothing else is said, they are
+about mixtures of the same number of partitions k and about the macro mean. The rules are constants
+with their reasons; ``standing`` applies them.
 """
 
 import math

@@ -1,8 +1,9 @@
-"""Whether a ranking by proxies can be trusted: the verdict of a validation, with its grounds.
+"""The verdict of a validation: whether a ranking by proxies can be trusted, and on what grounds.
 
-A table of correlations leaves the judgement to its reader. Here it is made by rules that are stated: a
-set's ranking is trusted where references of the same number of partitions k were ordered well enough,
-and beyond doubt better than by chance. Where there are too few references to tell, that is said instead.
+A table of correlations leaves the judgement to its reader; here stated rules make it. A set's
+ranking is trusted where references of the same number of partitions k were ordered well enough, and
+beyond doubt better than by chance. Where there are too few references to decide, the verdict says
+so.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
