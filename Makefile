@@ -14,6 +14,8 @@ demo: .venv/installed
 demo-s3: .venv/installed-dev
 	$(BIN)/python -m tests.demo_on_s3
 
+# Hundreds of processes import what is here: compiled once, wherever that is switched off.
+test: export PYTHONDONTWRITEBYTECODE =
 test: .venv/installed-dev servers
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 

@@ -7,6 +7,7 @@ A child counts what it does to the disk and what it tells a person; it dies at n
 ends and writes what it did to ``report``. The code and the disk (or S3 server) are the real ones.
 """
 
+import gc
 import json
 import os
 import re
@@ -20,9 +21,12 @@ from typing import Any
 import fsspec
 import jinja2  # noqa: F401
 import pandas  # noqa: F401
+import pyarrow.pandas_compat
 import pyarrow.parquet  # noqa: F401
-import tokenizers  # noqa: F401
+import safetensors.numpy
+import tokenizers.trainers  # noqa: F401
 import torch
+import transformers.convert_slow_tokenizer
 import transformers.models.auto.modeling_auto
 import transformers.models.llama.modeling_llama  # noqa: F401
 
@@ -125,6 +129,8 @@ def fork(order: dict[str, Any]) -> int:
 def main() -> None:
     """Carry out orders until there are no more."""
     torch.set_num_threads(1)
+    # Children look for garbage, and must not look through all that was imported.
+    gc.freeze()
     for line in sys.stdin:
         order = json.loads(line)
         if "wait" in order:
