@@ -28,12 +28,7 @@ from flows.chain.recipe import Recipe  # noqa: E402
 from flows.chain.recipe_file import load_recipe, override_recipe  # noqa: E402
 from flows.chain.runner import Quiet  # noqa: E402
 from flows.chain.unchanged import is_unchanged  # noqa: E402
-from flows.prefect.artifacts import (  # noqa: E402
-    leave_faults,
-    leave_garbage,
-    leave_plan,
-    leave_ranking,
-)
+from flows.prefect.artifacts import leave_faults, leave_garbage, leave_plan, leave_ranking  # noqa: E402
 from flows.prefect.runner import PrefectRunner  # noqa: E402
 from flows.prefect.waiting import cover_waiting  # noqa: E402
 from flows.run import stored  # noqa: E402

@@ -9,11 +9,7 @@ import numpy as np
 
 from tasks.arrays import Floats
 from tasks.evaluation.losses import Losses
-from tasks.ranking.rank import (
-    losses_by_mixture,
-    losses_of_frame,
-    sets_of_objective,
-)
+from tasks.ranking.rank import losses_by_mixture, losses_of_frame, sets_of_objective
 
 if TYPE_CHECKING:
     import pandas as pd

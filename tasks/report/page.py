@@ -16,12 +16,7 @@ from tasks.ranking.effects import best_changes, best_uniform
 from tasks.ranking.rank import MACRO_MEAN, MOST_COMPARED
 from tasks.report import tables, trust_tables
 from tasks.report.data import ReportData
-from tasks.report.ranking_plots import (
-    EFFECTS,
-    POINTS,
-    RANKED,
-    heat_order,
-)
+from tasks.report.ranking_plots import EFFECTS, POINTS, RANKED, heat_order
 from tasks.report.specs import plot_specs
 from tasks.report.vega import Spec, svg_pair
 from tasks.search.result import SearchResult

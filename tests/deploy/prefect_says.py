@@ -21,16 +21,10 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings.base import PrefectBaseSettings
 from prefect_kubernetes.settings import KubernetesSettings  # type: ignore[import-untyped]
-from prefect_kubernetes.worker import (  # type: ignore[import-untyped]
-    KubernetesWorkerJobConfiguration,
-)
-from prefect_redis.cleanup_queue import (  # type: ignore[import-untyped]
-    RedisWorkerCleanupQueueSettings,
-)
+from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration  # type: ignore[import-untyped]
+from prefect_redis.cleanup_queue import RedisWorkerCleanupQueueSettings  # type: ignore[import-untyped]
 from prefect_redis.client import RedisMessagingSettings  # type: ignore[import-untyped]
-from prefect_redis.messaging import (  # type: ignore[import-untyped]
-    RedisMessagingPublisherSettings,
-)
+from prefect_redis.messaging import RedisMessagingPublisherSettings  # type: ignore[import-untyped]
 
 INTEGRATIONS = (
     RedisMessagingSettings,

@@ -25,15 +25,7 @@ from flows.chain.recipe import Recipe
 from flows.chain.recipe_file import to_yaml
 from storage import garbage
 from storage.store import Store
-from tests.browser import (
-    CHROMIUM,
-    list_item,
-    new_page,
-    open_form,
-    picture,
-    press_submit,
-    run_page,
-)
+from tests.browser import CHROMIUM, list_item, new_page, open_form, picture, press_submit, run_page
 from tests.prefect_api import PrefectApi
 from tests.servers import free_port
 from tests.serving import Serving, gone, run_refused
