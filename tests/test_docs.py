@@ -15,8 +15,8 @@ import typer
 import yaml
 
 from flows.chain.recipe_file import parse_recipe
-from flows.command import recipe_reference
 from flows.command.main import app
+from tests import recipe_reference
 
 ROOT = Path(__file__).parents[1]
 LAYERS = ("flows", "tasks", "storage")

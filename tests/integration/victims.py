@@ -23,7 +23,6 @@ import jinja2  # noqa: F401
 import pandas  # noqa: F401
 import pyarrow.pandas_compat
 import pyarrow.parquet  # noqa: F401
-import safetensors.numpy
 import tokenizers.trainers  # noqa: F401
 import torch
 import transformers.convert_slow_tokenizer

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from flows.command import recipe_reference
+from tests import recipe_reference
 
-PAGE = Path(__file__).parents[3] / "docs" / "recipe.md"
+PAGE = Path(__file__).parents[1] / "docs" / "recipe.md"
 
 
 def test_the_page_is_current() -> None:
