@@ -228,10 +228,10 @@ def _batches(
     first = 0
     for batch in batches:
         present = batch.schema.names
-        wanted = [name for name in dict.fromkeys(fields) if present.count(name) == 1]
-        columns = [_plain(batch.column(name)) for name in wanted]
+        usable = [name for name in dict.fromkeys(fields) if present.count(name) == 1]
+        columns = [_plain(batch.column(name)) for name in usable]
         for offset in range(batch.num_rows):
-            values = {name: column[offset] for name, column in zip(wanted, columns, strict=True)}
+            values = {name: column[offset] for name, column in zip(usable, columns, strict=True)}
             yield FileRow(first + offset, values, names or present)
         first += batch.num_rows
 

@@ -24,8 +24,8 @@ from tasks.corpus.formats import layout
 _WILDCARD = re.compile(r"[*?\[]")
 _UNFINISHED = frozenset({"_temporary", "_delta_log", "__MACOSX"})
 _STAMPS = "ETag etag md5Hash checksum LastModified last_modified updated mtime modified created"
-_UNTOLD = "listed"
-"""Stands in a stamp where a file system tells nothing by which two versions of a file differ."""
+_NO_STAMP = "listed"
+"""Stands in a stamp where a file system has neither version nor time of a file."""
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -63,12 +63,12 @@ def url_files(urls: Sequence[str], marker: str | None = None) -> list[SourceFile
         EmptyCorpusError: a URL matches no readable file.
         ValueError: a URL names a file, or a suffix, whose format is not known.
     """
-    places = [_place(url, marker) for url in urls]
-    roots = list(dict.fromkeys(root for root, _ in places))
+    listings = [_files_at(url, marker) for url in urls]
+    roots = list(dict.fromkeys(root for root, _ in listings))
     prefixes = dict(zip(roots, _prefixes(roots), strict=True))
     files: dict[str, SourceFile] = {}
-    for root, found in places:
-        for file in found:
+    for root, listed in listings:
+        for file in listed:
             path = f"{prefixes[root]}/{file.path}".removeprefix("/")
             first = files.setdefault(file.url, file._replace(path=path))
             files[file.url] = first._replace(is_marked=first.is_marked or file.is_marked)
@@ -85,20 +85,20 @@ def _prefixes(roots: Sequence[str]) -> list[str]:
     return tails
 
 
-def _place(url: str, marker: str | None) -> tuple[str, list[SourceFile]]:
+def _files_at(url: str, marker: str | None) -> tuple[str, list[SourceFile]]:
     filesystem, path = file_system(url)
     filesystem.invalidate_cache()
     listed: list[str] = []
     for kind in _kinds(filesystem, path):
         start, root = _start(filesystem, url, path), _root(path, kind)
-        found, marked = _found(filesystem, path, kind, root, marker)
-        listed += found
-        if names := list(_readable(found, root, kind, path)):
+        files, marked = _meant_and_marked(filesystem, path, kind, root, marker)
+        listed += files
+        if names := list(_readable(files, root, kind, path)):
             return start + root, [
                 SourceFile(
                     name[len(root) :].lstrip("/"),
                     start + name,
-                    *size_and_stamp(found[name], start + name),
+                    *size_and_stamp(files[name], start + name),
                     marker is None or _is_below(name, marked),
                 )
                 for name in names
@@ -136,7 +136,7 @@ def _root(path: str, kind: str) -> str:
     return "/".join(folders)
 
 
-def _found(
+def _meant_and_marked(
     filesystem: Any, path: str, kind: str, root: str, marker: str | None
 ) -> tuple[dict[str, Mapping[str, Any]], set[str]]:
     """The files that are meant, without markers, and the folders that hold a marker."""
@@ -160,8 +160,8 @@ def _listed(filesystem: Any, path: str, kind: str, root: str) -> dict[str, Mappi
     # What ``glob`` does as well, but markers do not match the pattern, and in object storage a name
     # can be that of a file and of a folder, of which a glob tells the folder only.
     depth = None if kind == "directory" or "**" in path else path[len(root) :].count("/")
-    found = filesystem.find(f"{root}/", maxdepth=depth, detail=True)
-    return {name: info for name, info in found.items() if info["type"] == "file"}
+    entries = filesystem.find(f"{root}/", maxdepth=depth, detail=True)
+    return {name: info for name, info in entries.items() if info["type"] == "file"}
 
 
 def _is_below(name: str, folders: set[str]) -> bool:
@@ -169,10 +169,10 @@ def _is_below(name: str, folders: set[str]) -> bool:
     return not folders.isdisjoint(above)
 
 
-def _readable(found: Mapping[str, Any], root: str, kind: str, path: str) -> Iterator[str]:
+def _readable(names: Mapping[str, Any], root: str, kind: str, path: str) -> Iterator[str]:
     last = path.rpartition("/")[2].rpartition(".")[2]
     named = kind == "file" or (kind == "glob" and not _WILDCARD.search(last))
-    for name in found:
+    for name in names:
         if kind != "file" and _is_hidden(name[len(root) :]):
             continue
         if layout(name) is not None:
@@ -191,9 +191,9 @@ def _remedy(name: str) -> str:
     return "give .jsonl, .parquet, .arrow or text files; .gz, .zst, .bz2 or .lz4 may follow"
 
 
-def _nothing_at(url: str, found: Sequence[str]) -> str:
-    if found:
-        return f"{url} matches no readable file, only such as {min(found)}: {_remedy(min(found))}"
+def _nothing_at(url: str, others: Sequence[str]) -> str:
+    if others:
+        return f"{url} matches no readable file, only such as {min(others)}: {_remedy(min(others))}"
     return f"{url} matches no file: correct it, or take it out of the source"
 
 
@@ -201,7 +201,7 @@ def size_and_stamp(info: Mapping[str, Any], url: str = "") -> tuple[int, str]:
     """Size in bytes and stamp of a file, from what its file system tells of it."""
     # Where a file system tells nothing, the stamp is new each time, so that the file is read again.
     tokens = [info[name] for name in _STAMPS.split() if info.get(name) is not None]
-    token = tokens[0] if tokens else f"{_UNTOLD} {time.time_ns()}"
+    token = tokens[0] if tokens else f"{_NO_STAMP} {time.time_ns()}"
     size = info["size"] or 0
     # Other files may have the same size and time (unpacked archives, rsync -t): local ones differ
     # in inode and time of change, and a corpus at another address is read again.
@@ -210,8 +210,8 @@ def size_and_stamp(info: Mapping[str, Any], url: str = "") -> tuple[int, str]:
 
 
 def has_stamp(file: SourceFile) -> bool:
-    """Whether the file system tells anything but the size by which a file's versions differ."""
-    return file.stamp.split(" ")[1:2] != [_UNTOLD]
+    """Whether the stamp holds more than the size, so that two versions of a file surely differ."""
+    return file.stamp.split(" ")[1:2] != [_NO_STAMP]
 
 
 def dataset_files(address: str, name: str | None, split: str) -> list[SourceFile]:
@@ -266,8 +266,8 @@ def _saved_files(filesystem: Any, address: str, root: str, folder: str) -> list[
 
 def _folder_stamp(root: str) -> tuple[int, str]:
     filesystem, path = file_system(root)
-    found = filesystem.find(path, detail=True)
-    facts = {name[len(path) :]: size_and_stamp(info) for name, info in sorted(found.items())}
+    files = filesystem.find(path, detail=True)
+    facts = {name[len(path) :]: size_and_stamp(info) for name, info in sorted(files.items())}
     return sum(size for size, _ in facts.values()), fingerprint("data set folder", facts)
 
 

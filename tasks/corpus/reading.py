@@ -115,9 +115,9 @@ def _rows(file: SourceFile, source: Source) -> Iterator[FileRow]:
     fields = [source.format.text_field, *source.format.domain_fields]
     if file.url == source.dataset:
         return read_dataset(file.url, source.dataset_name, source.split, fields)
-    known = layout(file.url)
-    assert known is not None, f"{file.url} was not listed by list_files"
-    return read_rows(file.url, known, fields)
+    file_layout = layout(file.url)
+    assert file_layout is not None, f"{file.url} was not listed by list_files"
+    return read_rows(file.url, file_layout, fields)
 
 
 def _path_domain(path: str, rule: DocumentFormat) -> str | None:
@@ -126,8 +126,8 @@ def _path_domain(path: str, rule: DocumentFormat) -> str | None:
         return rule.domain
     if rule.domain_pattern is None:
         first, slash, _ = path.partition("/")
-        known = None if slash else layout(first)
-        return known.stem if known else first
+        file_layout = None if slash else layout(first)
+        return file_layout.stem if file_layout else first
     match = re.search(rule.domain_pattern, path)
     domain = "-".join(filter(None, match.groups())) if match else ""
     if not domain:

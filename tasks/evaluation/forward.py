@@ -64,13 +64,13 @@ def token_batches(windows: Windows, tokens: int, device: str) -> list[TokenBatch
     The order depends on the windows alone, so a set's sums are added in one order.
     """
     order = np.argsort(windows.length, kind="stable")
-    found: list[list[int]] = []
+    grouped: list[list[int]] = []
     for row in order.tolist():
         # Sorted by length, so this row would be the longest of the batch.
-        if not found or int(windows.length[row]) * (len(found[-1]) + 1) > tokens:
-            found.append([])
-        found[-1].append(row)
-    return [_batch(windows, np.array(rows), device) for rows in found]
+        if not grouped or int(windows.length[row]) * (len(grouped[-1]) + 1) > tokens:
+            grouped.append([])
+        grouped[-1].append(row)
+    return [_batch(windows, np.array(rows), device) for rows in grouped]
 
 
 def _batch(windows: Windows, rows: np.ndarray, device: str) -> TokenBatch:
@@ -122,8 +122,8 @@ class Scorer:
     def expect(self, prepared: Iterable[TokenBatch]) -> None:
         """Be fast at the commonest size of these batches: those of one set, whatever others there are."""
         if self._layers is not None:
-            found = Counter(batch.inputs.numel() for batch in prepared)
-            self._layers.rows = max(found, key=lambda rows: (found[rows], rows), default=0)
+            sizes = Counter(batch.inputs.numel() for batch in prepared)
+            self._layers.rows = max(sizes, key=lambda rows: (sizes[rows], rows), default=0)
 
     def leave_onednn(self) -> bool:
         """Do without oneDNN from now on; False if it was not used."""
@@ -215,15 +215,15 @@ def head_losses(
     import torch.nn.functional as F
 
     if hidden.device.type == "cuda":
-        size, one = PIECE, _whole_rows
+        size, losses_of = PIECE, _whole_rows
     elif len(weight) <= SMALL:
-        size, one = max(1, TILE * TILE // len(weight)), _whole_rows
+        size, losses_of = max(1, TILE * TILE // len(weight)), _whole_rows
     else:
-        size, one = TILE, _tiled_rows
-    rows = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
+        size, losses_of = TILE, _tiled_rows
+    pieces = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
     full = linear or F.linear
     return torch.cat(
-        [one(h, weight, bias, t, full if len(h) == size else F.linear) for h, t in rows]
+        [losses_of(h, weight, bias, t, full if len(h) == size else F.linear) for h, t in pieces]
     )
 
 
@@ -251,19 +251,19 @@ def _tiled_rows(
     import torch
 
     column = targets[:, None]
-    wanted = torch.zeros(len(targets), 1, device=hidden.device)
-    normaliser = torch.full_like(wanted, -torch.inf)
+    target_logit = torch.zeros(len(targets), 1, device=hidden.device)
+    normaliser = torch.full_like(target_logit, -torch.inf)
     for start in range(0, len(weight), TILE):
         end = min(start + TILE, len(weight))
-        part = None if bias is None else bias[start:end]
-        logits = linear(hidden, weight[start:end], part).float()
+        tile_bias = None if bias is None else bias[start:end]
+        logits = linear(hidden, weight[start:end], tile_bias).float()
         here = (column >= start) & (column < end)
-        found = logits.gather(1, (column - start).clamp(0, end - start - 1))
-        wanted = torch.where(here, found, wanted)
+        at_target = logits.gather(1, (column - start).clamp(0, end - start - 1))
+        target_logit = torch.where(here, at_target, target_logit)
         # The one fused kernel that sums exponentials: any logit less its log-probability is the sum.
         of_tile = logits[:, :1] - torch.log_softmax(logits, 1)[:, :1]
         normaliser = torch.logaddexp(normaliser, of_tile)
-    return (normaliser - wanted)[:, 0]
+    return (normaliser - target_logit)[:, 0]
 
 
 def group_losses(

@@ -80,10 +80,10 @@ class GroupSums:
 
     def read(self, number: int, start: int, stop: int) -> Floats:
         """Sums of mixtures ``start`` to ``stop`` on set ``number``, shape (stop - start, G)."""
-        place, width = self._places[number]
+        position, width = self._places[number]
         sums = np.empty((stop - start, width))
         if sums.size:
-            self._file.read(sums.data.cast("B"), place + start * width * 8)
+            self._file.read(sums.data.cast("B"), position + start * width * 8)
         return sums
 
     def blocks(self, number: int) -> Iterator[tuple[slice, Floats]]:
@@ -94,10 +94,10 @@ class GroupSums:
 
     def take(self, number: int, mixtures: Ints) -> Floats:
         """Sums of n mixtures on set ``number``, in their order, shape (n, G)."""
-        found = np.empty((len(mixtures), self.width(number)))
+        taken = np.empty((len(mixtures), self.width(number)))
         block = mixtures // BLOCK
-        for place in np.unique(block).tolist():
-            start, inside = place * BLOCK, np.flatnonzero(block == place)
+        for number_of_block in np.unique(block).tolist():
+            start, inside = number_of_block * BLOCK, np.flatnonzero(block == number_of_block)
             sums = self.read(number, start, min(start + BLOCK, self.num_mixtures))
-            found[inside] = sums[mixtures[inside] - start]
-        return found
+            taken[inside] = sums[mixtures[inside] - start]
+        return taken

@@ -57,9 +57,9 @@ class LossRows:
 
     def __iter__(self) -> Iterator[LossRow]:
         for number, (mixture, label) in enumerate(zip(self.mixtures, self.labels, strict=True)):
-            for place, (name, windows) in enumerate(self.sets.items()):
-                groups = self.sums.read(place, number, number + 1)[0].tolist()
-                nll = float(self.nll[number, place])
+            for set_number, (name, windows) in enumerate(self.sets.items()):
+                groups = self.sums.read(set_number, number, number + 1)[0].tolist()
+                nll = float(self.nll[number, set_number])
                 yield LossRow(mixture, windows, label, name, nll, groups)
 
     def __eq__(self, other: object) -> bool:
@@ -71,8 +71,8 @@ class LossRows:
 
     def counted(self, counts: Mapping[str, "Counts"]) -> "Losses":
         """The rows with the counts of their sets, by digest of the windows."""
-        found = [counts[windows] for windows in self.sets.values()]
-        return Losses(self.labels, list(self.sets), self.nll, found, self.sums)
+        of_sets = [counts[windows] for windows in self.sets.values()]
+        return Losses(self.labels, list(self.sets), self.nll, of_sets, self.sums)
 
 
 class Counts(NamedTuple):
@@ -117,8 +117,8 @@ class Losses:
         """Some mixtures as ``mixture``, ``evaluation_set``, ``nll``, ``num_tokens``, in our order."""
         import pandas as pd
 
-        wanted = set(mixtures)
-        chosen = [n for n, label in enumerate(self.mixtures) if label in wanted]
+        labels_asked = set(mixtures)
+        chosen = [n for n, label in enumerate(self.mixtures) if label in labels_asked]
         labels = np.array([self.mixtures[number] for number in chosen], dtype=object)
         tokens = [counts.num_tokens for counts in self.counts]
         return pd.DataFrame(
@@ -165,10 +165,10 @@ class Losses:
         """Rows of some mixtures, mixture by mixture."""
         import pyarrow as pa
 
-        times, places = stop - start, range(len(self.sets))
-        widths = np.tile([self.sums.width(place) for place in places], times)
+        times, numbers = stop - start, range(len(self.sets))
+        widths = np.tile([self.sums.width(number) for number in numbers], times)
         offsets = pa.array(np.concatenate([[0], np.cumsum(widths)]), type=pa.int32())
-        sums = np.concatenate([self.sums.read(place, start, stop) for place in places], axis=1)
+        sums = np.concatenate([self.sums.read(number, start, stop) for number in numbers], axis=1)
         lists = {"group_nll": sums.ravel()}
         for name in GROUPS:
             lists[name] = np.tile(np.concatenate([getattr(c, name) for c in self.counts]), times)
@@ -189,21 +189,21 @@ GROUPS = ("group_tokens", "group_bytes")
 
 def of_frame(frame: "pd.DataFrame", mixtures: Sequence[str]) -> Losses:
     """The losses of ``mixtures`` in a frame. Raises ValueError as ``Losses.of`` does."""
-    groups = {str(name): part for name, part in frame.groupby("evaluation_set", sort=True)}
+    groups = {str(name): of_set for name, of_set in frame.groupby("evaluation_set", sort=True)}
     nll = np.empty((len(mixtures), len(groups)))
     sums, counts = GroupSums(len(mixtures)), []
-    for number, (name, part) in enumerate(groups.items()):
-        part = _checked(name, part.set_index("mixture").sort_index(), set(mixtures))
-        nll[:, number] = part["nll"]
-        sums.write(number, np.arange(len(mixtures)), np.stack(part["group_nll"].tolist()))
-        first = part.iloc[0]
+    for number, (name, of_set) in enumerate(groups.items()):
+        of_set = _check_set(name, of_set.set_index("mixture").sort_index(), set(mixtures))
+        nll[:, number] = of_set["nll"]
+        sums.write(number, np.arange(len(mixtures)), np.stack(of_set["group_nll"].tolist()))
+        first = of_set.iloc[0]
         tokens, sizes = (np.asarray(first[n], dtype=np.int64) for n in GROUPS)
         num_tokens, num_bytes, num_words = (int(first[n]) for n in TOTALS)
         counts.append(Counts(num_tokens, num_bytes, num_words, tokens, sizes))
     return Losses(list(mixtures), list(groups), nll, counts, sums)
 
 
-def _checked(name: str, frame: "pd.DataFrame", mixtures: set[str]) -> "pd.DataFrame":
+def _check_set(name: str, frame: "pd.DataFrame", mixtures: set[str]) -> "pd.DataFrame":
     if missing := sorted(mixtures.difference(frame.index)):
         raise ValueError(
             f"mixture {missing[0]!r} ({len(missing)} in all) has no loss on the evaluation set "

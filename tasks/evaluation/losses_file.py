@@ -56,8 +56,8 @@ def part_facts(data: bytes) -> dict[str, Any]:
     """The facts in the metadata of Parquet bytes: evaluation key, cost, provenance."""
     import pyarrow.parquet as pq
 
-    found: dict[str, Any] = json.loads(pq.read_metadata(io.BytesIO(data)).metadata[b"mixpool"])
-    return found
+    facts: dict[str, Any] = json.loads(pq.read_metadata(io.BytesIO(data)).metadata[b"mixpool"])
+    return facts
 
 
 def pick(data: bytes, rows: Ints, places: Ints, target: LossRows) -> None:

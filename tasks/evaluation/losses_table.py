@@ -216,14 +216,14 @@ class LossesTable:
             mixture, number = np.argwhere(places < 0)[0]
             raise KeyError((labels[mixture], list(sets)[number]))
         nll, sums = np.empty(places.shape), GroupSums(len(names), scratch)
-        found = LossRows([*names], [*labels], dict(sets), nll, sums)
+        target = LossRows([*names], [*labels], dict(sets), nll, sums)
         order = np.argsort(places, axis=None, kind="stable")
         places = places.ravel()[order]
         for part in self._parts:
             first, last = np.searchsorted(places, [part.start, part.stop])
             if first < last:
-                pick(self._data(part), places[first:last] - part.start, order[first:last], found)
-        return found
+                pick(self._data(part), places[first:last] - part.start, order[first:last], target)
+        return target
 
     def append(self, rows: list[LossRow], cost: Mapping[str, Any]) -> None:
         """Write rows as the next part; rows that another run wrote first stand."""

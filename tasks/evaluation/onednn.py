@@ -21,8 +21,8 @@ def has_onednn() -> bool:
     """Whether this torch has what is needed, on a kind of processor that can gain by it."""
     import torch
 
-    found: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    here = found and platform.machine() in ("x86_64", "AMD64")
+    built_in: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    here = built_in and platform.machine() in ("x86_64", "AMD64")
     return here and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 

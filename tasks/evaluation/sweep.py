@@ -154,7 +154,7 @@ class Sweeper:
     def _halve(self, failed: LoadedSet) -> LoadedSet:
         """Smaller batches of every set from now on, until those of the one that failed are smaller."""
         largest = max(len(batch.inputs) for batch in failed.batches)
-        sets = [(one.entry, one.windows) for one in self._sets.values()]
+        sets = [(loaded.entry, loaded.windows) for loaded in self._sets.values()]
         failed.batches.clear()
         self._sets = {}
         free_memory()
@@ -193,5 +193,5 @@ def is_out_of_memory(error: Exception) -> bool:
     import torch
 
     # On a CPU torch has no class for it; the text is checked with torch 2.13.
-    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or "can't allocate memory" in str(error)
+    has_class = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return has_class or "can't allocate memory" in str(error)

@@ -35,11 +35,11 @@ def start_child(
     ours, theirs = socket.socketpair()
     with ours, theirs:
         # -P and our own folder first: the working directory may hold other packages of these names.
-        places = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
+        search_path = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", program, str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
-            env={**environment, "PYTHONPATH": places},
+            env={**environment, "PYTHONPATH": search_path},
         )
         return process, Connection(ours.detach())

@@ -128,9 +128,9 @@ def _name(tracker: Any, *, counted: bool, device: str) -> str:
 
 def _method(hardware: Any) -> str:
     # Private like the list, checked with codecarbon 3.3: how it measures, its public facts do not say.
-    part, mode = type(hardware).__name__, getattr(hardware, "_mode", "")
-    if part == "CPU" and mode == "intel_rapl":
+    kind, mode = type(hardware).__name__, getattr(hardware, "_mode", "")
+    if kind == "CPU" and mode == "intel_rapl":
         return "CPU by RAPL"
-    if part == "CPU":
+    if kind == "CPU":
         return f"CPU guessed from {'load' if mode == 'cpu_load' else 'its model'}"
-    return {"RAM": "memory guessed from size", "GPU": "GPU by NVML"}.get(part, part)
+    return {"RAM": "memory guessed from size", "GPU": "GPU by NVML"}.get(kind, kind)

@@ -13,6 +13,6 @@ def compile_layers(model: "PreTrainedModel") -> None:
     """Have torch.compile compile a model's layers, each when it is first called."""
     import torch
 
-    lists = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList)]
-    for layer in [layer for part in lists for layer in part] or [model]:
+    lists = [layers for layers in model.modules() if isinstance(layers, torch.nn.ModuleList)]
+    for layer in [layer for layers in lists for layer in layers] or [model]:
         layer.compile()

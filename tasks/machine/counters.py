@@ -67,7 +67,7 @@ class RaplEnergy:
 
     def __init__(self, powercap: Path = POWERCAP) -> None:
         zones = [zone for zone in sorted(powercap.glob("intel-rapl:*")) if _is_package(zone)]
-        self._counters = [counter for zone in zones if (counter := _opened(zone))]
+        self._counters = [counter for zone in zones if (counter := _counter_of(zone))]
         if not self._counters:
             raise OSError(f"no package counter can be read in {powercap}")
         self.name = f"RAPL, {len(self._counters)} of {len(zones)} CPU packages"
@@ -101,7 +101,7 @@ def _is_package(zone: Path) -> bool:
     return False
 
 
-def _opened(zone: Path) -> _WrappingCounter | None:
+def _counter_of(zone: Path) -> _WrappingCounter | None:
     with contextlib.suppress(OSError, ValueError):
         return _WrappingCounter(zone)
     return None

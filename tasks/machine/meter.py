@@ -136,7 +136,7 @@ class Meter:
         return self._cost
 
     def __enter__(self) -> Self:
-        self._start_joules = _read(self._source)
+        self._start_joules = _joules(self._source)
         if self._source.sample_seconds is not None:
             self._sampler = threading.Thread(target=self._sample, daemon=True)
             self._sampler.start()
@@ -152,17 +152,17 @@ class Meter:
             seconds=seconds,
             tokens=self._tokens,
             flops=self._flops,
-            joules=_spent(self._start_joules, _read(self._source)),
+            joules=_spent(self._start_joules, _joules(self._source)),
             estimator=self._source.name,
             device=self._device,
         )
 
     def _sample(self) -> None:
         while not self._done.wait(self._source.sample_seconds):
-            _read(self._source)
+            _joules(self._source)
 
 
-def _read(source: EnergySource) -> float | None:
+def _joules(source: EnergySource) -> float | None:
     with contextlib.suppress(OSError, ValueError):
         return source.read()
     return None

@@ -38,11 +38,11 @@ def check_mergeable(members: Mapping[str, Facts]) -> None:
     """
     names = list(members)
     for name in names[1:]:
-        found = fact_differences(members[names[0]], members[name])
-        if found:
-            what = "; ".join(f"{d.what}: {d.one} and {d.other}" for d in found)
+        unlike = fact_differences(members[names[0]], members[name])
+        if unlike:
+            words = "; ".join(f"{d.what}: {d.one} and {d.other}" for d in unlike)
             raise MergeError(
-                f"models {names[0]!r} and {name!r} cannot be averaged, they differ in {what}. "
+                f"models {names[0]!r} and {name!r} cannot be averaged, they differ in {words}. "
                 "Train both from one base model, with one tokenizer and equal steps"
             )
 
@@ -198,23 +198,23 @@ def average_weights(
 
 
 def check_same_tensors(
-    one: str,
-    first: Mapping[str, "torch.Tensor"],
-    other: str,
-    second: Mapping[str, "torch.Tensor"],
+    first_name: str,
+    first_tensors: Mapping[str, "torch.Tensor"],
+    second_name: str,
+    second_tensors: Mapping[str, "torch.Tensor"],
 ) -> None:
     """Refuse models whose tensors do not correspond. Raises MergeError naming the tensor."""
-    models = f"models {one!r} and {other!r}"
-    odd = sorted({*first} ^ {*second})
+    models = f"models {first_name!r} and {second_name!r}"
+    odd = sorted({*first_tensors} ^ {*second_tensors})
     if odd:
         raise MergeError(f"{models}: only one of them has the tensor {odd[0]!r}")
-    for key, tensor in first.items():
-        found = second[key]
-        for what in ("shape", "dtype"):
-            mine, theirs = getattr(tensor, what), getattr(found, what)
+    for key, tensor in first_tensors.items():
+        counterpart = second_tensors[key]
+        for field in ("shape", "dtype"):
+            mine, theirs = getattr(tensor, field), getattr(counterpart, field)
             if mine != theirs:
-                raise MergeError(f"{models} differ in the {what} of {key!r}: {mine} and {theirs}")
-        if not tensor.is_floating_point() and not tensor.equal(found):
+                raise MergeError(f"{models} differ in the {field} of {key!r}: {mine} and {theirs}")
+        if not tensor.is_floating_point() and not tensor.equal(counterpart):
             raise MergeError(
                 f"{models} differ in the integer tensor {key!r}, which cannot be averaged"
             )

@@ -87,7 +87,7 @@ class Pool:
         self.size = sum(shape.numel() for shape in self.layout.values())
         self._facts = {name: facts_of(folder) for name, folder in folders.items()}
         self._scratch: dict[torch.dtype, PieceSums] = {}
-        self.place = _place(4 * self.size, len(folders), device, gigabytes)
+        self.place = _choose_place(4 * self.size, len(folders), device, gigabytes)
         if self.place != "device":
             LOG.warning(
                 "the pool's %d models of %d MB each do not fit into %s; they are read from %s",
@@ -111,11 +111,11 @@ class Pool:
 
         if self.place == "files":
             return FileReader(folder, list(self.layout), self.device)
-        parts = [weights[key].float().flatten() for key in self.layout]
+        pieces = [weights[key].float().flatten() for key in self.layout]
         if self.place == "device":
-            whole = torch.cat(parts).to(self.device)
+            whole = torch.cat(pieces).to(self.device)
             return lambda start, end: whole[start:end]
-        held = torch.cat(parts).pin_memory()
+        held = torch.cat(pieces).pin_memory()
         return lambda start, end: held[start:end].to(self.device, non_blocking=True)
 
     def merge_into(self, target: "torch.Tensor", mixture: Mixture, dtype: "torch.dtype") -> None:
@@ -153,7 +153,9 @@ def _layout(folder: Path) -> "dict[str, torch.Size]":
     }
 
 
-def _place(model_bytes: int, members: int, device: str, gigabytes: float | None) -> PoolPlace:
+def _choose_place(
+    model_bytes: int, members: int, device: str, gigabytes: float | None
+) -> PoolPlace:
     """Where a pool of so many models goes: the fastest place that has room for it."""
     import psutil
     import torch
@@ -198,20 +200,20 @@ class FileReader:
         """Weights ``start..end-1``."""
         import torch
 
-        found = np.empty(end - start, dtype=np.float32)
+        weights = np.empty(end - start, dtype=np.float32)
         for first, last, span in self._spans:
             low, high = max(start, first), min(end, last)
             if low < high:
-                _read(span, low - first, found[low - start : high - start])
-        return torch.from_numpy(found).to(self._device)
+                _read_span(span, low - first, weights[low - start : high - start])
+        return torch.from_numpy(weights).to(self._device)
 
 
-def _read(span: Span, start: int, into: Any) -> None:
+def _read_span(span: Span, start: int, into: Any) -> None:
     with span.path.open("rb", buffering=0) as file:
-        wanted = memoryview(into).cast("B")
+        buffer = memoryview(into).cast("B")
         done = 0
-        while done < len(wanted):
-            view = wanted[done:]
+        while done < len(buffer):
+            view = buffer[done:]
             count = os.preadv(file.fileno(), [view], span.offset + 4 * start + done)
             if not count:
                 raise MergeError(f"{span.path} ends too early: run `mixpool verify`")
@@ -224,7 +226,7 @@ def spans_of(folder: Path) -> dict[str, Span]:
     A safetensors file is eight bytes of length (little-endian), so many bytes of JSON with type,
     shape and offsets of every tensor, and the data behind it.
     """
-    found = {}
+    spans = {}
     for path in sorted(folder.glob("model*.safetensors")):
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -232,8 +234,8 @@ def spans_of(folder: Path) -> dict[str, Span]:
         for name, entry in header.items():
             if name != "__metadata__":
                 offset = 8 + length + entry["data_offsets"][0]
-                found[name] = Span(path, offset, entry["dtype"], tuple(entry["shape"]))
-    return found
+                spans[name] = Span(path, offset, entry["dtype"], tuple(entry["shape"]))
+    return spans
 
 
 class MergedModel:

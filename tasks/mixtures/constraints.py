@@ -140,7 +140,7 @@ class Feasible:
             parts: Ints = rounded[0]
             return parts  # nothing of that sum is nearer
         whole, rules = self.config.resolution, self.rules
-        return self._checked(
+        return self._verified(
             nearest(target, whole, rules.sums(whole), rules.fewest, rules.most), "weights"
         )
 
@@ -148,14 +148,14 @@ class Feasible:
         # Over members i of a subset of size k, |1/k - w_i| - w_i; what is left is the same for all.
         costs = {size: np.abs(1 / size - weights) - weights for size in self.sizes}
         ideal = {size: float(np.sort(cost)[:size].sum()) for size, cost in costs.items()}
-        found: list[tuple[float, Ints]] = []
+        improving: list[tuple[float, Ints]] = []
         for size in sorted(ideal, key=ideal.__getitem__):
-            if found and ideal[size] >= found[-1][0]:
+            if improving and ideal[size] >= improving[-1][0]:
                 break
             parts = self.subset(costs[size], size)
-            if not found or float(costs[size] @ parts) < found[-1][0]:
-                found.append((float(costs[size] @ parts), parts))
-        return found[-1][1]
+            if not improving or float(costs[size] @ parts) < improving[-1][0]:
+                improving.append((float(costs[size] @ parts), parts))
+        return improving[-1][1]
 
     @functools.cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -168,12 +168,12 @@ class Feasible:
         parts[np.argsort(cost, kind="stable")[:size]] = 1
         if self.holds(parts[None])[0]:
             return parts
-        return self._checked(cheapest_subset(cost, size, self.rules.sums(size)), f"{size} members")
+        return self._verified(cheapest_subset(cost, size, self.rules.sums(size)), f"{size} members")
 
-    def _checked(self, found: Ints | None, what: str) -> Ints:
-        assert found is not None, f"no {what} found where some exist"
-        assert self.holds(found[None])[0], f"the solver broke a constraint: {found}"
-        return found
+    def _verified(self, parts: Ints | None, what: str) -> Ints:
+        assert parts is not None, f"no {what} found where some exist"
+        assert self.holds(parts[None])[0], f"the solver broke a constraint: {parts}"
+        return parts
 
     def listed(self) -> Ints | None:
         """All allowed parts (n, p), the smallest mixtures first; None where they cannot be listed.
@@ -198,8 +198,8 @@ class Feasible:
 
     def weights(self, parts: Ints) -> Floats:
         """``parts`` (n, p) as weights whose rows sum to 1."""
-        found: Floats = parts / parts.sum(axis=1, keepdims=True)
-        return found
+        shares: Floats = parts / parts.sum(axis=1, keepdims=True)
+        return shares
 
     def mixture(self, parts: Ints) -> Mixture:
         """The mixture of the ``parts`` (p,)."""
@@ -211,8 +211,8 @@ class Feasible:
         Raises:
             ValueError: a mixture has a member that is no unit.
         """
-        found = [[self._parts(one).get(name, 0) for name in self.names] for one in mixtures]
-        return self.weights(np.array(found, dtype=np.int64).reshape(-1, len(self.names)))
+        rows = [[self._parts(mixture).get(name, 0) for name in self.names] for mixture in mixtures]
+        return self.weights(np.array(rows, dtype=np.int64).reshape(-1, len(self.names)))
 
     def _parts(self, mixture: Mixture) -> dict[str, int]:
         for name in mixture.members:

@@ -165,8 +165,8 @@ class Rules(NamedTuple):
     def tables(self) -> tuple[Ints, Ints]:
         """The least and largest parts of each limit by the number of members; two (size + 1, r)."""
         wholes = [self.whole or members for members in range(self.size + 1)]
-        found = [self.sums(whole) for whole in wholes]
-        return np.array([one.low for one in found]), np.array([one.high for one in found])
+        by_count = [self.sums(whole) for whole in wholes]
+        return np.array([sums.low for sums in by_count]), np.array([sums.high for sums in by_count])
 
     def sizes(self) -> Iterator[int]:
         """The numbers of members that a mixture of equal weights may have."""

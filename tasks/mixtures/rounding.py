@@ -33,12 +33,12 @@ def largest_remainders(targets: Floats) -> Ints:
     parts = np.floor(targets).astype(np.int64)
     lacking = np.rint(targets.sum(axis=1)).astype(np.int64) - parts.sum(axis=1)
     order = np.argsort(parts - targets, axis=1, kind="stable")
-    places = np.argsort(order, axis=1, kind="stable")
+    ranks = np.argsort(order, axis=1, kind="stable")
     # A sum of floats may lie a hair above a whole number that the floors already reach.
-    found: Ints = (
-        parts + (places < lacking[:, None]) - (places >= parts.shape[1] + lacking[:, None])
+    rounded: Ints = (
+        parts + (ranks < lacking[:, None]) - (ranks >= parts.shape[1] + lacking[:, None])
     )
-    return found
+    return rounded
 
 
 def nearest(target: Floats, whole: int, sums: Sums, fewest: int, most: int) -> Ints | None:
@@ -55,27 +55,27 @@ def nearest(target: Floats, whole: int, sums: Sums, fewest: int, most: int) -> I
         Shape (p,), least in summed absolute distance; None where nothing keeps all limits.
     """
     size, floor = len(target), np.floor(target)
-    one, none = np.eye(size), np.zeros((size, size))
+    ones, zeros = np.eye(size), np.zeros((size, size))
     # An integer is the target's floor, less some, plus one, plus some more. Each part less or more
     # adds 1 to the distance, but the one that passes the target: it adds 1 - 2 * remainder. All
     # are integers, which the solver does better with than with distances in between.
-    change = np.hstack([-one, one, one, none])
-    member = np.hstack([none, none, none, one])
+    change = np.hstack([-ones, ones, ones, zeros])
+    member = np.hstack([zeros, zeros, zeros, ones])
     cost = np.concatenate([np.ones(size), 1 - 2 * (target - floor), np.ones(size), np.zeros(size)])
     largest = np.concatenate([floor, np.ones(size), np.full(size, whole), np.ones(size)])
     held = sums.matrix @ floor
-    rows: list[tuple[Any, ...]] = [
+    limits: list[tuple[Any, ...]] = [
         (change.sum(axis=0)[None], whole - floor.sum(), whole - floor.sum()),
         (sums.matrix @ change, sums.low - held, sums.high - held),
     ]
     if fewest > 1 or most < size:
-        rows += [
+        limits += [
             (change - whole * member, -np.inf, -floor),
             (change - member, -floor, np.inf),
             (member.sum(axis=0)[None], fewest, most),
         ]
-    found = _solved(cost, rows, largest)
-    return None if found is None else (floor + change @ found).astype(np.int64)
+    changes = _solved(cost, limits, largest)
+    return None if changes is None else (floor + change @ changes).astype(np.int64)
 
 
 def cheapest_subset(cost: Floats, size: int, sums: Sums) -> Ints | None:
@@ -84,23 +84,23 @@ def cheapest_subset(cost: Floats, size: int, sums: Sums) -> Ints | None:
     return _solved(cost, [(ones[None], size, size), tuple(sums)], ones)
 
 
-def _solved(cost: Floats, rows: list[Any], largest: Floats) -> Ints | None:
+def _solved(cost: Floats, limits: list[Any], largest: Floats) -> Ints | None:
     """The cheapest integers from 0 to ``largest``; None where there are none."""
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     # HiGHS now and then fails in its presolve, and finds a solution without it.
     for presolve in (True, False):
-        found = milp(
+        solution = milp(
             cost,
             integrality=np.ones(len(cost)),
             bounds=Bounds(0, largest),
-            constraints=[LinearConstraint(*row) for row in rows if len(row[0])],
+            constraints=[LinearConstraint(*limit) for limit in limits if len(limit[0])],
             # Without a gap: the least cost is asked for, not one near it.
             options={"mip_rel_gap": 0, "presolve": presolve},
         )
-        if found.status == _IMPOSSIBLE:
+        if solution.status == _IMPOSSIBLE:
             return None
-        if found.x is not None:
-            parts: Ints = np.rint(found.x).astype(np.int64)
+        if solution.x is not None:
+            parts: Ints = np.rint(solution.x).astype(np.int64)
             return parts
-    raise RuntimeError(f"the solver of integer programs failed: {found.message}")
+    raise RuntimeError(f"the solver of integer programs failed: {solution.message}")

@@ -266,10 +266,10 @@ def enumerate_mixtures(config: MixturesConfig, partitions: Mapping[str, str]) ->
             "give `sizes` to subsets, take fewer `steps` or a smaller `count`, name fewer "
             "partitions in `only`, or raise `limit`"
         )
-    found = {mixture for space, catalogue in spaces for mixture in space.listed(catalogue)}
-    if not found:
+    mixtures = {mixture for space, catalogue in spaces for mixture in space.listed(catalogue)}
+    if not mixtures:
         raise ValueError(
             f"the {len(spaces)} spaces hold no mixture of {len(partitions)} partitions: "
             "check `sizes`, `fewest`, `most` and `only`, and that the corpus has partitions"
         )
-    return sorted(found, key=lambda mixture: (mixture.size, mixture.members, mixture.parts))
+    return sorted(mixtures, key=lambda mixture: (mixture.size, mixture.members, mixture.parts))

@@ -11,10 +11,10 @@ from tasks.mixtures.mixture import Merge, Mixture, Unit, Units
 
 def by_domain(partitions: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     """The partitions of each domain, both sorted by name, from the domain of each partition."""
-    found: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     for name in sorted(partitions):
-        found.setdefault(partitions[name], []).append(name)
-    return {domain: tuple(found[domain]) for domain in sorted(found)}
+        names.setdefault(partitions[name], []).append(name)
+    return {domain: tuple(names[domain]) for domain in sorted(names)}
 
 
 def unknown_name_error(name: str, where: str, known: Iterable[str]) -> ValueError:
@@ -27,11 +27,11 @@ def unknown_name_error(name: str, where: str, known: Iterable[str]) -> ValueErro
 def spread(parts: Mapping[str, int], units: Units, merge: Merge = "macro") -> Mixture:
     """Parts of units as parts of partitions: shared evenly and exactly (macro), or given to each."""
     common = math.lcm(*(len(units[unit]) for unit in parts))
-    found: Counter[str] = Counter()
+    shares: Counter[str] = Counter()
     for unit, part in parts.items():
         for partition in units[unit]:
-            found[partition] += part * (common // len(units[unit]) if merge == "macro" else 1)
-    return Mixture.of(found)
+            shares[partition] += part * (common // len(units[unit]) if merge == "macro" else 1)
+    return Mixture.of(shares)
 
 
 class Catalogue(NamedTuple):

@@ -73,7 +73,7 @@ def load_model(folder: Path, device: str = "cpu") -> "PreTrainedModel":
 
     check_safetensors(folder)
     with _no_bars():
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.float32,
             use_safetensors=True,
@@ -81,10 +81,10 @@ def load_model(folder: Path, device: str = "cpu") -> "PreTrainedModel":
             trust_remote_code=False,
             output_loading_info=True,
         )
-    if found["missing_keys"]:
+    if loading["missing_keys"]:
         raise ValueError(
-            f"model folder {folder} lacks {len(found['missing_keys'])} weights of a "
-            f"{type(model).__name__} ({min(found['missing_keys'])}, ...): give a complete causal "
+            f"model folder {folder} lacks {len(loading['missing_keys'])} weights of a "
+            f"{type(model).__name__} ({min(loading['missing_keys'])}, ...): give a complete causal "
             "language model"
         )
     return model.to(device).eval()

@@ -84,9 +84,9 @@ def given_tokenizer(store: Store, config: GivenTokenizer) -> Artifact:
         output.mkdir()
         _link(_folder(config.path, "tokenizer.path", TOKENIZER_FILES), TOKENIZER_FILES, source)
         facts = import_given(config, source, output)
-        found = deposit(store, "tokenizer", "tokenizer", Path(config.path).name, output, facts)
-    assert found.artifact is not None
-    return found.artifact
+        handle = deposit(store, "tokenizer", "tokenizer", Path(config.path).name, output, facts)
+    assert handle.artifact is not None
+    return handle.artifact
 
 
 def given_model(store: Store, config: GivenModel) -> Handle:
@@ -99,14 +99,14 @@ def given_model(store: Store, config: GivenModel) -> Handle:
         return deposit(store, "source", "source", label, Path(name) / "source", {})
 
 
-def _folder(path: str, field: str, wanted: Sequence[str]) -> Path:
+def _folder(path: str, field: str, patterns: Sequence[str]) -> Path:
     if Path(path).is_dir():
         return Path(path)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(path, allow_patterns=list(wanted)))
+        return Path(snapshot_download(path, allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
             f"{field} {path!r} is no folder here and cannot be had from the hub "

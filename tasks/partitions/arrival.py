@@ -51,15 +51,15 @@ def look_for_files(
     files, growing = list_files(corpus.source, corpus.marker), list[SourceFile]()
     new = _new(files, previous, is_marked=True)
     if new and settle_seconds:
-        _check_told(new)
+        _check_stamps(new)
         LOG.info(
             "%d new files: looking again in %g s whether they change", len(new), settle_seconds
         )
         time.sleep(settle_seconds)
         files, before = list_files(corpus.source, corpus.marker), {*new}
-        found = _new(files, previous, is_marked=True)
-        new = [file for file in found if file in before]
-        growing = [file for file in found if file not in before]
+        unread = _new(files, previous, is_marked=True)
+        new = [file for file in unread if file in before]
+        growing = [file for file in unread if file not in before]
     unmarked = _new(files, previous, is_marked=False)
     notes = [
         *_note(unmarked, f"for a marker {corpus.marker} in the same folder or above"),
@@ -75,18 +75,18 @@ def look_for_files(
 def _new(
     files: list[SourceFile], previous: Manifest | None, *, is_marked: bool
 ) -> list[SourceFile]:
-    known = {} if previous is None else previous.files
-    return [f for f in files if f.is_marked == is_marked and known.get(f.path) != f.stamp]
+    stamps = {} if previous is None else previous.files
+    return [f for f in files if f.is_marked == is_marked and stamps.get(f.path) != f.stamp]
 
 
-def unread_digest(files: Iterable[SourceFile], known: Mapping[str, str]) -> str:
-    """Names the versions of files that are none of ``known``; empty where there is none."""
-    unread = sorted((f.path, f.stamp) for f in files if known.get(f.path) != f.stamp)
+def unread_digest(files: Iterable[SourceFile], stamps: Mapping[str, str]) -> str:
+    """Names the versions of files that are none of ``stamps``; empty where there is none."""
+    unread = sorted((f.path, f.stamp) for f in files if stamps.get(f.path) != f.stamp)
     text = repr(unread).encode(errors="backslashreplace")
     return hashlib.sha256(text).hexdigest() if unread else ""
 
 
-def _check_told(files: list[SourceFile]) -> None:
+def _check_stamps(files: list[SourceFile]) -> None:
     for file in files:
         if not has_stamp(file):
             raise ValueError(

@@ -59,17 +59,17 @@ def _counted(job: ScanJob, files: list[SourceFile], encoders: Encoders) -> Itera
             sent.append([(document, document.digest in job.index) for document in batch])
             yield [document.text for document, is_known in sent[-1] if not is_known]
 
-    for found in encoders.count(texts()):
-        counts = iter(found)
+    for batch_counts in encoders.count(texts()):
+        counts = iter(batch_counts)
         for document, is_known in sent.popleft():
             yield document, 0 if is_known else next(counts)
 
 
-def _batches(found: Iterable[Counted]) -> Iterator[list[Counted]]:
+def _batches(documents: Iterable[Counted]) -> Iterator[list[Counted]]:
     # What the index is told of a document depends on when these end, so they stay as they are.
     batch: list[Counted] = []
     size = 0
-    for document, num_tokens in found:
+    for document, num_tokens in documents:
         batch.append((document, num_tokens))
         size += len(document.text)
         if len(batch) >= BATCH_DOCUMENTS or size >= BATCH_CHARACTERS:
@@ -79,14 +79,14 @@ def _batches(found: Iterable[Counted]) -> Iterator[list[Counted]]:
         yield batch
 
 
-def _training(job: ScanJob, found: Iterable[Counted], heldout: HeldOut) -> Iterator[Counted]:
+def _training(job: ScanJob, documents: Iterable[Counted], heldout: HeldOut) -> Iterator[Counted]:
     """New documents that are for training; held-out ones are put aside on the way."""
     split = job.corpus.split
-    for document, num_tokens in found:
+    for document, num_tokens in documents:
         digest, origin = document.digest, document.origin
-        known = job.index.get(digest)
-        if known is not None:
-            job.counts[_told(job, known, document)] += 1
+        entry = job.index.get(digest)
+        if entry is not None:
+            job.counts[_count_name(job, entry, document)] += 1
         elif job.is_refused(document, digest, origin):
             continue
         # Base documents of the first scan are known by now; later ones go to partitions.
@@ -99,10 +99,10 @@ def _training(job: ScanJob, found: Iterable[Counted], heldout: HeldOut) -> Itera
             yield document, num_tokens
 
 
-def _told(job: ScanJob, known: IndexEntry, document: Document) -> str:
+def _count_name(job: ScanJob, entry: IndexEntry, document: Document) -> str:
     # The first scan meets each base document a second time.
-    again = job.state.number == 0 and known.role == Role.BASE and known.origin == document.origin
-    return Role.BASE if again else f"known as {known.role}"
+    again = job.state.number == 0 and entry.role == Role.BASE and entry.origin == document.origin
+    return Role.BASE if again else f"known as {entry.role}"
 
 
 def _hold_out(job: ScanJob, document: Document, heldout: HeldOut) -> None:

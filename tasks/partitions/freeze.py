@@ -25,8 +25,10 @@ def freeze_sets(job: ScanJob) -> list[SetEntry]:
     Raises:
         ValueError: training data already holds every document of a set, or a file is damaged.
     """
-    known = {entry.identity for entry in job.state.sets}
-    return [freeze_set(job, config) for config in job.sets if set_identity(config) not in known]
+    identities = {entry.identity for entry in job.state.sets}
+    return [
+        freeze_set(job, config) for config in job.sets if set_identity(config) not in identities
+    ]
 
 
 def set_identity(config: EvaluationSetConfig) -> str:
@@ -65,14 +67,14 @@ class _Chosen:
     def wants(self, document: Document) -> bool:
         """Judge one document, and register it where nothing else holds it."""
         job, digest = self._job, document.digest
-        known = job.index.get(digest)
-        if digest in self.taken or (known is None and (self._again or self._is_refused(document))):
+        entry = job.index.get(digest)
+        if digest in self.taken or (entry is None and (self._again or self._is_refused(document))):
             return False
-        if known is not None and known.role in {Role.TRAIN, Role.BASE, Role.WITHDRAWN}:
+        if entry is not None and entry.role in {Role.TRAIN, Role.BASE, Role.WITHDRAWN}:
             self.removed.add(digest)
             return False
         self.taken.add(digest)
-        if known is None or not known.place:
+        if entry is None or not entry.place:
             job.index.write(IndexEntry(digest, Role.EVALUATION, self._name, document.origin))
         return True
 

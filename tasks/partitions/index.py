@@ -65,14 +65,14 @@ class DocumentIndex:
                 columns = [batch.column(name).to_pylist() for name in IndexEntry._fields]
                 self._write(map(IndexEntry, *columns), new=False)
 
-    def write(self, known: IndexEntry) -> None:
+    def write(self, entry: IndexEntry) -> None:
         """Add or replace a row of the present scan."""
-        self._write([known], new=True)
+        self._write([entry], new=True)
 
-    def _write(self, rows: Iterable[IndexEntry], *, new: bool) -> None:
+    def _write(self, entries: Iterable[IndexEntry], *, new: bool) -> None:
         self._database.executemany(
             "INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?, ?, ?)",
-            ((bytes.fromhex(d), *rest, next(self._numbers), new) for d, *rest in rows),
+            ((bytes.fromhex(d), *rest, next(self._numbers), new) for d, *rest in entries),
         )
 
     def get(self, digest: str) -> IndexEntry | None:
@@ -85,8 +85,8 @@ class DocumentIndex:
 
     def role(self, digest: str) -> str | None:
         """What the document is for, or None where it is new."""
-        known = self.get(digest)
-        return None if known is None else known.role
+        entry = self.get(digest)
+        return None if entry is None else entry.role
 
     def find(self, name: str) -> list[IndexEntry]:
         """The document with this digest, or all that were first seen at this origin."""
@@ -117,10 +117,10 @@ class DocumentIndex:
         schema = pa.schema({name: pa.string() for name in IndexEntry._fields})
         written = 0
         with pq.ParquetWriter(folder / FILE, schema, compression="zstd") as writer:
-            for rows in batched(self.new(), BATCH):
-                written += len(rows)
+            for entries in batched(self.new(), BATCH):
+                written += len(entries)
                 columns = dict(
-                    zip(IndexEntry._fields, map(list, zip(*rows, strict=True)), strict=True)
+                    zip(IndexEntry._fields, map(list, zip(*entries, strict=True)), strict=True)
                 )
                 writer.write_table(pa.table(columns, schema=schema))
         return written

@@ -109,10 +109,10 @@ class ScanJob:
         self.counts["withdrawn"] += 1
         return True
 
-    def withdraw(self, known: IndexEntry) -> None:
+    def withdraw(self, entry: IndexEntry) -> None:
         """Note that a document is withdrawn for good."""
-        self.index.write(known._replace(role=Role.WITHDRAWN, place=""))
-        self.state.withdrawn[known.digest] = known.origin
+        self.index.write(entry._replace(role=Role.WITHDRAWN, place=""))
+        self.state.withdrawn[entry.digest] = entry.origin
 
 
 def stored(document: Document, num_tokens: int) -> StoredDocument:

@@ -99,13 +99,13 @@ class Manifest(Config):
 
     def partitions(self, *, with_open: bool = False) -> list[PartitionEntry]:
         """All partitions in a fixed order; ``with_open`` adds the open remainders."""
-        found = []
+        entries = []
         for domain in sorted(self.domains):
             state = self.domains[domain]
-            found += state.partitions
+            entries += state.partitions
             if with_open and state.remainder is not None:
-                found.append(state.remainder)
-        return found
+                entries.append(state.remainder)
+        return entries
 
     def evaluation_sets(self) -> list[SetEntry]:
         """Held-out sets of the domains, then the sets with a source of their own."""
@@ -125,10 +125,10 @@ class Manifest(Config):
     def artifacts(self) -> list[Artifact]:
         """Everything that the next scan or a run may read."""
         states = self.domains.values()
-        found = [self.tokenizer, self.base_documents, *(s.heldout for s in states), *self.index]
-        found += [entry.documents for entry in self.partitions(with_open=True)]
-        found += [entry.documents for entry in self.sets]
-        return [artifact for artifact in found if artifact is not None]
+        named = [self.tokenizer, self.base_documents, *(s.heldout for s in states), *self.index]
+        named += [entry.documents for entry in self.partitions(with_open=True)]
+        named += [entry.documents for entry in self.sets]
+        return [artifact for artifact in named if artifact is not None]
 
 
 def chain_name(corpus: str, rules: Mapping[str, object]) -> str:
@@ -145,15 +145,15 @@ def latest(store: Store, chain: str) -> Manifest | None:
 def read_manifest(store: Store, path: str) -> Manifest:
     """The manifest at ``path``. Raises CorruptError, with advice, where it is not what was written."""
     try:
-        found = Manifest.model_validate(unseal(store.backend.read(path), path))
-        if path_of(found) != path:
-            raise CorruptError(f"{path} is number {found.number} of {found.chain}")
+        manifest = Manifest.model_validate(unseal(store.backend.read(path), path))
+        if path_of(manifest) != path:
+            raise CorruptError(f"{path} is number {manifest.number} of {manifest.chain}")
     except CorruptError as error:
         raise CorruptError(
             f"{error}. Restore it from a copy of the store, or move it away: the next run goes on from "
             "the manifest before it, reads later files again and finds what was made of them"
         ) from error
-    return found
+    return manifest
 
 
 def path_of(manifest: Manifest) -> str:

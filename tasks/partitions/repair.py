@@ -88,7 +88,7 @@ def repair(job: ScanJob, lost: set[str], files: list[SourceFile]) -> None:
         state = job.state
         if (base := state.base_documents) is not None and base.digest in lost:
             writer = texts.write("base", job.index.place(Role.BASE, "base"))
-            job.update(base_documents=_checked(base, store_base(job, writer)))
+            job.update(base_documents=_same_or_warn(base, store_base(job, writer)))
         domains = {n: _repair_domain(job, n, d, lost, texts) for n, d in state.domains.items()}
         sets = [_repair_set(job, entry, lost) for entry in state.sets]
     job.update(domains=domains, sets=[entry for entry in sets if entry is not None])
@@ -100,18 +100,18 @@ def _repair_domain(
     def made(old: PartitionEntry | None) -> PartitionEntry | None:
         if old is None or old.documents.digest not in lost:
             return old
-        rows = job.index.place(Role.TRAIN, place_of(old))
-        writer = texts.write(old.name, rows, domain=name, counted=True)
+        entries = job.index.place(Role.TRAIN, place_of(old))
+        writer = texts.write(old.name, entries, domain=name, counted=True)
         label = old.name if old.sealed else old.name.rpartition("-")[0]
         new = store_partition(job, writer, label, name, sealed=old.sealed)
-        _checked(old.documents, new.documents)
+        _same_or_warn(old.documents, new.documents)
         return new
 
     partitions = [made(old) for old in domain.partitions]
     update: dict[str, object] = {"partitions": partitions, "remainder": made(domain.remainder)}
     if domain.heldout is not None and domain.heldout.digest in lost:
         writer = texts.write(name, job.index.place(Role.HELDOUT, name), domain=name)
-        update["heldout"] = _checked(domain.heldout, store_heldout(job, name, writer))
+        update["heldout"] = _same_or_warn(domain.heldout, store_heldout(job, name, writer))
         update["num_heldout"] = writer.num_documents
     return domain.model_copy(update=update)
 
@@ -130,11 +130,11 @@ def _repair_set(job: ScanJob, old: SetEntry, lost: set[str]) -> SetEntry | None:
             f"{new.num_documents} of its {old.num_documents} documents: bring the files back, or "
             "give the set another name"
         )
-    _checked(old.documents, new.documents)
+    _same_or_warn(old.documents, new.documents)
     return new.model_copy(update={"removed": old.removed})
 
 
-def _checked(old: Artifact, new: Artifact) -> Artifact:
+def _same_or_warn(old: Artifact, new: Artifact) -> Artifact:
     if new.digest != old.digest:
         LOG.warning(
             "%s was made again with the same documents and other bytes (another version of "
@@ -169,44 +169,46 @@ class _Texts:
             sources.append((job.base_source, list_files(job.base_source)))
         for source, files in sources:
             for document in job.read(files, source, Problems()):
-                known = job.index.get(document.digest)
-                if known is not None and (known.role, known.place) in self._wanted:
+                entry = job.index.get(document.digest)
+                if entry is not None and (entry.role, entry.place) in self._wanted:
                     # The place where it was first seen also says what its domain was.
-                    how = "REPLACE" if known.origin == document.origin else "IGNORE"
+                    how = "REPLACE" if entry.origin == document.origin else "IGNORE"
                     row = (document.digest, document.domain, document.text)
                     database.execute(f"INSERT OR {how} INTO texts VALUES (?, ?, ?)", row)
 
     def write(
         self,
         label: str,
-        rows: Iterable[IndexEntry],
+        entries: Iterable[IndexEntry],
         *,
         domain: str | None = None,
         counted: bool = False,
     ) -> DocumentWriter:
-        """A closed writer with the documents of ``rows`` in their order."""
+        """A closed writer with the documents of ``entries`` in their order."""
         self._read()
         encoder = Encoder(self._job.store.fetch(self._job.state.tokenizer)) if counted else None
         gone: list[IndexEntry] = []
         with DocumentWriter(self._job.folder()) as writer:
-            for known in rows:
-                found = self._find(known)
-                if found is None:
+            for entry in entries:
+                if (held := self._find(entry)) is None:
                     # What is to be withdrawn next need not be found.
-                    if self._job.pending.isdisjoint({known.digest, known.origin}):
-                        gone.append(known)
+                    if self._job.pending.isdisjoint({entry.digest, entry.origin}):
+                        gone.append(entry)
                     continue
-                tokens = len(encoder.encode([found[1]])[0]) if encoder is not None else 0
-                digest, origin = known.digest, known.origin
-                writer.add(StoredDocument(digest, domain or found[0], origin, tokens, found[1]))
+                own_domain, text = held
+                tokens = len(encoder.encode([text])[0]) if encoder is not None else 0
+                digest, origin = entry.digest, entry.origin
+                writer.add(StoredDocument(digest, domain or own_domain, origin, tokens, text))
         if gone:
             raise ValueError(_gone(label, gone))
         return writer
 
-    def _find(self, known: IndexEntry) -> tuple[str, str] | None:
+    def _find(self, entry: IndexEntry) -> tuple[str, str] | None:
         query = "SELECT domain, text FROM texts WHERE digest = ?"
-        found: tuple[str, str] | None = self._database.execute(query, (known.digest,)).fetchone()
-        return found
+        domain_and_text: tuple[str, str] | None = self._database.execute(
+            query, (entry.digest,)
+        ).fetchone()
+        return domain_and_text
 
     def close(self) -> None:
         """Let go of the scratch file."""
@@ -217,5 +219,5 @@ def _gone(label: str, gone: list[IndexEntry]) -> str:
     return (
         f"{label} was damaged in the store, and {len(gone)} of its documents are no longer in the "
         f"corpus, such as {gone[0].digest}, once at {gone[0].origin}: bring the files back, or list "
-        "the digests in corpus.withdraw: " + " ".join(known.digest for known in gone[:20])
+        "the digests in corpus.withdraw: " + " ".join(entry.digest for entry in gone[:20])
     )

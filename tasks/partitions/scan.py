@@ -72,35 +72,37 @@ def scan(
     chain = manifest.chain_name(corpus.name, rules)
     for _ in range(ATTEMPTS):
         previous = manifest.latest(store, chain)
-        landed = look_for_files(corpus, previous, settle_seconds)
-        if previous is not None and is_current(store, previous, landed.new, corpus, sets):
-            return _told(previous, sets, landed)
+        arrivals = look_for_files(corpus, previous, settle_seconds)
+        if previous is not None and is_current(store, previous, arrivals.new, corpus, sets):
+            return _as_run_sees_it(previous, sets, arrivals)
         with (
             tempfile.TemporaryDirectory(dir=scratch, prefix="mixpool-scan-") as folder,
             closing(DocumentIndex(Path(folder))) as index,
         ):
-            state = _start(chain, rules, previous)
+            state = _start_manifest(chain, rules, previous)
             pending = {name for name in corpus.withdraw if name not in _withdrawn(state)}
             root = Path(folder)
             job = ScanJob(store, corpus, sets, base_source, progress, root, index, state, pending)
-            _advance(job, landed, make_tokenizer, threads)
-        found = job.state
-        if previous is not None and _same(previous, found):
-            previous = previous.model_copy(update={"problems": found.problems})
-            return _told(previous, sets, landed)
-        if manifest.publish(store, found):
-            return _told(found, sets, landed)
-        LOG.info("another run published %s first; scanning again", manifest.path_of(found))
+            _advance(job, arrivals, make_tokenizer, threads)
+        current = job.state
+        if previous is not None and _same(previous, current):
+            previous = previous.model_copy(update={"problems": current.problems})
+            return _as_run_sees_it(previous, sets, arrivals)
+        if manifest.publish(store, current):
+            return _as_run_sees_it(current, sets, arrivals)
+        LOG.info("another run published %s first; scanning again", manifest.path_of(current))
     raise RuntimeError(f"{ATTEMPTS} other scans of {chain} were faster; run again")
 
 
-def _told(found: Manifest, sets: list[EvaluationSetConfig], landed: Arrivals) -> Manifest:
+def _as_run_sees_it(
+    state: Manifest, sets: list[EvaluationSetConfig], arrivals: Arrivals
+) -> Manifest:
     """The manifest as one run is told of it, which is more, and less, than is published."""
     # The chain may know a set of the same name from another recipe.
     identities = {set_identity(config) for config in sets}
-    wanted = [entry for entry in found.sets if entry.identity in identities]
-    told = {"sets": wanted, "problems": [*found.problems, *landed.notes]}
-    return found.model_copy(update={**told, "unread": unread_digest(landed.new, found.files)})
+    own_sets = [entry for entry in state.sets if entry.identity in identities]
+    of_run = {"sets": own_sets, "problems": [*state.problems, *arrivals.notes]}
+    return state.model_copy(update={**of_run, "unread": unread_digest(arrivals.new, state.files)})
 
 
 def _withdrawn(state: Manifest) -> set[str]:
@@ -135,10 +137,10 @@ def is_current(
 
     ``new`` are the files that are to be read, as ``tasks.partitions.arrival.look_for_files`` found them.
     """
-    known = {entry.identity for entry in previous.sets}
+    identities = {entry.identity for entry in previous.sets}
     return (
         not new
-        and all(set_identity(config) in known for config in sets)
+        and all(set_identity(config) in identities for config in sets)
         and _withdrawn(previous).issuperset(corpus.withdraw)
         and is_whole(store, previous)
     )
@@ -173,12 +175,12 @@ def _has_tokenizer(store: Store, state: Manifest) -> bool:
     return any(r.output.digest == state.tokenizer.digest for r in store.records("tokenizer"))
 
 
-def _same(previous: Manifest, found: Manifest) -> bool:
+def _same(previous: Manifest, current: Manifest) -> bool:
     ignored = {"number", "problems", "counts"}
-    return previous.model_dump(exclude=ignored) == found.model_dump(exclude=ignored)
+    return previous.model_dump(exclude=ignored) == current.model_dump(exclude=ignored)
 
 
-def _start(chain: str, rules: dict[str, Any], previous: Manifest | None) -> Manifest:
+def _start_manifest(chain: str, rules: dict[str, Any], previous: Manifest | None) -> Manifest:
     if previous is not None:
         return previous.model_copy(
             update={
@@ -205,21 +207,21 @@ def _start(chain: str, rules: dict[str, Any], previous: Manifest | None) -> Mani
 
 
 def _advance(
-    job: ScanJob, landed: Arrivals, make_tokenizer: MakeTokenizer, threads: int | None
+    job: ScanJob, arrivals: Arrivals, make_tokenizer: MakeTokenizer, threads: int | None
 ) -> None:
     """Bring ``job.state`` up to date."""
     if job.state.number == 0:
         job.update(sets=freeze_sets(job))
-        job.update(base_documents=collect_base(job, landed.new))
+        job.update(base_documents=collect_base(job, arrivals.new))
         job.update(tokenizer=_tokenizer(job, make_tokenizer))
     else:
-        _restore(job, landed.files, make_tokenizer)
+        _restore(job, arrivals.files, make_tokenizer)
         job.update(domains=withdraw(job))
         job.update(sets=[*job.state.sets, *freeze_sets(job)])
     encoders = Encoders(job.store.fetch(job.state.tokenizer), threads)
-    job.update(domains=assign(job, landed.new, encoders))
+    job.update(domains=assign(job, arrivals.new, encoders))
     report_unknown(job)
-    _check_some_partition(job, landed.notes)
+    _check_some_partition(job, arrivals.notes)
     waiting = _waiting(job.state.domains, job.corpus)
     job.update(
         index=[*job.state.index, *_save_index(job)],

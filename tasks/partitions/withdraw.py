@@ -25,27 +25,27 @@ def withdraw(job: ScanJob) -> dict[str, DomainState]:
     gone: Gone = defaultdict(set)
     in_sets = _in_sets(job) if job.pending else set()
     for name in sorted(job.pending):
-        known = _movable(job, name, in_sets)
-        if known is not None and known.role != Role.WITHDRAWN:
-            gone[known.role, known.place].add(known.digest)
-            job.withdraw(known)
+        entry = _movable(job, name, in_sets)
+        if entry is not None and entry.role != Role.WITHDRAWN:
+            gone[entry.role, entry.place].add(entry.digest)
+            job.withdraw(entry)
     return {name: _without(job, name, state, gone) for name, state in job.state.domains.items()}
 
 
 def _movable(job: ScanJob, name: str, in_sets: set[str]) -> IndexEntry | None:
     """The document of this name that can be taken out; where there is none, it is said why."""
-    found = job.index.find(name)
-    free = [k for k in found if k.role not in {Role.BASE, Role.EVALUATION}]
-    if not found:
+    entries = job.index.find(name)
+    free = [k for k in entries if k.role not in {Role.BASE, Role.EVALUATION}]
+    if not entries:
         return None
     job.pending.discard(name)
     if len(free) > 1:
-        digests = ", ".join(known.digest for known in free)
+        digests = ", ".join(entry.digest for entry in free)
         job.problems.file(
             name, f"is to be withdrawn and named several documents: give of {digests}"
         )
     elif not free or free[0].digest in in_sets:
-        held = "base documents" if found[0].role == Role.BASE else "an evaluation set"
+        held = "base documents" if entries[0].role == Role.BASE else "an evaluation set"
         job.problems.file(
             name,
             f"is to be withdrawn and stays in {held}, which is pinned: start a new chain (another "
@@ -100,5 +100,5 @@ def _heldout_without(
     return {"heldout": kept, "num_heldout": writer.num_documents}
 
 
-def _others(found: Iterable[StoredDocument], digests: set[str]) -> Iterator[StoredDocument]:
-    return (document for document in found if document.digest not in digests)
+def _others(stored: Iterable[StoredDocument], digests: set[str]) -> Iterator[StoredDocument]:
+    return (document for document in stored if document.digest not in digests)

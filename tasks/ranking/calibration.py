@@ -56,13 +56,13 @@ def estimate(groups: Groups, sampled: Bools, rows: Floats, controls: Floats) -> 
         rows: values on the sample, shape (m, n), about proportional to tokens and controls.
         controls: values on all groups, shape (K, G); K well below n - S.
     """
-    known = np.concatenate([_tokens_by_set(groups), controls])
-    inside = known[:, sampled]
+    auxiliary = np.concatenate([_tokens_by_set(groups), controls])
+    inside = auxiliary[:, sampled]
     expansion, unseen = _expansion(groups, sampled)
     # Residuals grow with the tokens of a group, so its weight in the fit falls with them.
     weighted = inside * (expansion / groups.weight[sampled])
     slopes = np.linalg.pinv(weighted @ inside.T, rcond=1e-12, hermitian=True) @ weighted
-    calibrated = expansion + (known.sum(axis=1) - inside @ expansion) @ slopes
+    calibrated = expansion + (auxiliary.sum(axis=1) - inside @ expansion) @ slopes
     residuals = rows - (rows @ slopes.T) @ inside
     # A group that pulls the fit towards itself leaves too small a residual (HC3, the jackknife).
     leverage = np.minimum((inside * slopes).sum(axis=0), _MOST_LEVERAGE)
@@ -70,7 +70,7 @@ def estimate(groups: Groups, sampled: Bools, rows: Floats, controls: Floats) -> 
     return Estimate(
         rows @ calibrated,
         np.sqrt(np.square(residuals) @ spread),
-        int(sampled.sum()) - len(known),
+        int(sampled.sum()) - len(auxiliary),
     )
 
 

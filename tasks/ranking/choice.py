@@ -72,9 +72,9 @@ def _front(first: Floats, second: Floats) -> Bools:
     x, y = first[order], second[order]
     starts = np.searchsorted(x, x, side="left")
     before = np.concatenate([[np.inf], np.minimum.accumulate(y)])[starts]
-    found = np.empty(len(order), dtype=bool)
-    found[order] = (y < before) & (y == y[starts])
-    return found
+    is_front = np.empty(len(order), dtype=bool)
+    is_front[order] = (y < before) & (y == y[starts])
+    return is_front
 
 
 def most_conflicting(losses: Losses) -> tuple[str, str] | None:
@@ -94,13 +94,13 @@ def most_conflicting(losses: Losses) -> tuple[str, str] | None:
 def set_number(losses: Losses, name: str) -> int:
     """The number of a set. Raises ValueError where there is no such set."""
     if name not in losses.sets:
-        known = ", ".join(map(repr, sorted(losses.sets)))
-        raise ValueError(f"there is no evaluation set {name!r}; there are {known}")
+        names = ", ".join(map(repr, sorted(losses.sets)))
+        raise ValueError(f"there is no evaluation set {name!r}; there are {names}")
     return losses.sets.index(name)
 
 
-def _bits(losses: Losses, place: int) -> Floats:
-    return losses.nll[:, place] / (losses.counts[place].num_bytes * math.log(2))
+def _bits(losses: Losses, number: int) -> Floats:
+    return losses.nll[:, number] / (losses.counts[number].num_bytes * math.log(2))
 
 
 # The best of each size ----------------------------------------------------------------------------
@@ -128,11 +128,11 @@ def _best(losses: Losses, number: Mapping[str, int], ranking: "pd.DataFrame") ->
     ranking = ranking.sort_values(["k", "loss", "mixture"], kind="stable")
     by_size = ranking.groupby("k")
     near = by_size.head(CLOSEST + 1)
-    places = np.array([number[mixture] for mixture in near["mixture"]], dtype=np.int64)
-    best = near.assign(place=places).groupby("k")["place"].transform("first")
+    numbers = np.array([number[mixture] for mixture in near["mixture"]], dtype=np.int64)
+    best = near.assign(place=numbers).groupby("k")["place"].transform("first")
     sets = set_numbers(losses, str(ranking["objective"].iloc[0]))
     behind = near["loss"] - near.groupby("k")["loss"].transform("first")
-    margin = Z * np.sqrt(paired_variances(losses, sets, places, best.to_numpy(dtype=np.int64)))
+    margin = Z * np.sqrt(paired_variances(losses, sets, numbers, best.to_numpy(dtype=np.int64)))
     tied = (behind == 0) | (behind <= margin)
     count = tied.groupby(near["k"]).sum() - 1
     first = by_size.head(1)

@@ -39,9 +39,9 @@ class _Pair(NamedTuple):
 
     first: str
     second: str
-    one: int
-    other: int
-    both: int
+    first_number: int
+    second_number: int
+    merged_number: int
 
 
 def complementarity(losses: Losses, members: "pd.DataFrame", objective: str) -> "pd.DataFrame":
@@ -75,23 +75,22 @@ def _gains(losses: Losses, pairs: list[_Pair], objective: str) -> "pd.DataFrame"
     import pandas as pd
 
     sets = set_numbers(losses, objective)
-    pairs = [pair for pair in pairs if pair.both >= 0]
-    one, other, both = (
-        np.array([pair[place] for pair in pairs], dtype=np.int64) for place in (2, 3, 4)
-    )
+    pairs = [pair for pair in pairs if pair.merged_number >= 0]
+    numbers = [(pair.first_number, pair.second_number, pair.merged_number) for pair in pairs]
+    first, second, merged = np.array(numbers, dtype=np.int64).reshape(-1, 3).T
     tokens = [losses.counts[number].num_tokens for number in sets]
     loss = (losses.nll[:, sets] / tokens).mean(axis=1)
-    better = np.where(loss[one] <= loss[other], one, other)
-    margin = Z * np.sqrt(paired_variances(losses, sets, better, both))
-    gain = loss[better] - loss[both]
+    better = np.where(loss[first] <= loss[second], first, second)
+    margin = Z * np.sqrt(paired_variances(losses, sets, better, merged))
+    gain = loss[better] - loss[merged]
     table = pd.DataFrame(
         {
             "objective": pd.Series([objective] * len(pairs), dtype=object),
             "first": pd.Series([pair.first for pair in pairs], dtype=object),
             "second": pd.Series([pair.second for pair in pairs], dtype=object),
-            "loss_first": loss[one],
-            "loss_second": loss[other],
-            "loss_both": loss[both],
+            "loss_first": loss[first],
+            "loss_second": loss[second],
+            "loss_both": loss[merged],
             "complementarity": gain,
             "low": gain - margin,
             "high": gain + margin,
@@ -131,8 +130,8 @@ def near_duplicates(
     domain = {name: name for name in members["partition"].unique()} | dict(domains)
     pairs = [p for p in _pairs(losses, members) if domain[p.first] != domain[p.second]]
     distance = _distances(losses, pairs)
-    known = np.isfinite(distance)
-    if len(losses.sets) < FEWEST_SETS or known.sum() < FEWEST_USUAL:
+    is_known = np.isfinite(distance)
+    if len(losses.sets) < FEWEST_SETS or is_known.sum() < FEWEST_USUAL:
         return pd.DataFrame(columns=columns)
     mean = (losses.nll / [counts.num_tokens for counts in losses.counts]).mean(axis=1)
     table = pd.DataFrame(
@@ -140,8 +139,10 @@ def near_duplicates(
             "first": [pair.first for pair in pairs],
             "second": [pair.second for pair in pairs],
             "distance": distance,
-            "usual": np.median(distance[known]),
-            "drop": [p.first if mean[p.one] > mean[p.other] else p.second for p in pairs],
+            "usual": np.median(distance[is_known]),
+            "drop": [
+                p.first if mean[p.first_number] > mean[p.second_number] else p.second for p in pairs
+            ],
         }
     )
     merged = _gains(losses, pairs, MACRO_MEAN)
@@ -150,8 +151,8 @@ def near_duplicates(
     gain = table["complementarity"].abs()
     alike = gain.isna() | (gain <= ALIKE * gain.median())
     alike |= (table["low"] <= 0) & (table["high"] >= 0)
-    found = table[alike & (table["distance"] <= ALIKE * table["usual"])]
-    return found[columns].sort_values(["distance", "first", "second"], ignore_index=True)
+    duplicates = table[alike & (table["distance"] <= ALIKE * table["usual"])]
+    return duplicates[columns].sort_values(["distance", "first", "second"], ignore_index=True)
 
 
 def duplicate_words(duplicates: "pd.DataFrame", effects: "pd.DataFrame") -> Iterator[str]:
@@ -184,19 +185,19 @@ def _distances(losses: Losses, pairs: list[_Pair]) -> Floats:
     Two losses may be close on a whole set by chance, as the documents on which one model is better make
     up for the others; group by group they are not.
     """
-    numbers = sorted({number for pair in pairs for number in (pair.one, pair.other)})
-    place = {number: row for row, number in enumerate(numbers)}
-    one = np.array([place[pair.one] for pair in pairs], dtype=np.int64)
-    other = np.array([place[pair.other] for pair in pairs], dtype=np.int64)
+    numbers = sorted({n for pair in pairs for n in (pair.first_number, pair.second_number)})
+    row_of = {number: place for place, number in enumerate(numbers)}
+    first = np.array([row_of[pair.first_number] for pair in pairs], dtype=np.int64)
+    second = np.array([row_of[pair.second_number] for pair in pairs], dtype=np.int64)
     squares = np.zeros(len(pairs))
     for number, counts in enumerate(losses.counts):
-        known = counts.group_tokens > 0
+        has_text = counts.group_tokens > 0
         sums = losses.sums.take(number, np.array(numbers, dtype=np.int64))
-        loss = sums[:, known] / counts.group_tokens[known]
+        loss = sums[:, has_text] / counts.group_tokens[has_text]
         for start in range(0, len(pairs), BLOCK):
-            rows = slice(start, start + BLOCK)
+            block = slice(start, start + BLOCK)
             with np.errstate(invalid="ignore"):  # a model that diverged has no distance
-                squares[rows] += np.square(loss[one[rows]] - loss[other[rows]]).mean(axis=1)
+                squares[block] += np.square(loss[first[block]] - loss[second[block]]).mean(axis=1)
     return np.asarray(np.sqrt(squares / len(losses.counts)))
 
 
@@ -216,13 +217,13 @@ def _even(losses: Losses, members: "pd.DataFrame") -> dict[tuple[str, ...], int]
     held = members[(members["weight"] > 0).to_numpy()]
     sizes = held["mixture"].value_counts()
     few = held[held["mixture"].isin(sizes.index[sizes <= 2])]
-    parts: dict[str, list[tuple[str, float]]] = {}
+    weights_of: dict[str, list[tuple[str, float]]] = {}
     columns = (few[name] for name in ("mixture", "partition", "weight"))
     for mixture, partition, weight in zip(*columns, strict=True):
-        parts.setdefault(mixture, []).append((partition, weight))
-    found: dict[tuple[str, ...], int] = {}
-    for mixture, rows in sorted(parts.items()):
-        names, weights = zip(*sorted(rows), strict=True)
+        weights_of.setdefault(mixture, []).append((partition, weight))
+    numbers: dict[tuple[str, ...], int] = {}
+    for mixture, held_weights in sorted(weights_of.items()):
+        names, weights = zip(*sorted(held_weights), strict=True)
         if mixture in number and max(weights) - min(weights) < 1e-9:
-            found.setdefault(names, number[mixture])
-    return found
+            numbers.setdefault(names, number[mixture])
+    return numbers

@@ -40,7 +40,7 @@ def marginal_effects(
     for key, mixture in uniform.labels.items():
         for partition, smaller in uniform.without(key):
             values[partition].append(loss[mixture] - loss[smaller])
-    rows = [_effect(name, np.sort(np.array(found))) for name, found in values.items()]
+    rows = [_effect(name, np.sort(np.array(changes))) for name, changes in values.items()]
     columns = ["partition", "mean", "low", "high", "count", "values"]
     return pd.DataFrame(rows, columns=columns).sort_values("mean", kind="stable", ignore_index=True)
 
@@ -55,8 +55,8 @@ def _effect(partition: str, values: Floats) -> tuple[str, float, float, float, i
 def best_uniform(ranking: "pd.DataFrame", members: "pd.DataFrame") -> str | None:
     """The best mixture of a ``rank`` table that weighs its partitions alike; None if there is none."""
     uniform = set(_Uniform(members, ranking["mixture"].tolist()).labels.values())
-    found = ranking[ranking["mixture"].isin(uniform)].sort_values(["loss", "mixture"])["mixture"]
-    return None if found.empty else str(found.iloc[0])
+    labels = ranking[ranking["mixture"].isin(uniform)].sort_values(["loss", "mixture"])["mixture"]
+    return None if labels.empty else str(labels.iloc[0])
 
 
 def best_changes(ranking: "pd.DataFrame", members: "pd.DataFrame") -> "pd.DataFrame":

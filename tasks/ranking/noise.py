@@ -37,12 +37,12 @@ def variances_from(losses: Losses, sets: list[int], best: int) -> Floats:
     variances = np.zeros(len(losses.mixtures))
     for number in sets:
         nll = losses.nll[:, number]
-        one = slice(best, best + 1)
-        origin = _points(losses, number, nll[one], losses.sums.read(number, best, best + 1))
-        for rows, sums in losses.sums.blocks(number):
-            points = _points(losses, number, nll[rows], sums)
+        only_best = slice(best, best + 1)
+        origin = _points(losses, number, nll[only_best], losses.sums.read(number, best, best + 1))
+        for block, sums in losses.sums.blocks(number):
+            points = _points(losses, number, nll[block], sums)
             points -= origin
-            variances[rows] += np.square(points, out=points).sum(axis=1)
+            variances[block] += np.square(points, out=points).sum(axis=1)
     return variances / len(sets) ** 2
 
 
@@ -70,11 +70,11 @@ def paired_variances(losses: Losses, sets: list[int], first: Ints, second: Ints)
     variances = np.zeros(len(first))
     for number in sets:
         for start in range(0, len(first), BLOCK):
-            rows = slice(start, start + BLOCK)
-            one, other = (
+            block = slice(start, start + BLOCK)
+            points, partners = (
                 _points(losses, number, losses.nll[side, number], losses.sums.take(number, side))
-                for side in (first[rows], second[rows])
+                for side in (first[block], second[block])
             )
-            one -= other
-            variances[rows] += np.square(one, out=one).sum(axis=1)
+            points -= partners
+            variances[block] += np.square(points, out=points).sum(axis=1)
     return variances / len(sets) ** 2

@@ -140,7 +140,7 @@ class _Field:
             evaluated = self._evaluate_look(number) if number else self._open_race()
             self._evaluate_leaders(number)
             self._drop(number)
-            self._tell(number, evaluated)
+            self._note_look(number, evaluated)
         self._evaluate_whole(self._open)
         self._drop_singles()
         self.result.finalists = sorted(self._known)
@@ -151,15 +151,15 @@ class _Field:
     def _open_race(self) -> int:
         """Evaluate everybody on part 0, and the partition models, unless they are too many."""
         num_mixtures, num_members = self._shares.shape
-        wanted = num_members <= MOST_MEMBERS * num_mixtures
+        with_members = num_members <= MOST_MEMBERS * num_mixtures
         alone = (self._shares > 0).sum(axis=1) == 1
-        if wanted:
+        if with_members:
             self._open = np.flatnonzero(~alone)
         self._count(len(self._open) * self._text.look_tokens[0])
-        self._count(num_members * self._text.tokens if wanted else 0)
-        found = self._course.opening(self._open.tolist(), with_members=wanted)
-        self._seen, self._members = require(found)
-        for mixture in np.flatnonzero(alone & wanted).tolist():
+        self._count(num_members * self._text.tokens if with_members else 0)
+        losses = self._course.opening(self._open.tolist(), with_members=with_members)
+        self._seen, self._members = require(losses)
+        for mixture in np.flatnonzero(alone & with_members).tolist():
             self._single[mixture] = self._members[int(self._shares[mixture].argmax())]
         return len(self._open)
 
@@ -175,8 +175,8 @@ class _Field:
     def _evaluate_whole(self, mixtures: Ints) -> None:
         if len(mixtures):
             self._count(len(mixtures) * self._text.tokens)
-            rows = require(self._course.whole(mixtures.tolist()))
-            self._known |= dict(zip(mixtures.tolist(), rows, strict=True))
+            losses = require(self._course.whole(mixtures.tolist()))
+            self._known |= dict(zip(mixtures.tolist(), losses, strict=True))
             self._keep(~np.isin(self._open, mixtures))
 
     def _count(self, tokens: int) -> None:
@@ -240,7 +240,7 @@ class _Field:
             else:
                 self._known[mixture] = row
 
-    def _tell(self, number: int, evaluated: int) -> None:
+    def _note_look(self, number: int, evaluated: int) -> None:
         seen = (self._text.look >= 0) & (self._text.look <= number)
         dropped = sum(out.look == number for out in self.result.exits)
         left = len(self._open) + len(self._known)
@@ -248,9 +248,11 @@ class _Field:
 
     def _leaders(self, values: Floats) -> Ints:
         """The open ones among the best ``top`` of all, by what is known or else estimated."""
-        known = np.array(list(self._losses().values()))
-        order = np.argsort(np.concatenate([known, values]), kind="stable")[: self._config.top]
-        return self._open[np.sort(order[order >= len(known)] - len(known))]
+        known_losses = np.array(list(self._losses().values()))
+        order = np.argsort(np.concatenate([known_losses, values]), kind="stable")[
+            : self._config.top
+        ]
+        return self._open[np.sort(order[order >= len(known_losses)] - len(known_losses))]
 
     def _losses(self) -> dict[int, float]:
         return {i: float(row.sum()) for i, row in (self._known | self._single).items()}

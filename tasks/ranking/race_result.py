@@ -83,8 +83,8 @@ def in_words(result: RaceResult, top: int, confidence: float) -> Iterator[str]:
         )
         return
     steps = [
-        f"{one.dropped:,} of {one.evaluated:,} after {100 * one.share:.2g} % of the documents"
-        for one in result.rounds
+        f"{look.dropped:,} of {look.evaluated:,} after {100 * look.share:.2g} % of the documents"
+        for look in result.rounds
     ]
     exact = sum(out.look is None for out in result.exits)
     more = f", {exact:,} of a single partition by their exact losses" if exact else ""
@@ -119,7 +119,7 @@ def exits_frame(result: RaceResult, labels: Sequence[str]) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    shares = {one.look: one.share for one in result.rounds}
+    shares = {look.look: look.share for look in result.rounds}
     rows = [
         {
             "mixture": labels[out.mixture],

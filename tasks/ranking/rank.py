@@ -115,9 +115,9 @@ def losses_of_frame(losses: "Losses | pd.DataFrame", objective: str) -> Losses:
 
 
 def _unknown(objective: str, sets: Iterable[str]) -> ValueError:
-    known = ", ".join(map(repr, sorted(sets)))
+    names = ", ".join(map(repr, sorted(sets)))
     return ValueError(
-        f"no losses for the objective {objective!r}: give {MACRO_MEAN!r} or one of {known}"
+        f"no losses for the objective {objective!r}: give {MACRO_MEAN!r} or one of {names}"
     )
 
 

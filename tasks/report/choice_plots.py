@@ -123,9 +123,9 @@ def pairs_plot(pairs: "pd.DataFrame") -> Spec:
         pairs: ``first``, ``second``, ``complementarity`` in nats per token, one row per pair.
     """
     names = sorted({*pairs["first"], *pairs["second"]})
-    place = {name: number for number, name in enumerate(names)}
+    numbers = {name: number for number, name in enumerate(names)}
     value = pairs["complementarity"].round(5)
-    cells = pairs.assign(row=pairs["second"].map(place), column=pairs["first"].map(place))
+    cells = pairs.assign(row=pairs["second"].map(numbers), column=pairs["first"].map(numbers))
     most = float(value.abs().max()) or 1.0
     legend = {"orient": "bottom", "direction": "horizontal", "gradientLength": 220}
     color: Spec = {"field": "value", "type": "quantitative", "legend": {**legend, "format": "+~r"}}

@@ -78,8 +78,8 @@ class ReportData:
     @cached_property
     def duplicates(self) -> "pd.DataFrame":
         """``near_duplicates`` among the partitions of different domains."""
-        known = self.partitions.dropna(subset="domain")
-        domains = dict(zip(known["partition"], known["domain"], strict=True))
+        with_domain = self.partitions.dropna(subset="domain")
+        domains = dict(zip(with_domain["partition"], with_domain["domain"], strict=True))
         return near_duplicates(self.losses, self.members, domains)
 
     @cached_property
@@ -92,22 +92,24 @@ class ReportData:
 
         After a race those are missing that speak of all mixtures.
         """
-        found = {name: getattr(self, name) for name in ("partitions", "sets", "cost")}
+        frames = {name: getattr(self, name) for name in ("partitions", "sets", "cost")}
         if self.race is None:
-            found |= {name: getattr(self, name) for name in ("effects", "sizes", "complementarity")}
-            found["near-duplicates"] = self.duplicates
+            frames |= {
+                name: getattr(self, name) for name in ("effects", "sizes", "complementarity")
+            }
+            frames["near-duplicates"] = self.duplicates
             if self.plane_sets is not None:
-                found["pareto"] = pareto(self.losses, self.members, *self.plane_sets)
+                frames["pareto"] = pareto(self.losses, self.members, *self.plane_sets)
         else:
-            found["screened"] = self.race.exits
+            frames["screened"] = self.race.exits
         if self.validation is not None:
-            found |= {"validation": self.validation.table, "references": self.validation.pairs}
-            found["validation-barriers"] = self.validation.barriers
+            frames |= {"validation": self.validation.table, "references": self.validation.pairs}
+            frames["validation-barriers"] = self.validation.barriers
             if self.validation.noise is not None:
-                found["validation-noise"] = self.validation.noise
+                frames["validation-noise"] = self.validation.noise
         if self.search is not None:
-            found |= {f"search-{name}": getattr(self.search, name) for name in SEARCH_TABLES}
-        return found
+            frames |= {f"search-{name}": getattr(self.search, name) for name in SEARCH_TABLES}
+        return frames
 
 
 SEARCH_TABLES = ("surrogates", "trace", "best")

@@ -64,20 +64,20 @@ class Picture(NamedTuple):
     @classmethod
     def of(cls, spec: Spec) -> "Picture":
         light, dark = svg_pair(spec)
-        found = re.search(r'width="(\d+)', light)
-        assert found, "an SVG from Vega states its width"
-        return cls(_address(light), _address(dark), int(found[1]))
+        stated = re.search(r'width="(\d+)', light)
+        assert stated, "an SVG from Vega states its width"
+        return cls(_address(light), _address(dark), int(stated[1]))
 
 
 def _address(text: str) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode()
 
 
-def _objective(place: int, named: "tuple[str, pd.DataFrame]") -> dict[str, Any]:
+def _objective(number: int, named: "tuple[str, pd.DataFrame]") -> dict[str, Any]:
     """What the page says of one objective; ``key`` names its plot and its table."""
     name, ranking = named
     return {
-        "key": f"ranking-{place}" if place else "ranking",
+        "key": f"ranking-{number}" if number else "ranking",
         "name": name,
         "best": ranking["mixture"].iloc[0],
         "tied": int(ranking["tied"].sum()) - 1,
@@ -95,7 +95,7 @@ def _headline(data: "ReportData") -> dict[str, Any]:
         "bits": readable.number(4)(best["bits_per_byte"]),
         "tied": int(macro["tied"].sum()) - 1,
         "next": None,
-        "found": _found(data.search),
+        "found": _best_found(data.search),
     }
     if not behind.empty:
         other = behind.iloc[0]
@@ -106,7 +106,7 @@ def _headline(data: "ReportData") -> dict[str, Any]:
     return words
 
 
-def _found(search: "SearchResult | None") -> dict[str, str] | None:
+def _best_found(search: "SearchResult | None") -> dict[str, str] | None:
     """The best mixture of a search; None where there is none."""
     if search is None or search.best.empty:
         return None
@@ -138,8 +138,8 @@ def _tables(data: "ReportData") -> dict[str, tables.Table]:
         "sets": tables.table_of(sets, tables.SETS, data.sets["domain"].isna()),
         "cost": tables.table_of(data.cost, tables.present_columns(tables.COST, data.cost)),
     }
-    for place, ranking in enumerate(data.rankings.values()):
-        shown[_key("ranking", place)] = tables.ranking_table(ranking.head(RANKED))
+    for number, ranking in enumerate(data.rankings.values()):
+        shown[_key("ranking", number)] = tables.ranking_table(ranking.head(RANKED))
     if data.race is None:
         shown |= _tables_of_all(data)
     if data.validation is not None:
@@ -149,9 +149,9 @@ def _tables(data: "ReportData") -> dict[str, tables.Table]:
     return shown
 
 
-def _key(stem: str, place: int) -> str:
+def _key(stem: str, number: int) -> str:
     """The name of an objective's plot or table: the macro mean's has no number."""
-    return f"{stem}-{place}" if place else stem
+    return f"{stem}-{number}" if number else stem
 
 
 def _tables_of_all(data: "ReportData") -> dict[str, tables.Table]:
@@ -159,9 +159,9 @@ def _tables_of_all(data: "ReportData") -> dict[str, tables.Table]:
     effects = data.effects
     effects = effects.assign(spread=list(map(readable.interval, effects["low"], effects["high"])))
     shown = {"effects": tables.table_of(effects, tables.EFFECTS)}
-    for place, objective in enumerate(data.rankings):
+    for number, objective in enumerate(data.rankings):
         best = data.sizes[data.sizes["objective"] == objective]
-        shown[_key("sizes", place)] = tables.sizes_table(best)
+        shown[_key("sizes", number)] = tables.sizes_table(best)
     frames = data.frames()
     if data.plane_sets is not None:
         front = frames["pareto"].head(MOST_ROWS)
@@ -186,11 +186,11 @@ def _trust_tables(trust: "Trust") -> dict[str, tables.Table]:
     return shown
 
 
-def _search_tables(found: "SearchResult") -> dict[str, tables.Table]:
-    surrogates = found.surrogates
+def _search_tables(search: "SearchResult") -> dict[str, tables.Table]:
+    surrogates = search.surrogates
     return {
         "surrogates": tables.table_of(surrogates, tables.SURROGATES, surrogates["chosen"]),
-        "search": tables.table_of(found.best, tables.search_columns(found.best)),
+        "search": tables.table_of(search.best, tables.search_columns(search.best)),
     }
 
 

@@ -72,18 +72,18 @@ def heat_map(losses: Losses, members: "pd.DataFrame", ranking: "pd.DataFrame") -
     To its left, which partitions each mixture holds. Rows are in the order of ``ranking``.
     """
     order = heat_order(ranking)
-    sets, parts = sorted(losses.sets), sorted(set(members["partition"].tolist()))
+    sets, partitions = sorted(losses.sets), sorted(set(members["partition"].tolist()))
     step = max(3, min(18, 900 // len(order)))
     panels = [_loss_panel(losses, order, sets)]
-    if len(parts) <= HEAT_PARTITIONS:
-        panels.insert(0, _member_panel(members, order, parts))
+    if len(partitions) <= HEAT_PARTITIONS:
+        panels.insert(0, _member_panel(members, order, partitions))
     for panel in panels:
         panel["height"] = {"step": step}
         panel["encoding"]["y"] = {"field": "row", "type": "ordinal", "axis": None}
     padding = room([*(order if step >= 12 else []), " " * 20]) | {"top": 20}
     if step >= 12:
         panels[0]["encoding"]["y"] = by_name("row", "mixtures", ticks=False, domain=False)
-    names = {"partitions": parts, "sets": sets}
+    names = {"partitions": partitions, "sets": sets}
     params = [names_param(name, values, 24) for name, values in names.items()]
     params.append(names_param("mixtures", order))
     return {"params": params, "padding": padding, "hconcat": panels, "spacing": 12}
@@ -92,7 +92,7 @@ def heat_map(losses: Losses, members: "pd.DataFrame", ranking: "pd.DataFrame") -
 _ON_TOP = {"orient": "top", "labelAngle": -55, "domain": False, "ticks": False, "titlePadding": 25}
 
 
-def _numbered(frame: "pd.DataFrame", order: list[str], column: str, names: list[str]) -> Spec:
+def _by_number(frame: "pd.DataFrame", order: list[str], column: str, names: list[str]) -> Spec:
     """The rows of mixtures in ``order`` as data, mixtures and ``column`` by number."""
     row = {mixture: place for place, mixture in enumerate(order)}
     place = {name: place for place, name in enumerate(names)}
@@ -105,7 +105,7 @@ def _member_panel(members: "pd.DataFrame", order: list[str], partitions: list[st
     inside = members[members["weight"] > 0][["mixture", "partition"]]
     x = by_name("column", "partitions", "partitions in the mixture", **_ON_TOP)
     return {
-        "data": _numbered(inside, order, "partition", partitions),
+        "data": _by_number(inside, order, "partition", partitions),
         "width": {"step": 16},
         "mark": {"type": "rect", "style": "member", "opacity": 0.7},
         "encoding": {"x": x},
@@ -123,7 +123,7 @@ def _loss_panel(losses: Losses, order: list[str], sets: list[str]) -> Spec:
     color |= {"title": "perplexity above the set’s best, %", "legend": legend}
     x = by_name("column", "sets", "evaluation sets", **_ON_TOP)
     return {
-        "data": _numbered(rows, order, "evaluation_set", sets),
+        "data": _by_number(rows, order, "evaluation_set", sets),
         "width": {"step": 30 if len(sets) <= 14 else 18},
         "mark": "rect",
         "encoding": {"x": x, "color": color},
@@ -154,11 +154,11 @@ def effects_plot(effects: "pd.DataFrame") -> Spec:
     """Mean and spread of what each partition does to the loss, over ``marginal_effects``' pairs."""
     import pandas as pd
 
-    known = effects[effects["count"] > 0]
-    if len(known) > EFFECTS:
-        known = pd.concat([known.head(EFFECTS // 2), known.tail(EFFECTS // 2)])
-    known = known.assign(row=range(len(known)))
-    pairs = evenly(known[["row", "values"]].explode("values"), POINTS)
+    measured = effects[effects["count"] > 0]
+    if len(measured) > EFFECTS:
+        measured = pd.concat([measured.head(EFFECTS // 2), measured.tail(EFFECTS // 2)])
+    measured = measured.assign(row=range(len(measured)))
+    pairs = evenly(measured[["row", "values"]].explode("values"), POINTS)
     x: Spec = {
         "type": "quantitative",
         "title": "change of loss, nats per token: left of 0 it helps",
@@ -169,9 +169,9 @@ def effects_plot(effects: "pd.DataFrame") -> Spec:
     point = {"type": "point", "style": "strong", "filled": True, "size": 90, "opacity": 1}
     tick = {"type": "tick", "style": "weak", "opacity": 0.3, "thickness": 1}
     return {
-        "params": [names_param("partitions", known["partition"])],
-        "padding": room(known["partition"]),
-        "data": values_of(known[["row", "mean", "low", "high"]]),
+        "params": [names_param("partitions", measured["partition"])],
+        "padding": room(measured["partition"]),
+        "data": values_of(measured[["row", "mean", "low", "high"]]),
         "width": WIDTH + 100,
         "height": {"step": 22},
         "encoding": {"y": by_name("row", "partitions")},

@@ -60,9 +60,9 @@ NOISE: Columns = {
 
 def sizes_of(table: "pd.DataFrame") -> list[str]:
     """Values of ``k`` in their order: numbers, then within and pooled."""
-    known = set(table["k"])
-    numbers = sorted((k for k in known if k not in {WITHIN, POOLED}), key=int)
-    return [*numbers, *(k for k in (WITHIN, POOLED) if k in known)]
+    sizes = set(table["k"])
+    numbers = sorted((k for k in sizes if k not in {WITHIN, POOLED}), key=int)
+    return [*numbers, *(k for k in (WITHIN, POOLED) if k in sizes)]
 
 
 def predictors_table(table: "pd.DataFrame") -> Table:
@@ -84,8 +84,8 @@ def sets_table(table: "pd.DataFrame") -> Table:
     chosen = table[table["evaluation_set"] != MACRO_MEAN]
     sizes = sizes_of(table)
     rows = []
-    for (name, scope), part in chosen.groupby(["evaluation_set", "scope"], sort=True):
-        proxy, single = (part[part["predictor"] == by] for by in (PROXY, "individual"))
+    for (name, scope), of_set in chosen.groupby(["evaluation_set", "scope"], sort=True):
+        proxy, single = (of_set[of_set["predictor"] == by] for by in (PROXY, "individual"))
         cells = [*_cells(proxy, sizes), *_cells(single, [WITHIN])]
         rows.append([str(name), SCOPES[str(scope)], *cells])
     heads = ["evaluation set", "mixtures", *(_head(None, k) for k in sizes)]

@@ -59,10 +59,10 @@ def trace_of(search: Search) -> "pd.DataFrame":
     return pd.DataFrame(
         {
             "evaluation": np.arange(1, len(search.tried) + 1),
-            "round": [one.round for one in search.tried],
-            "mixture": [one.judged.label for one in search.tried],
-            "proposed_by": [one.proposed_by for one in search.tried],
-            "predicted": [one.predicted for one in search.tried],
+            "round": [tried.round for tried in search.tried],
+            "mixture": [tried.judged.label for tried in search.tried],
+            "proposed_by": [tried.proposed_by for tried in search.tried],
+            "predicted": [tried.predicted for tried in search.tried],
             "objective": objective,
             "best": np.where(np.isfinite(best), best, np.nan),
             "feasible": feasible,
@@ -88,15 +88,15 @@ def compared(search: Search) -> "pd.DataFrame":
         return pd.DataFrame(columns=[*COLUMNS, "chosen", "share"])
     sets, rules = search.objective.sets, search.rules
     losses = dict(zip(sets, search.losses.T, strict=True))
-    found = cross_validate(search.weights, losses, rules.surrogates, seed=rules.seed)
-    search.notes += [note for note in found.notes if note not in search.notes]
-    chosen = choose(found.table, search.objective.shares_by_set)
-    shares = found.table["target"].map(search.objective.shares_by_set)
-    return found.table.assign(chosen=found.table["surrogate"] == chosen, share=shares)
+    validation = cross_validate(search.weights, losses, rules.surrogates, seed=rules.seed)
+    search.notes += [note for note in validation.notes if note not in search.notes]
+    chosen = choose(validation.table, search.objective.shares_by_set)
+    shares = validation.table["target"].map(search.objective.shares_by_set)
+    return validation.table.assign(chosen=validation.table["surrogate"] == chosen, share=shares)
 
 
 def _answer(search: Search, trace: "pd.DataFrame") -> Iterator[str]:
-    yield _evaluated(search)
+    yield _evaluated_sentence(search)
     kept = trace[trace["feasible"]]
     if kept.empty:
         excess = search.objective.excess(search.losses, search.base)
@@ -114,7 +114,7 @@ def _answer(search: Search, trace: "pd.DataFrame") -> Iterator[str]:
     )
 
 
-def _evaluated(search: Search) -> str:
+def _evaluated_sentence(search: Search) -> str:
     number, whole = len(search.tried), num_possible(search.feasible)
     is_bound = search.feasible.listed() is None and bool(search.feasible.rules.limits)
     share = f" ({100 * number / whole:.3g} %)" if whole < 10**6 and not is_bound else ""
@@ -126,7 +126,7 @@ def _end(search: Search) -> Iterator[str]:
     """Why the budget was not spent, where it was not."""
     if not search.left:
         return
-    started = sum(one.proposed_by == START for one in search.tried)
+    started = sum(tried.proposed_by == START for tried in search.tried)
     why = "no other mixture that the constraints allow was found"
     if len(search.tried) < FEWEST_ROWS and started == search.rules.start:
         why = f"surrogates need {FEWEST_ROWS} evaluated mixtures, so raise search.start"
@@ -229,15 +229,15 @@ def _binding(search: Search, number: int) -> Iterator[str]:
 def _descents(
     search: Search, trace: "pd.DataFrame", landings: Sequence[Mixture], price: float
 ) -> Iterator[str]:
-    rows = {one.mixture: number for number, one in enumerate(search.tried)}
-    known = [rows[mixture] for mixture in landings if mixture in rows]
-    if not known:
+    rows = {tried.mixture: number for number, tried in enumerate(search.tried)}
+    landed_rows = [rows[mixture] for mixture in landings if mixture in rows]
+    if not landed_rows:
         return
-    landed = trace.iloc[_lowest(trace.iloc[known])]
-    others = trace.drop(index=known)
+    landed = trace.iloc[_lowest(trace.iloc[landed_rows])]
+    others = trace.drop(index=landed_rows)
     yield (
-        f"Descent through the merged model landed on {len(known)} different "
-        f"mixture{'s' if len(known) > 1 else ''}; the best is {landed['mixture']}, "
+        f"Descent through the merged model landed on {len(landed_rows)} different "
+        f"mixture{'s' if len(landed_rows) > 1 else ''}; the best is {landed['mixture']}, "
         f"{_value(search, landed)}{'' if landed['feasible'] else ' (it breaks a cap)'}, "
         f"number {1 + int((trace['objective'] < landed['objective']).sum())} of {len(trace):,}. "
         f"It cost as much as {price:,.0f} evaluations."

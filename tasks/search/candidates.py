@@ -21,14 +21,14 @@ _STEP = 1e-5  # of a weight, to measure a slope
 
 
 def candidates(
-    feasible: Feasible, best: Floats, expected: Forecast, generator: np.random.Generator
+    feasible: Feasible, best: Floats, forecast: Forecast, generator: np.random.Generator
 ) -> Ints:
     """Distinct allowed parts (n, p) that were not evaluated.
 
     Args:
         feasible: what is allowed.
         best: the evaluated weights, the best first, shape (n, p).
-        expected: of the chosen surrogate.
+        forecast: of the chosen surrogate.
         generator: its state decides every random draw.
     """
     pool = feasible.listed()
@@ -37,9 +37,9 @@ def candidates(
         pools = [sample(feasible, generator, _RANDOM)]
         pools += [moves(feasible, parts, generator, _STEPS) for parts in good]
         starts = [*good[:2], *pools[0][:3]]
-        if expected.smooth and not feasible.config.even:
-            starts += [_slid(feasible, parts, expected) for parts in starts]
-        pools += [_climbed(feasible, parts, expected, generator) for parts in starts]
+        if forecast.smooth and not feasible.config.even:
+            starts += [_slid(feasible, parts, forecast) for parts in starts]
+        pools += [_climbed(feasible, parts, forecast, generator) for parts in starts]
         pool = distinct(np.vstack(pools))
     return pool[~_evaluated(feasible, pool, best)]
 
@@ -47,35 +47,35 @@ def candidates(
 def _evaluated(feasible: Feasible, pool: Ints, weights: Floats) -> Bools:
     """Which rows of ``pool`` (n, p) are among the evaluated ``weights`` (m, p); shape (n,)."""
     # Two different mixtures of a resolution up to 1,000 are 2e-6 apart or more, equal ones 1e-15.
-    known = {row.tobytes() for row in np.rint(weights * 1e8).astype(np.int64)}
+    evaluated = {row.tobytes() for row in np.rint(weights * 1e8).astype(np.int64)}
     rows = np.rint(feasible.weights(pool) * 1e8).astype(np.int64)
-    return np.array([row.tobytes() in known for row in rows], dtype=bool)
+    return np.array([row.tobytes() in evaluated for row in rows], dtype=bool)
 
 
 def _climbed(
-    feasible: Feasible, parts: Ints, expected: Forecast, generator: np.random.Generator
+    feasible: Feasible, parts: Ints, forecast: Forecast, generator: np.random.Generator
 ) -> Ints:
     """Step by step to what is expected to be best; the last place and all places one step from it."""
     for _ in range(_CLIMBS):
         near = np.vstack([parts[None], moves(feasible, parts, generator, _STEPS)])
         weights = feasible.weights(near)
-        best = int(expected.order(weights, expected.losses(weights))[0])
+        best = int(forecast.order(weights, forecast.losses(weights))[0])
         if not best:
             break
         parts = near[best]
     return near
 
 
-def _slid(feasible: Feasible, parts: Ints, expected: Forecast) -> Ints:
+def _slid(feasible: Feasible, parts: Ints, forecast: Forecast) -> Ints:
     """The allowed parts nearest to where a descent (SLSQP) on the surrogate ends."""
     from scipy.optimize import Bounds, LinearConstraint, minimize
 
     def value(weights: Floats) -> float:
-        return float(expected.slope_values(weights[None])[0])
+        return float(forecast.slope_values(weights[None])[0])
 
     def slope(weights: Floats) -> Floats:
         near = np.vstack([weights, weights + _STEP * np.eye(len(weights))])
-        values = expected.slope_values(near)
+        values = forecast.slope_values(near)
         found: Floats = (values[1:] - values[0]) / _STEP
         return found
 

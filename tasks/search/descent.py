@@ -81,32 +81,32 @@ def build(
     """
     models, sets = (_numbered(inputs, what) for what in (MODELS, SETS))
     device = choose_device(workspace.runtime)
-    hill = MergedLoss(models, workspace.runtime.pool_gigabytes, device)
-    text = StepWindows(list(map(load_windows, sets.values())), config, device, hill)
+    loss = MergedLoss(models, workspace.runtime.pool_gigabytes, device)
+    text = StepWindows(list(map(load_windows, sets.values())), config, device, loss)
     shares = _unit_shares(config.units, len(models))
     landings = []
     for number, start in enumerate(_starts(config)):
 
         def slope(weights: Floats, step: int, number: int = number) -> tuple[float, Floats]:
             done = number * config.steps + step + 1
-            value, gradient = hill(weights @ shares, text.of_step(step))
+            value, gradient = loss(weights @ shares, text.of_step(step))
             workspace.progress(done, config.starts * config.steps, "steps")
             return value, shares @ gradient
 
         landings.append(descend(slope, start, config.steps, config.rate))
-    workspace.meter.add(tokens=hill.tokens, flops=hill.flops)
-    found = {
+    workspace.meter.add(tokens=loss.tokens, flops=loss.flops)
+    ends = {
         "weights": [landing.weights.tolist() for landing in landings],
         "values": [landing.values for landing in landings],
     }
-    (output / "descent.json").write_text(json.dumps(found))
-    return {"forward_tokens": hill.tokens, "last": [landing.values[-1] for landing in landings]}
+    (output / "descent.json").write_text(json.dumps(ends))
+    return {"forward_tokens": loss.tokens, "last": [landing.values[-1] for landing in landings]}
 
 
 def load_descents(folder: Path) -> list[Descent]:
     """Where the descents of an artifact ended, one for each starting point."""
-    found = json.loads((folder / "descent.json").read_bytes())
-    pairs = zip(found["weights"], found["values"], strict=True)
+    ends = json.loads((folder / "descent.json").read_bytes())
+    pairs = zip(ends["weights"], ends["values"], strict=True)
     return [Descent(np.array(weights), values) for weights, values in pairs]
 
 
@@ -191,7 +191,7 @@ class StepWindows:
         share of the mean of bits per byte."""
         generator = np.random.default_rng([self._config.seed, step])
         room = min(default_batch(self._device), MOST_TOKENS)
-        found = []
+        prepared_sets = []
         for windows, weight in zip(self._sets, self._weights, strict=True):
             sample = _sample(windows, self._config.tokens / len(self._sets), generator)
             scored = int((sample.length - sample.first).sum())
@@ -199,8 +199,8 @@ class StepWindows:
             per_byte = windows.num_tokens.sum() / windows.num_bytes.sum() / math.log(2)
             if weight > 0:
                 prepared = token_batches(sample, room, self._device)
-                found.append((float(weight * per_byte / scored), prepared))
-        return found
+                prepared_sets.append((float(weight * per_byte / scored), prepared))
+        return prepared_sets
 
 
 def _sample(windows: Windows, tokens: float, generator: np.random.Generator) -> Windows:

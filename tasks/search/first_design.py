@@ -31,7 +31,7 @@ def first_design(feasible: Feasible, count: int, generator: np.random.Generator)
     )[:count]
     if len(chosen) < count:
         pool = _pool(feasible, count, generator)
-        spread = _spread(feasible, chosen, pool, count)
+        spread = _farthest(feasible, chosen, pool, count)
         chosen = np.vstack([chosen, spread])
     return [feasible.mixture(parts) for parts in chosen]
 
@@ -46,20 +46,20 @@ def _pool(feasible: Feasible, count: int, generator: np.random.Generator) -> Int
     return np.vstack(by_size)
 
 
-def _spread(feasible: Feasible, chosen: Ints, pool: Ints, count: int) -> Ints:
+def _farthest(feasible: Feasible, chosen: Ints, pool: Ints, count: int) -> Ints:
     """Rows of ``pool`` to make ``chosen`` up to ``count``, each the farthest from all before it."""
     weights, taken = feasible.weights(pool), feasible.weights(chosen)
     distance = np.min([np.abs(weights - row).sum(axis=1) for row in taken], axis=0)
     members, seen = (pool > 0).sum(axis=1), np.bincount((chosen > 0).sum(axis=1), minlength=99)
-    found: list[int] = []
-    while len(chosen) + len(found) < count and (distance > 0).any():
-        wanted = distance > 0
+    added: list[int] = []
+    while len(chosen) + len(added) < count and (distance > 0).any():
+        eligible = distance > 0
         if feasible.config.even:
-            rarest = min(np.unique(members[wanted]).tolist(), key=seen.__getitem__)
-            wanted &= members == rarest
-        best = int(np.argmax(np.where(wanted, distance, -1.0)))
-        found.append(best)
+            rarest = min(np.unique(members[eligible]).tolist(), key=seen.__getitem__)
+            eligible &= members == rarest
+        best = int(np.argmax(np.where(eligible, distance, -1.0)))
+        added.append(best)
         seen[members[best]] += 1
         distance = np.minimum(distance, np.abs(weights - weights[best]).sum(axis=1))
         distance[best] = 0
-    return pool[found]
+    return pool[added]

@@ -49,8 +49,8 @@ class Forecast:
         weights = np.maximum(weights, 0)  # an optimiser may step a hair outside
         losses = self.losses(weights)
         above = np.maximum(self._objective.excess(losses, self._base), 0)
-        found: Floats = self.values(weights, losses) + _STEEP * above
-        return found
+        values: Floats = self.values(weights, losses) + _STEEP * above
+        return values
 
     def doubt(self, weights: Floats) -> Floats | None:
         """Standard deviation of the objective; None where the surrogates tell none.
@@ -60,5 +60,5 @@ class Forecast:
         stds = [m.predict_std(weights) for m in self._models if isinstance(m, GaussianProcess)]
         if len(stds) < len(self._models):
             return None
-        found: Floats = np.stack(stds, axis=1) @ self._objective.shares
-        return found
+        deviation: Floats = np.stack(stds, axis=1) @ self._objective.shares
+        return deviation

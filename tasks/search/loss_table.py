@@ -99,9 +99,9 @@ def read_frame(path: str) -> "pd.DataFrame":
     suffix = PurePosixPath(path).suffix.lower()
     if suffix not in {".csv", ".parquet", ".pq"}:
         raise ValueError(f"{path} is no table that can be read: give a .csv, .parquet or .pq file")
-    files, place = file_system(path)
+    files, inner_path = file_system(path)
     try:
-        with files.open(place, "rb") as opened:
+        with files.open(inner_path, "rb") as opened:
             return pd.read_csv(opened) if suffix == ".csv" else pd.read_parquet(opened)
     # What pandas and pyarrow raise for a file that they cannot parse is a ValueError.
     except (OSError, ValueError) as error:
@@ -154,8 +154,8 @@ def finite(numbers: "pd.DataFrame", notes: list[str]) -> "pd.DataFrame":
             f"{int((~kept).sum())} of {len(kept)} rows were left out, since a weight or a target in "
             f"them is not finite: the first is row {row + 1}, in column {column!r}."
         )
-    found: pd.DataFrame = numbers[kept]
-    return found
+    usable: pd.DataFrame = numbers[kept]
+    return usable
 
 
 def refuse_constant(numbers: "pd.DataFrame", targets: Sequence[str], taken: str) -> None:

@@ -75,10 +75,10 @@ class MergedLoss:
         self._other.sub_(self._merged.flat)
         sizes = [tensor.numel() for tensor in self._tensors]
         pairs = zip(torch.split(self._other, sizes), self._tensors, strict=True)
-        found = [
+        products = [
             way.double().dot(t.grad.flatten().double()) for way, t in pairs if t.grad is not None
         ]
-        return float(torch.stack(found).sum())
+        return float(torch.stack(products).sum())
 
     def _count(self, batch: TokenBatch) -> None:
         rows, length = batch.inputs.shape

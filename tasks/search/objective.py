@@ -84,10 +84,10 @@ class Objective:
         """
         from scipy.special import rel_entr
 
-        found: Floats = losses @ self.shares
+        values: Floats = losses @ self.shares
         if self.config.pull:
-            found = found + self.config.pull * rel_entr(weights, self._prior).sum(axis=1)
-        return found
+            values = values + self.config.pull * rel_entr(weights, self._prior).sum(axis=1)
+        return values
 
     def excess(self, losses: Floats, base: Floats | None) -> Floats:
         """By how many bits per byte the worst set lies above its cap; at most 0 where all hold.
@@ -126,10 +126,10 @@ def _normalised(weights: Mapping[str, float], names: Sequence[str], where: str) 
             raise unknown_name_error(name, where, names)
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"{where}: {name!r} has {weight}; give a finite number >= 0")
-    found = np.array([weights.get(name, 0.0) for name in names])
-    if not found.sum():
+    array = np.array([weights.get(name, 0.0) for name in names])
+    if not array.sum():
         raise ValueError(f"{where} sum to zero: give one of {list(names)} more than that")
-    shares: Floats = found / found.sum()
+    shares: Floats = array / array.sum()
     return shares
 
 

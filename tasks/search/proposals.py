@@ -98,10 +98,10 @@ def propose(
     usable = [chosen, *(name for name in names if name in set(table["surrogate"]) - {chosen})]
     models = {name: fit(name, weights, by_set) for name in usable}
     notes += dict.fromkeys(note for model in models[chosen].values() for note in model.notes)
-    expected = {name: Forecast(models[name], objective, base) for name in usable}
-    order = expected[chosen].order(weights, losses)
-    pool = candidates(feasible, weights[order], expected[chosen], generator)
-    made = _picked(feasible, pool, expected, count)
+    forecasts = {name: Forecast(models[name], objective, base) for name in usable}
+    order = forecasts[chosen].order(weights, losses)
+    pool = candidates(feasible, weights[order], forecasts[chosen], generator)
+    made = _picked(feasible, pool, forecasts, count)
     table["chosen"] = table["surrogate"] == chosen
     return Proposals(made, chosen, table, notes, models[chosen])
 
@@ -126,13 +126,13 @@ def _refuse_unusable(weights: Floats, losses: Floats, objective: Objective) -> N
 
 
 def _picked(
-    feasible: Feasible, pool: Ints, expected: "Mapping[str, Forecast]", count: int
+    feasible: Feasible, pool: Ints, forecasts: "Mapping[str, Forecast]", count: int
 ) -> list[Proposal]:
-    """Of the ``pool``, the best by the first of ``expected``, then those in most doubt."""
+    """Of the ``pool``, the best by the first of ``forecasts``, then those in most doubt."""
     if not len(pool) or count < 1:
         return []
     weights = feasible.weights(pool)
-    chosen = next(iter(expected.values()))
+    chosen = next(iter(forecasts.values()))
     losses = chosen.losses(weights)
     values, order = chosen.values(weights, losses), chosen.order(weights, losses)
     explored = int(EXPLORED * count)
@@ -142,19 +142,22 @@ def _picked(
     if doubt is not None:
         by_doubt = rest[chosen.order(weights[rest], losses[rest], _DOUBT * doubt)]
     else:
-        by_doubt = _disputed(weights, order[np.isin(order, rest)], expected)
+        by_doubt = _disputed(weights, order[np.isin(order, rest)], forecasts)
     picked = _apart(weights, by_doubt, first, explored)
-    made_by = next(iter(expected))
+    made_by = next(iter(forecasts))
     return [
         Proposal(feasible.mixture(pool[row]), made_by, float(values[row]), losses[row])
         for row in [*first, *picked]
     ]
 
 
-def _disputed(weights: Floats, order: Ints, expected: "Mapping[str, Forecast]") -> Ints:
+def _disputed(weights: Floats, order: Ints, forecasts: "Mapping[str, Forecast]") -> Ints:
     """The better quarter of the rows in ``order``, those first about which surrogates differ most."""
     better = order[: max(1, len(order) // 4)]
-    values = [one.values(weights[better], one.losses(weights[better])) for one in expected.values()]
+    values = [
+        forecast.values(weights[better], forecast.losses(weights[better]))
+        for forecast in forecasts.values()
+    ]
     return better[np.argsort(-np.std(values, axis=0), kind="stable")]
 
 
@@ -163,12 +166,12 @@ def _apart(weights: Floats, order: Ints, taken: list[int], count: int) -> list[i
 
     Where too few keep the distance, the first of the others follow.
     """
-    found: list[int] = []
+    chosen: list[int] = []
     for spacing in (_SPACING, 0.0):
         for row in order.tolist():
-            if len(found) == count:
-                return found
-            near = weights[[*taken, *found]]
-            if row not in found and (np.abs(near - weights[row]).sum(axis=1) > spacing).all():
-                found.append(row)
-    return found
+            if len(chosen) == count:
+                return chosen
+            near = weights[[*taken, *chosen]]
+            if row not in chosen and (np.abs(near - weights[row]).sum(axis=1) > spacing).all():
+                chosen.append(row)
+    return chosen

@@ -61,8 +61,8 @@ class SearchConfig(Config):
     @classmethod
     def _are_known(cls, names: list[str]) -> list[str]:
         if odd := [name for name in names if name not in SURROGATES]:
-            known = ", ".join(map(repr, SURROGATES))
-            raise ValueError(f"{odd[0]!r} is no surrogate; they are {known}")
+            listed = ", ".join(map(repr, SURROGATES))
+            raise ValueError(f"{odd[0]!r} is no surrogate; they are {listed}")
         if len({*names}) < len(names):
             raise ValueError(f"{names} names a surrogate twice: name each once")
         return names
@@ -117,23 +117,23 @@ class Search:
     @property
     def weights(self) -> Floats:
         """Weights of the units in each evaluated mixture, shape (n, p)."""
-        return self.feasible.weights_of([one.mixture for one in self.tried])
+        return self.feasible.weights_of([tried.mixture for tried in self.tried])
 
     def first(self) -> list[Tried]:
         """The first design. Raises ValueError where the constraints allow no mixture."""
         count = self.rules.start or 2 * len(self.feasible.names) + 8
-        found = first_design(self.feasible, count, self._generator(0))
-        return self._new(found[: self.left], START)
+        mixtures = first_design(self.feasible, count, self._generator(0))
+        return self._new(mixtures[: self.left], START)
 
     def landed(self, weights: Sequence[Floats]) -> list[Mixture]:
         """The allowed mixtures of units nearest to where descents ended, each once."""
-        found = (self.feasible.mixture(self.feasible.round(one)) for one in weights)
-        return list(dict.fromkeys(found))
+        nearest = (self.feasible.mixture(self.feasible.round(end)) for end in weights)
+        return list(dict.fromkeys(nearest))
 
     def untried(self, landings: Sequence[Mixture]) -> list[Tried]:
         """Those of the landings of descents that are yet to be evaluated."""
-        known = {one.mixture for one in self.tried}
-        new = [mixture for mixture in landings if mixture not in known]
+        evaluated = {tried.mixture for tried in self.tried}
+        new = [mixture for mixture in landings if mixture not in evaluated]
         return self._new(new[: self.left], DESCENT)
 
     def next(self) -> list[Tried]:
@@ -145,7 +145,7 @@ class Search:
         if not self.left or len(self.tried) < FEWEST_ROWS:
             return []
         self._round += 1
-        found = propose(
+        proposed = propose(
             self.weights,
             self.losses,
             self.base,
@@ -155,10 +155,10 @@ class Search:
             self._generator(self._round),
             self.rules.surrogates,
         )
-        self.notes += [note for note in found.notes if note not in self.notes]
+        self.notes += [note for note in proposed.notes if note not in self.notes]
         return [
             Tried(p.mixture, self.judged(p.mixture), self._round, p.proposed_by, p.predicted)
-            for p in found.proposals[: self.left]
+            for p in proposed.proposals[: self.left]
         ]
 
     def learn(self, tried: Sequence[Tried], losses: Floats) -> None:

@@ -91,12 +91,14 @@ def _order(table: LossTable, held: Ints, predicted: Floats, chosen: str) -> list
     """A sentence per target on how well the held-out rows are ordered."""
     if len(held) < 2:
         return ["Fewer than 2 rows are held out: the cross-validation alone judges the surrogates."]
-    found = [errors(table.losses[held, n], predicted[:, n]) for n in range(len(table.targets))]
+    errors_by_target = [
+        errors(table.losses[held, n], predicted[:, n]) for n in range(len(table.targets))
+    ]
     return [
         f"On {len(held)} held-out rows the {chosen} surrogate orders {target!r} with a Spearman "
         f"correlation of {number(2)(spearman)} (Pearson {number(2)(pearson)}, root mean squared error "
         f"{error:.3g})."
-        for target, (spearman, pearson, error) in zip(table.targets, found, strict=True)
+        for target, (spearman, pearson, error) in zip(table.targets, errors_by_target, strict=True)
     ]
 
 
@@ -115,13 +117,21 @@ def _proposals(made: Proposals, feasible: Feasible, targets: Sequence[str]) -> "
     import pandas as pd
 
     rows = []
-    for one in made.proposals:
-        shares = {name: float(share) for name, share in one.mixture.weights.items()}
+    for proposal in made.proposals:
+        shares = {name: float(share) for name, share in proposal.mixture.weights.items()}
         weights = {f"weight of {name}": shares.get(name, 0.0) for name in feasible.names}
         losses = {
-            f"predicted {target}": loss for target, loss in zip(targets, one.losses, strict=True)
+            f"predicted {target}": loss
+            for target, loss in zip(targets, proposal.losses, strict=True)
         }
-        rows.append({"mixture": one.mixture.label, "predicted": one.predicted, **weights, **losses})
+        rows.append(
+            {
+                "mixture": proposal.mixture.label,
+                "predicted": proposal.predicted,
+                **weights,
+                **losses,
+            }
+        )
     columns = [
         "mixture",
         "predicted",

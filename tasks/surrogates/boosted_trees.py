@@ -43,5 +43,5 @@ class LightGBM:
         return self
 
     def predict(self, weights: Floats) -> Floats:
-        found: Floats = self._trees.predict(weights, num_threads=1)
-        return self._mean + self._spread * found
+        values: Floats = self._trees.predict(weights, num_threads=1)
+        return self._mean + self._spread * values

@@ -122,13 +122,13 @@ def check_surrogates(names: Iterable[str]) -> None:
 def _unseen(name: str, weights: Floats, losses: Floats, folds: int, seed: int) -> Floats:
     """Each row predicted by a fit to the other folds; shape (n,)."""
     order = np.random.default_rng(seed).permutation(len(losses))
-    found = np.empty(len(losses))
+    predicted = np.empty(len(losses))
     for held in np.array_split(order, min(folds, len(losses))):
         seen = np.setdiff1d(order, held)
-        found[held] = SURROGATES[name]().fit(weights[seen], losses[seen]).predict(weights[held])
-    if not np.isfinite(found).all():
+        predicted[held] = SURROGATES[name]().fit(weights[seen], losses[seen]).predict(weights[held])
+    if not np.isfinite(predicted).all():
         raise ValueError("it predicts a loss that is not finite")
-    return found
+    return predicted
 
 
 def errors(losses: Floats, predicted: Floats) -> tuple[float, float, float]:

@@ -50,8 +50,8 @@ class RidgeFit(NamedTuple):
         return cls(float(model.intercept_), model.coef_, float(model.alpha_))
 
     def __call__(self, features: Floats) -> Floats:
-        found: Floats = self.intercept + features @ self.slopes
-        return found
+        values: Floats = self.intercept + features @ self.slopes
+        return values
 
 
 class Linear:

@@ -63,12 +63,12 @@ class Encoders:
         """Token ids of each text, batch by batch; see ``Ids.encode``."""
         return self._each("encode", batches)
 
-    def _each(self, what: str, batches: Iterable[list[str]]) -> Iterator[Any]:
+    def _each(self, method: str, batches: Iterable[list[str]]) -> Iterator[Any]:
         waiting: deque[Callable[[], Any]] = deque()
         for texts in batches:
-            here = partial(getattr(shared(self.vocabulary), what), texts)
+            here = partial(getattr(shared(self.vocabulary), method), texts)
             pool = self._pool if self._pool is not None and self._pool.takes(texts) else None
-            waiting.append(here if pool is None else pool.submit(what, texts, here))
+            waiting.append(here if pool is None else pool.submit(method, texts, here))
             while waiting and len(waiting) > (0 if pool is None else 2 * pool.size):
                 yield waiting.popleft()()
         while waiting:
@@ -109,14 +109,14 @@ class EncoderPool:
             self._starts = list(starts)
         return bool(self._starts) and all(start.done() for start in self._starts)
 
-    def submit(self, what: str, texts: list[str], here: Callable[[], Any]) -> Callable[[], Any]:
+    def submit(self, method: str, texts: list[str], here: Callable[[], Any]) -> Callable[[], Any]:
         """Have a batch encoded; the result is a call away. ``here`` does it in this process."""
-        return self._threads.submit(self._do, what, texts, here).result
+        return self._threads.submit(self._do, method, texts, here).result
 
-    def _do(self, what: str, texts: list[str], here: Callable[[], Any]) -> Any:
+    def _do(self, method: str, texts: list[str], here: Callable[[], Any]) -> Any:
         process = self._free.get()
         try:
-            return here() if process.is_lost else process.ask((what, texts))
+            return here() if process.is_lost else process.ask((method, texts))
         except (OSError, EOFError) as error:
             LOG.warning("a process that encodes is lost (%r): going on without it", error)
             process.is_lost = True

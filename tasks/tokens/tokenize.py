@@ -33,8 +33,8 @@ def build(
     vocabulary = encoders.vocabulary
     sizes = Counter(num_documents=0, num_bytes=0)
     with (output / "tokens.bin").open("wb") as file:
-        for found in encoders.encode(_batches(inputs["documents"], sizes)):
-            file.writelines(found)
+        for ids in encoders.encode(_batches(inputs["documents"], sizes)):
+            file.writelines(ids)
             workspace.progress(file.tell() // vocabulary.itemsize, 0, "tokens")
         num_tokens = file.tell() // vocabulary.itemsize
     facts = {

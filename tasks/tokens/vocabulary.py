@@ -63,7 +63,7 @@ class Ids:
 
     def _by_library(self, texts: list[str]) -> list[bytes]:
         encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [array(self._code, found.ids).tobytes() for found in encoded]
+        return [array(self._code, encoding.ids).tobytes() for encoding in encoded]
 
 
 @lru_cache(maxsize=1)
@@ -93,5 +93,5 @@ def serve() -> None:
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         ids = Ids(line.recv())
         while line.poll(IDLE_SECONDS):
-            what, texts = line.recv()
-            line.send(getattr(ids, what)(texts))
+            method, texts = line.recv()
+            line.send(getattr(ids, method)(texts))

@@ -59,11 +59,11 @@ class LossHistory:
             if self._is_there is not None:
                 self._is_there.synchronize()
             latest, self._latest = self._latest.item(), None
-            self._read.append(_checked(latest, self._read, self._uniform))
+            self._read.append(_check_loss(latest, self._read, self._uniform))
         return self._read
 
 
-def _checked(loss: float, earlier: list[float], uniform: float) -> float:
+def _check_loss(loss: float, earlier: list[float], uniform: float) -> float:
     step = len(earlier)
     if not math.isfinite(loss) and not earlier:
         raise TrainingError(

@@ -83,10 +83,10 @@ def build(
 
 def _check_tokenizer(facts: Facts, folders: Mapping[str, Path]) -> None:
     for name, folder in folders.items():
-        found = json.loads((folder / "tokens.json").read_text())["tokenizer"]
-        if found != facts.tokenizer:
+        tokenizer = json.loads((folder / "tokens.json").read_text())["tokenizer"]
+        if tokenizer != facts.tokenizer:
             raise ValueError(
-                f"{name} was made by the tokenizer {found[:10]}, and the model knows the ids of "
+                f"{name} was made by the tokenizer {tokenizer[:10]}, and the model knows the ids of "
                 f"{facts.tokenizer[:10]}: tokenize the documents with the model's tokenizer"
             )
 
@@ -153,10 +153,10 @@ def _train(
             if is_free and is_due and step + 1 < config.steps:
                 save_state(model, optimizer, losses.read(), saves)
                 saved = time.monotonic()
-        found = losses.read()
+        values = losses.read()
     if not all(bool(p.isfinite().all()) for p in parameters):
         raise TrainingError(f"weights are not finite after the last step: {REMEDY}")
-    return found
+    return values
 
 
 def _save(

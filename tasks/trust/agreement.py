@@ -56,7 +56,7 @@ def agreement(
     """
     import pandas as pd
 
-    weights = _weights(pairs, members, draws, seed)
+    weights = _draw_weights(pairs, members, draws, seed)
     rows = [
         {
             "evaluation_set": cell.evaluation_set,
@@ -87,20 +87,20 @@ def gains(
     """
     import pandas as pd
 
-    weights, rows = _weights(pairs, members, draws, seed), []
+    weights, rows = _draw_weights(pairs, members, draws, seed), []
     cells = [cell for cell in _cells(pairs) if (cell.scope, cell.k) == ("all", WITHIN)]
     for cell, baseline in itertools.product(cells, PREDICTORS[1:]):
         if baseline not in pairs:
             continue
         names = ["proxy", baseline, "reference"]
-        values, groups, chosen = _known(cell, names, weights)
-        found = np.full(1, np.nan)
+        values, groups, chosen = _finite_rows(cell, names, weights)
+        gain = np.full(1, np.nan)
         if len(groups) >= FEWEST:
             proxy, other, reference = values
-            found = measures.pearson(proxy, reference, groups, chosen)
-            found = found - measures.pearson(other, reference, groups, chosen)
-        low, high = bootstrap.percentile_interval(found[1:], weights.partitions)
-        line = (cell.evaluation_set, baseline, len(groups), float(found[0]), low, high)
+            gain = measures.pearson(proxy, reference, groups, chosen)
+            gain = gain - measures.pearson(other, reference, groups, chosen)
+        low, high = bootstrap.percentile_interval(gain[1:], weights.partitions)
+        line = (cell.evaluation_set, baseline, len(groups), float(gain[0]), low, high)
         rows.append(line)
     columns = ["evaluation_set", "baseline", "references", "difference", "low", "high"]
     return pd.DataFrame(rows, columns=columns)
@@ -157,7 +157,7 @@ class _Weights(NamedTuple):
     """Number of partitions of all mixtures."""
 
 
-def _weights(
+def _draw_weights(
     pairs: "pd.DataFrame", members: Mapping[str, Sequence[str]], draws: int, seed: int
 ) -> _Weights:
     labels = list(dict.fromkeys(pairs["mixture"].tolist()))
@@ -169,26 +169,26 @@ def _weights(
     return _Weights(places, values, len(set(itertools.chain.from_iterable(chosen))))
 
 
-def _known(cell: _Cell, names: list[str], weights: _Weights) -> tuple[Floats, Ints, Floats]:
+def _finite_rows(cell: _Cell, names: list[str], weights: _Weights) -> tuple[Floats, Ints, Floats]:
     """Columns, groups and weights of the rows where all columns are finite."""
     values = np.array([cell.values[name] for name in names])
-    known = np.isfinite(values).all(axis=0)
-    places = [weights.places[label] for label in cell.mixtures]
-    return values[:, known], cell.groups[known], weights.values[:, np.array(places, int)[known]]
+    finite = np.isfinite(values).all(axis=0)
+    columns = [weights.places[label] for label in cell.mixtures]
+    return values[:, finite], cell.groups[finite], weights.values[:, np.array(columns, int)[finite]]
 
 
 def _figures(cell: _Cell, predictor: str, weights: _Weights) -> dict[str, float]:
     names = [predictor, "reference", "reference_bits"]
-    (x, y, bits), groups, chosen = _known(cell, names, weights)
+    (x, y, bits), groups, chosen = _finite_rows(cell, names, weights)
     enough = len(groups) >= FEWEST
     figures = [np.full(1, np.nan)] * len(FIGURES)
     if enough:
         correlations = [how(x, y, groups, chosen) for how in (measures.pearson, measures.spearman)]
         figures = [*correlations, *measures.kendall(x, y, groups, chosen)]
-    found: dict[str, float] = {"references": len(groups)}
+    row: dict[str, float] = {"references": len(groups)}
     for name, draws in zip(FIGURES, figures, strict=True):
         low, high = bootstrap.percentile_interval(draws[1:], weights.partitions)
-        found |= {name: float(draws[0]), f"{name}_low": low, f"{name}_high": high}
+        row |= {name: float(draws[0]), f"{name}_low": low, f"{name}_high": high}
     for first in (1, 3):
-        found[f"regret_{first}"] = regret(x, bits, groups, first) if enough else math.nan
-    return found
+        row[f"regret_{first}"] = regret(x, bits, groups, first) if enough else math.nan
+    return row

@@ -60,25 +60,25 @@ def barriers(
         seen.add((first, second))
         middle = _with_mean(f"the midpoint of {first!r} and {second!r}", losses, base)
         for name, loss in middle.items():
-            one, other = ends[first][name], ends[second][name]
-            found = _judged(one, other, loss, start[name])
-            rows.append((name, first, second, one, other, loss, start[name], *found))
+            first_loss, second_loss = ends[first][name], ends[second][name]
+            judged = _judged(first_loss, second_loss, loss, start[name])
+            rows.append((name, first, second, first_loss, second_loss, loss, start[name], *judged))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _judged(one: float, other: float, middle: float, base: float) -> tuple[float, bool]:
+def _judged(first: float, second: float, middle: float, base: float) -> tuple[float, bool]:
     """The barrier, and whether merging is broken; a model that diverged alone tells nothing."""
-    if not (math.isfinite(one) and math.isfinite(other)):
+    if not (math.isfinite(first) and math.isfinite(second)):
         return math.nan, False
-    return middle - max(one, other), not middle <= max(one, other, base)
+    return middle - max(first, second), not middle <= max(first, second, base)
 
 
 def _with_mean(
-    what: str, losses: Mapping[str, float], sets: Mapping[str, float]
+    model: str, losses: Mapping[str, float], sets: Mapping[str, float]
 ) -> dict[str, float]:
     if lacking := [name for name in sets if name not in losses]:
         raise ValueError(
-            f"{what} has no loss on the evaluation set {lacking[0]!r}: evaluate it there"
+            f"{model} has no loss on the evaluation set {lacking[0]!r}: evaluate it there"
         )
-    found = {name: float(losses[name]) for name in sets}
-    return {**found, MACRO_MEAN: fmean(found.values())}
+    of_sets = {name: float(losses[name]) for name in sets}
+    return {**of_sets, MACRO_MEAN: fmean(of_sets.values())}

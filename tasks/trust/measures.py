@@ -34,13 +34,13 @@ def pearson(x: Floats, y: Floats, groups: Ints, weights: Floats) -> Floats:
 
     def moment(a: Floats, b: Floats) -> Floats:
         sums = (weights @ (shares * a[:, None])) * (weights @ (shares * b[:, None]))
-        found: Floats = weights @ (a * b) - (sums / totals).sum(axis=1)
-        return found
+        value: Floats = weights @ (a * b) - (sums / totals).sum(axis=1)
+        return value
 
     # A draw may put all of its weight on one mixture.
     with np.errstate(divide="ignore", invalid="ignore"):
-        found: Floats = moment(x, y) / np.sqrt(moment(x, x) * moment(y, y))
-    return np.clip(found, -1, 1)
+        value: Floats = moment(x, y) / np.sqrt(moment(x, x) * moment(y, y))
+    return np.clip(value, -1, 1)
 
 
 def spearman(x: Floats, y: Floats, groups: Ints, weights: Floats) -> Floats:
@@ -56,22 +56,23 @@ def kendall(x: Floats, y: Floats, groups: Ints, weights: Floats) -> tuple[Floats
     order; one that x alone ties counts half, as a coin would order it.
     """
     alike = groups[:, None] == groups
-    one, other = (np.sign(values[:, None] - values) * alike for values in (x, y))
-    agreeing, ordered, known = (
-        np.einsum("dn,dn->d", weights @ signs, weights) for signs in (one * other, one**2, other**2)
+    x_signs, y_signs = (np.sign(values[:, None] - values) * alike for values in (x, y))
+    agreeing, ordered, decided = (
+        np.einsum("dn,dn->d", weights @ signs, weights)
+        for signs in (x_signs * y_signs, x_signs**2, y_signs**2)
     )
     with np.errstate(divide="ignore", invalid="ignore"):
-        return agreeing / np.sqrt(ordered * known), (1 + agreeing / known) / 2
+        return agreeing / np.sqrt(ordered * decided), (1 + agreeing / decided) / 2
 
 
 def _centred(values: Floats, groups: Ints) -> Floats:
     """Values less the mean of their group: exactly 0 where a group is constant."""
-    found = np.array(values, dtype=float)
+    left = np.array(values, dtype=float)
     for group in np.unique(groups):
         chosen = groups == group
-        shifted = found[chosen] - found[chosen][0]
-        found[chosen] = shifted - shifted.mean()
-    return found
+        shifted = left[chosen] - left[chosen][0]
+        left[chosen] = shifted - shifted.mean()
+    return left
 
 
 def _ranks(values: Floats, groups: Ints) -> Floats:
@@ -140,13 +141,13 @@ def margin(pairs: "pd.DataFrame") -> Margin | None:
     """
     values = pairs[["k", "proxy_bits", "reference_bits"]].to_numpy(dtype=float)
     k, proxy, reference = values[np.isfinite(values).all(axis=1)].T
-    one, other = np.triu_indices(len(k), 1)
-    counted = (k[one] == k[other]) & (reference[one] != reference[other])
-    one, other = one[counted], other[counted]
-    ahead = proxy[one] - proxy[other]
+    first, second = np.triu_indices(len(k), 1)
+    counted = (k[first] == k[second]) & (reference[first] != reference[second])
+    first, second = first[counted], second[counted]
+    ahead = proxy[first] - proxy[second]
     order = np.argsort(-np.abs(ahead), kind="stable")
     gaps = np.abs(ahead)[order]
-    right = np.cumsum((ahead * (reference[one] - reference[other]) > 0)[order])
+    right = np.cumsum((ahead * (reference[first] - reference[second]) > 0)[order])
     number_of_pairs = np.arange(1, len(gaps) + 1)
     # Pairs of one gap stand or fall together.
     complete = np.append(gaps[1:] != gaps[:-1], True)[: len(gaps)]

@@ -53,8 +53,8 @@ def pair_up(
     partitions = sorted({name for mixture in chosen for name in mixture.members})
     _check(proxies, [*labels, *partitions], "proxies")
     _check(references, labels, "references")
-    for known, what in ((domains, "domain"), (tokens, "number of distinct tokens")):
-        if lacking := [name for name in partitions if name not in known]:
+    for given, what in ((domains, "domain"), (tokens, "number of distinct tokens")):
+        if lacking := [name for name in partitions if name not in given]:
             raise ValueError(f"the {what} of partition {lacking[0]!r} is not given: add it")
     sets = proxies.sets
     losses = {
@@ -152,13 +152,13 @@ def left_out(weights: Floats, losses: Floats) -> Floats:
     """
     from sklearn.linear_model import RidgeCV
 
-    found = np.full_like(losses, np.nan)
-    known = np.isfinite(losses).all(axis=1)
+    predicted = np.full_like(losses, np.nan)
+    finite = np.isfinite(losses).all(axis=1)
     for place in range(len(losses)):
-        others = known & (np.arange(len(losses)) != place)
+        others = finite & (np.arange(len(losses)) != place)
         if others.sum() < 3:
             continue
         model = RidgeCV(_PENALTIES, alpha_per_target=True).fit(weights[others], losses[others])
         shift = weights[place] - weights[others].mean(axis=0)
-        found[place] = losses[known].mean(axis=0) + shift @ model.coef_.T
-    return found
+        predicted[place] = losses[finite].mean(axis=0) + shift @ model.coef_.T
+    return predicted

@@ -82,13 +82,13 @@ def _in_turn(
     losses: Mapping[str, float] | None,
 ) -> Iterator[Mixture]:
     """All uniform mixtures of ``sizes`` in the order in which a sample takes them."""
-    found: dict[int, list[Mixture]] = {size: [] for size in dict.fromkeys(sizes)}
+    by_size: dict[int, list[Mixture]] = {size: [] for size in dict.fromkeys(sizes)}
     for mixture in dict.fromkeys(mixtures):
-        if mixture.is_uniform and mixture.size in found:
-            found[mixture.size].append(mixture)
+        if mixture.is_uniform and mixture.size in by_size:
+            by_size[mixture.size].append(mixture)
     strata = [
-        _spread(_ordered(same_size, seed, losses), _lot(f"{size}", seed))
-        for size, same_size in found.items()
+        _evenly_spread(_ordered(same_size, seed, losses), _lot(f"{size}", seed))
+        for size, same_size in by_size.items()
     ]
     while strata:
         for stratum in [*strata]:
@@ -101,19 +101,19 @@ def _in_turn(
 def _ordered(
     mixtures: list[Mixture], seed: int, losses: Mapping[str, float] | None
 ) -> list[Mixture]:
-    known = losses or {}
+    by_label = losses or {}
     return sorted(
-        mixtures, key=lambda m: (known.get(m.label, math.inf), _lot(m.label, seed), m.label)
+        mixtures, key=lambda m: (by_label.get(m.label, math.inf), _lot(m.label, seed), m.label)
     )
 
 
-def _spread(ordered: list[Mixture], shift: float) -> Iterator[Mixture]:
+def _evenly_spread(ordered: list[Mixture], shift: float) -> Iterator[Mixture]:
     """The first, then whatever is nearest to the next point of the sequence and not yet taken."""
     left = list(range(len(ordered)))
     for number in range(len(ordered)):
         share = (_van_der_corput(number) + shift) % 1 if number else 0.0
-        wanted = share * (len(ordered) - 1)
-        place = min(left, key=lambda place: (abs(place - wanted), place))
+        target = share * (len(ordered) - 1)
+        place = min(left, key=lambda place: (abs(place - target), place))
         left.remove(place)
         yield ordered[place]
 

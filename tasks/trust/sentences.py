@@ -118,7 +118,7 @@ def _by_size(figures: Mapping[str, Figures]) -> str:
     at: dict[Standing, list[str]] = {name: [] for name in _OF_SIZES}
     for k, of_size in figures.items():
         at[standing(of_size)].append(k)
-    said = [f"at k = {listed(sizes)} {_OF_SIZES[name]}" for name, sizes in at.items() if sizes]
+    said = [f"at k = {named_list(sizes)} {_OF_SIZES[name]}" for name, sizes in at.items() if sizes]
     each = [
         f"k = {k}: {row['references']} references"
         + (
@@ -134,19 +134,19 @@ def _by_size(figures: Mapping[str, Figures]) -> str:
 def apart(rows: FiguresByRow) -> Iterator[str]:
     """Mixtures with a set's own domain and without it."""
     names = dict.fromkeys(name for name, scope, _, _ in rows if scope != "all")
-    found = [values for name in names if (values := _by_scope(rows, name))]
+    by_set = [values for name in names if (values := _by_scope(rows, name))]
     if not names:
         return
-    if not found:
+    if not by_set:
         yield (
             "Mixtures with and without the domain of an evaluation set cannot be judged apart: none has "
             f"{FEWEST_REFERENCES} references of both kinds."
         )
         return
-    together, inside, outside = (sum(values) / len(found) for values in zip(*found, strict=True))
+    together, inside, outside = (sum(values) / len(by_set) for values in zip(*by_set, strict=True))
     inflated = together > max(inside, outside)
     yield (
-        f"Over the evaluation sets whose domain is in the pool ({len(found)}) the mean Pearson "
+        f"Over the evaluation sets whose domain is in the pool ({len(by_set)}) the mean Pearson "
         f"correlation at fixed k is {_n(inside)} among mixtures with that domain, {_n(outside)} among "
         f"those without it, and {_n(together)} among all"
         + (": the last is inflated by whether the domain is in the mixture." if inflated else ".")
@@ -155,9 +155,9 @@ def apart(rows: FiguresByRow) -> Iterator[str]:
 
 def _by_scope(rows: FiguresByRow, name: str) -> list[float]:
     """Pearson within k over all, in-domain and out-of-domain mixtures; empty where there are too few."""
-    found = [rows.get((name, scope, WITHIN, "proxy"), {}) for scope in SCOPES]
-    enough = all(figures.get("references", 0) >= FEWEST_REFERENCES for figures in found)
-    values = [figures["pearson"] for figures in found] if enough else []
+    by_scope = [rows.get((name, scope, WITHIN, "proxy"), {}) for scope in SCOPES]
+    enough = all(figures.get("references", 0) >= FEWEST_REFERENCES for figures in by_scope)
+    values = [figures["pearson"] for figures in by_scope] if enough else []
     return [] if any(map(math.isnan, values)) else values
 
 
@@ -165,8 +165,11 @@ def sure_differences(pairs: "pd.DataFrame", rows: FiguresByRow) -> Iterator[str]
     """From which difference of proxies on the better mixture is told."""
     if rows[MACRO_MEAN, *FIXED]["references"] < FEWEST_REFERENCES:
         return
-    of_set = {str(name): margin(part) for name, part in pairs.groupby("evaluation_set", sort=True)}
-    if (found := of_set.pop(MACRO_MEAN)) is None:
+    of_set = {
+        str(name): margin(rows_of_set)
+        for name, rows_of_set in pairs.groupby("evaluation_set", sort=True)
+    }
+    if (macro := of_set.pop(MACRO_MEAN)) is None:
         yield (
             f"No difference of proxies on the {MACRO_MEAN} is large enough to be sure of: even of the "
             f"pairs that differ most, fewer than {percent(SURE)} were ordered right, or there are fewer "
@@ -175,18 +178,20 @@ def sure_differences(pairs: "pd.DataFrame", rows: FiguresByRow) -> Iterator[str]
     else:
         yield (
             f"On the {MACRO_MEAN}, of two mixtures of the same k whose proxies differ by "
-            f"{number(5)(found.difference)} bits per byte or more, the better one was told in "
-            f"{found.right} of {found.pairs} pairs; closer ones should be taken as equal."
+            f"{number(5)(macro.difference)} bits per byte or more, the better one was told in "
+            f"{macro.right} of {macro.pairs} pairs; closer ones should be taken as equal."
         )
-    told = {
-        name: it for name, it in of_set.items() if it and standing(rows[name, *FIXED]) == "trusted"
+    trusted = {
+        name: sure
+        for name, sure in of_set.items()
+        if sure and standing(rows[name, *FIXED]) == "trusted"
     }
-    if told and len(of_set) > 1:
+    if trusted and len(of_set) > 1:
         each = [
-            f"{name} {number(5)(it.difference)} ({it.right} of {it.pairs})"
-            for name, it in told.items()
+            f"{name} {number(5)(sure.difference)} ({sure.right} of {sure.pairs})"
+            for name, sure in trusted.items()
         ]
-        yield f"The same difference on the evaluation sets that can be trusted: {listed(each)}."
+        yield f"The same difference on the evaluation sets that can be trusted: {named_list(each)}."
 
 
 def gained(rows: FiguresByRow, added: "pd.DataFrame") -> Iterator[str]:
@@ -219,14 +224,16 @@ def gained(rows: FiguresByRow, added: "pd.DataFrame") -> Iterator[str]:
 
 def repeated(noise: "pd.DataFrame | None") -> Iterator[str]:
     """What repeated references agree to; the ceiling only where there are enough runs to speak of it."""
-    told = () if noise is None else noise[noise["evaluation_set"] == MACRO_MEAN].to_dict("records")
-    told = [row for row in told if row["runs"] > 1]
-    if not told:
+    repeats = (
+        () if noise is None else noise[noise["evaluation_set"] == MACRO_MEAN].to_dict("records")
+    )
+    repeats = [row for row in repeats if row["runs"] > 1]
+    if not repeats:
         yield "No reference was trained twice, so how far references agree with themselves is not known."
-    for row in told:
+    for row in repeats:
         # Of a few runs the standard deviation itself is uncertain: hence Student's t.
         least = student_quantile(0.975, row["runs"] - 1) * math.sqrt(2) * row["sd_bits"]
-        tells = row["runs"] >= FEWEST_RUNS and row["ceiling"] < HIGHEST_CEILING
+        has_ceiling = row["runs"] >= FEWEST_RUNS and row["ceiling"] < HIGHEST_CEILING
         yield (
             f"Trained with {row['runs']} seeds, {row['mixture']} has a standard deviation of "
             f"{number(4)(row['sd_bits'])} bits per byte on the {MACRO_MEAN}. Two references that differ "
@@ -234,7 +241,7 @@ def repeated(noise: "pd.DataFrame | None") -> Iterator[str]:
             + (
                 ", and no predictor can be expected to pass a Pearson correlation of "
                 f"{_n(row['ceiling'])} at fixed k."
-                if tells
+                if has_ceiling
                 else "."
             )
         )
@@ -246,7 +253,7 @@ def lost_references(pairs: "pd.DataFrame") -> Iterator[str]:
     if lost := [str(label) for label in macro["mixture"].to_numpy()[~finite]]:
         yield (
             f"Left out are {len(lost)} of {len(macro)} references, as their own loss or their proxies' is "
-            f"not finite: {listed(lost)}."
+            f"not finite: {named_list(lost)}."
         )
 
 
@@ -270,7 +277,7 @@ def broken_pairs(barriers: "pd.DataFrame") -> Iterator[str]:
     ]
     yield (
         f"Warning: averaging breaks for {len(worst)} of {count} pairs of partition models, whose midpoint "
-        f"is worse than both and than the base model: {listed(named)}. The learning rate is too large "
+        f"is worse than both and than the base model: {named_list(named)}. The learning rate is too large "
         "or the training too long for merging: lower train.learning_rate or train.steps."
     )
 
@@ -286,7 +293,7 @@ def _span(figures: Figures, name: str) -> str:
     return f"{_n(figures[f'{name}_low'])} to {_n(figures[f'{name}_high'])}"
 
 
-def listed(names: Sequence[str]) -> str:
+def named_list(names: Sequence[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``; many are counted, and the macro mean gets its article."""
     names = [f"the {name}" if name == MACRO_MEAN else name for name in names]
     if len(names) > MOST_NAMED:

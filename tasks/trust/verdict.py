@@ -22,8 +22,8 @@ from tasks.trust.sentences import (
     broken_pairs,
     fixed_and_pooled,
     gained,
-    listed,
     lost_references,
+    named_list,
     percent,
     repeated,
     standing,
@@ -107,23 +107,23 @@ def verdict(
 
 def _first(rows: FiguresByRow, sizes: Sequence[str]) -> Iterator[str]:
     """The verdict, and what it leaves out."""
-    found = {name: row for (name, scope, k, by), row in rows.items() if (scope, k, by) == FIXED}
+    fixed = {name: row for (name, scope, k, by), row in rows.items() if (scope, k, by) == FIXED}
     named: dict[Standing, list[str]] = {"trusted": [], "wrong": [], "unknown": []}
-    for name in [MACRO_MEAN, *sorted(set(found) - {MACRO_MEAN})]:
-        named[standing(found[name])].append(name)
+    for name in [MACRO_MEAN, *sorted(set(fixed) - {MACRO_MEAN})]:
+        named[standing(fixed[name])].append(name)
     trusted, wrong, unknown = named.values()
     few = f"fewer than {percent(ENOUGH_RIGHT)} of the pairs of mixtures of the same k are ordered right"
     if trusted:
         among = _among(rows, sizes)
-        yield _trusted(trusted, len(found), among, _wrong_sizes(rows, sizes))
+        yield _trusted(trusted, len(fixed), among, _wrong_sizes(rows, sizes))
     elif wrong:
-        yield f"Do not trust this ranking: {few} on {listed(wrong)}."
+        yield f"Do not trust this ranking: {few} on {named_list(wrong)}."
     else:
-        yield f"This validation cannot tell: {why(found[MACRO_MEAN])}."
+        yield f"This validation cannot tell: {why(fixed[MACRO_MEAN])}."
     if trusted and wrong:
-        yield f"On {listed(wrong)} {few}."
+        yield f"On {named_list(wrong)} {few}."
     if unknown and (trusted or wrong):
-        yield f"On {listed(unknown)} this validation cannot tell: {why(found[unknown[0]])}."
+        yield f"On {named_list(unknown)} this validation cannot tell: {why(fixed[unknown[0]])}."
 
 
 def _among(rows: FiguresByRow, sizes: Sequence[str]) -> str:
@@ -139,9 +139,9 @@ def _among(rows: FiguresByRow, sizes: Sequence[str]) -> str:
 def _trusted(names: Sequence[str], total: int, among: str, wrong_sizes: Sequence[str]) -> str:
     """The verdict where some of ``total`` sets, the macro mean among them, are trusted."""
     everything = f"the {MACRO_MEAN} and all evaluation sets ({total - 1})"
-    what = everything if len(names) == total else listed(names)
+    what = everything if len(names) == total else named_list(names)
     if wrong_sizes:
-        return f"Trust the ranking for {what} only, and not among mixtures of k = {listed(wrong_sizes)}."
+        return f"Trust the ranking for {what} only, and not among mixtures of k = {named_list(wrong_sizes)}."
     if len(names) < total:
         return f"Trust the ranking for {what} only, {among}."
     return f"The ranking can be trusted for {what}, {among}."

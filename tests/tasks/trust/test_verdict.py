@@ -10,7 +10,7 @@ import pytest
 
 from tasks.ranking.rank import MACRO_MEAN
 from tasks.trust.barrier import barriers
-from tasks.trust.sentences import ENOUGH_RIGHT, FEWEST_REFERENCES, listed, standing
+from tasks.trust.sentences import ENOUGH_RIGHT, FEWEST_REFERENCES, named_list, standing
 from tasks.trust.verdict import Trust, judge
 
 PARTITIONS = "abcdefgh"
@@ -262,7 +262,7 @@ def test_standing(
 
 
 def test_listed() -> None:
-    assert listed(["a"]) == "a"
-    assert listed(["a", "b"]) == "a and b"
-    assert listed(list("abcdef")) == "a, b, c, d, e and f"
-    assert listed(list("abcdefgh")) == "a, b, c, d, e, f and 2 more"
+    assert named_list(["a"]) == "a"
+    assert named_list(["a", "b"]) == "a and b"
+    assert named_list(list("abcdef")) == "a, b, c, d, e and f"
+    assert named_list(list("abcdefgh")) == "a, b, c, d, e, f and 2 more"
