@@ -63,11 +63,13 @@ def measure(repeats: int) -> list[Ratio | str]:
     return compared(HOME / "search-store", prepare_twelve(HOME / "search", TWELVE, SETS), repeats)
 
 
-def prepare_twelve(home: Path, partitions: Sequence[str], sets: Sequence[str]) -> Recipe:
+def prepare_twelve(
+    home: Path, partitions: Sequence[str], sets: Sequence[str], documents: int = DOCUMENTS
+) -> Recipe:
     """Write the corpus below ``home``; the recipe that trains on it and evaluates every subset."""
     if "mathematics" in partitions:
-        _split_tests(home, DOCUMENTS if "tests" in sets else 0)
-    tree = prepare(home, partitions, sets, DOCUMENTS).model_dump(mode="json")
+        _split_tests(home, documents if "tests" in sets else 0)
+    tree = prepare(home, partitions, sets, documents).model_dump(mode="json")
     tree["name"] = tree["corpus"]["name"] = "search"
     tree["mixtures"]["limit"] = 5000
     return parse_recipe(tree)
@@ -90,8 +92,10 @@ def _shuffled(row: dict[str, str]) -> str:
     return hashlib.sha256(row["text"].encode()).hexdigest()
 
 
-def compared(store: Path, recipe: Recipe, repeats: int) -> list[Ratio | str]:
-    """Evaluate everything, unless the store has it, and search."""
+def compared(
+    store: Path, recipe: Recipe, repeats: int, rules: DescentConfig | None = None
+) -> list[Ratio | str]:
+    """Evaluate everything, unless the store has it, and search; descend by ``rules``."""
     run = InlineRunner(Store(str(store)), Runtime(threads=1))
     full = ablate(run, recipe)
     assert full.rows is not None
@@ -108,7 +112,7 @@ def compared(store: Path, recipe: Recipe, repeats: int) -> list[Ratio | str]:
             "evaluations",
         ),
         told({**found, "the choice among all": everyone, RANDOM: at_random(bits)}, len(table)),
-        landed(run, recipe, full, bits),
+        landed(run, recipe, full, bits, rules or DescentConfig()),
     ]
 
 
@@ -203,11 +207,13 @@ def _cells(counts: Sequence[float], size: int) -> tuple[str, str]:
 # Descent ------------------------------------------------------------------------------------------
 
 
-def landed(run: InlineRunner, recipe: Recipe, full: Outcome, bits: Floats) -> str:
+def landed(
+    run: InlineRunner, recipe: Recipe, full: Outcome, bits: Floats, descent: DescentConfig
+) -> str:
     """Where descent through the merged model lands, against all subsets."""
     rules, means = SearchConfig(), np.sort(bits.mean(axis=1))
     search = state(full, rules, even=False)
-    (made,) = run.map([descent_call(full, search, DescentConfig())])
+    (made,) = run.map([descent_call(full, search, descent)])
     landings = load_descents(run.store.fetch(artifact_of(made)))
     weights = [landing.weights for landing in landings]
     free = _means(run, recipe, full, search.landed(weights))
