@@ -42,9 +42,9 @@ def _schema() -> "pa.Schema":
 class DocumentWriter:
     """Collects documents; ``close`` makes ``folder/documents.parquet`` of them.
 
-    Until then they lie in a file beside ``folder`` that is opened only to append to it, so that
-    thousands of domains fill at once with 64 KiB of memory each and no open file. Its format is
-    Python's own, which is the quickest, for nobody else ever reads it.
+    Until then they lie in a file beside ``folder``, which is opened only to append to it: thousands
+    of domains fill at once, with 64 KiB of memory each and no open file. The file is in Python's own
+    format, which is the quickest.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -53,7 +53,7 @@ class UnreadableFileError(ValueError):
 
 
 class Layout(NamedTuple):
-    """How a file is read, told by its name: format, codec, and the name without these suffixes."""
+    """How a file is read, according to its name: format, codec, and the name without suffixes."""
 
     format: Literal["jsonl", "parquet", "arrow", "text"]
     codec: str | None
@@ -61,7 +61,7 @@ class Layout(NamedTuple):
 
 
 class FileRow(NamedTuple):
-    """One document as found: ``values`` of fields, ``names`` of all fields of the file's row.
+    """One document as it is in the file: ``values`` of fields, ``names`` of all fields of its row.
 
     ``number`` counts rows (lines, in JSON lines) from 0; None where the file is one document.
     ``fault`` says why the row holds nothing; empty where it does. Text may come as UTF-8 bytes.

@@ -34,19 +34,18 @@ class EmptyCorpusError(ValueError):
 
 
 class SourceFile(NamedTuple):
-    """One file of a corpus.
-
-    ``path`` is unique and the same wherever the corpus lies; ``size`` is in bytes (0 where unknown);
-    ``stamp`` changes when the file does, as far as its size and the file system's ETag or time tell:
-    it may spare a reading and never identifies anything. ``is_marked`` is False where a marker is
-    asked for and lies neither in the file's folder nor above it.
-    """
+    """One file of a corpus."""
 
     path: str
+    """Unique, and the same wherever the corpus lies."""
     url: str
     size: int
+    """Bytes; 0 where unknown."""
     stamp: str
+    """Changes when the size, or the file system's ETag or time of the file, does. It may spare a reading
+    and never identifies anything."""
     is_marked: bool = True
+    """False where a marker is asked for and lies neither in the file's folder nor above it."""
 
 
 def url_files(urls: Sequence[str], marker: str | None = None) -> list[SourceFile]:
@@ -76,7 +75,7 @@ def url_files(urls: Sequence[str], marker: str | None = None) -> list[SourceFile
 
 
 def _prefixes(roots: Sequence[str]) -> list[str]:
-    """For several roots, the fewest last components that tell them apart; nothing for one root."""
+    """For several roots, the fewest last components in which they differ; nothing for one root."""
     tails = [""] * len(roots)
     depth = 0
     while len({*tails}) < len(roots):
@@ -158,7 +157,7 @@ def _listed(filesystem: Any, path: str, kind: str, root: str) -> dict[str, Mappi
     if kind == "file":
         return {path: filesystem.info(path)}
     # What ``glob`` does as well, but markers do not match the pattern, and in object storage a name
-    # can be that of a file and of a folder, of which a glob tells the folder only.
+    # can be that of a file and of a folder, of which a glob lists the folder only.
     depth = None if kind == "directory" or "**" in path else path[len(root) :].count("/")
     entries = filesystem.find(f"{root}/", maxdepth=depth, detail=True)
     return {name: info for name, info in entries.items() if info["type"] == "file"}
@@ -198,8 +197,8 @@ def _nothing_at(url: str, others: Sequence[str]) -> str:
 
 
 def size_and_stamp(info: Mapping[str, Any], url: str = "") -> tuple[int, str]:
-    """Size in bytes and stamp of a file, from what its file system tells of it."""
-    # Where a file system tells nothing, the stamp is new each time, so that the file is read again.
+    """Size in bytes and stamp of a file, from what its file system knows of it."""
+    # Where a file system knows nothing, the stamp is new each time, so that the file is read again.
     tokens = [info[name] for name in _STAMPS.split() if info.get(name) is not None]
     token = tokens[0] if tokens else f"{_NO_STAMP} {time.time_ns()}"
     size = info["size"] or 0

@@ -121,7 +121,7 @@ def _rows(file: SourceFile, source: Source) -> Iterator[FileRow]:
 
 
 def _path_domain(path: str, rule: DocumentFormat) -> str | None:
-    """The domain of all documents in a file, or None where each document's fields tell it."""
+    """The domain of all documents in a file, or None where each document's fields name it."""
     if rule.domain_fields or rule.domain is not None:
         return rule.domain
     if rule.domain_pattern is None:

@@ -149,15 +149,15 @@ class Scorer:
 def linear_body(model: "PreTrainedModel") -> "torch.nn.Module | None":
     """The model without its head, if logits are one linear map of its last hidden state.
 
-    Caps, scales or masks of logits, and heads of other kinds, are seen by comparing what goes into
-    and comes out of the head with what the body and the model give; None where anything differs.
+    A trial run decides: the head's input must be the body's output, and its output the model's logits.
+    Caps, scales or masks of logits, and heads of other kinds, fail that; then the result is None.
     """
     import torch
 
     head, body = model.get_output_embeddings(), model.base_model
     if type(head) is not torch.nn.Linear or body is model:
         return None
-    # A tile's sum is told by its first logit, which must not drown in the others.
+    # A tile's sum is computed from its first logit, which must not drown in the others.
     if head.bias is not None and not bool((head.bias > -LOWEST_BIAS).all()):
         return None
     seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []

@@ -92,7 +92,7 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Losses:
-    """What rankings are made of: every pair of some mixtures and some sets, and the sets' counts."""
+    """The losses that are ranked: every pair of some mixtures and some sets, and the sets' counts."""
 
     mixtures: list[str]
     """Labels."""

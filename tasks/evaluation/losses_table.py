@@ -76,8 +76,8 @@ def _coded(column: "pa.ChunkedArray") -> tuple[list[str], Ints]:
 class LossesTable:
     """The rows of one way of evaluating; read once, then kept up to date by ``append``.
 
-    Memory holds where the row of each pair is; the sums stay in the files, of which there are copies
-    in ``scratch`` (None is the system's temporary folder) where the store is not a local folder.
+    Memory holds where the row of each pair is; the sums stay in the files. Where the store is not a
+    local folder, ``scratch`` holds copies of them (None is the system's temporary folder).
     """
 
     def __init__(self, store: Store, config: EvaluateConfig, scratch: str | None = None) -> None:

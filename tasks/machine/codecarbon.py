@@ -55,7 +55,7 @@ def codecarbon_energy(device: str) -> CodecarbonEnergy:
 
 
 class _Last:
-    """What codecarbon calls an output handler: keeps what was told last."""
+    """An output handler of codecarbon: keeps the last energy that it is given."""
 
     kwh: float | None = None
 

@@ -57,8 +57,8 @@ class RaplEnergy:
     """Energy of all CPU packages by the counters (uJ) in Linux' powercap tree, ``powercap``.
 
     Only top-level package domains are summed: core and uncore lie within them, psys contains them,
-    and few machines count memory. Counters wrap at ``max_energy_range_uj``, and only one wrap between two
-    readings can be told: a meter reads them every ``sample_seconds``.
+    and few machines count memory. Counters wrap at ``max_energy_range_uj``. Only one wrap between two
+    readings can be noticed, so a meter reads them every ``sample_seconds``.
 
     OSError if no package counter is there or may be read (which often needs root).
     """

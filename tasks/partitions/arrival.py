@@ -26,7 +26,7 @@ SHOWN = 3
 
 
 class Arrivals(NamedTuple):
-    """A corpus as it was listed."""
+    """The files of a corpus as listed, and which of them are new."""
 
     files: list[SourceFile]
     """All of its files, also those that wait."""
@@ -39,14 +39,14 @@ class Arrivals(NamedTuple):
 def look_for_files(
     corpus: CorpusConfig, previous: Manifest | None, settle_seconds: float = 0.0
 ) -> Arrivals:
-    """List the corpus and find what ``previous`` does not know.
+    """List the corpus and find the files that ``previous`` does not know.
 
-    With nothing new, or with 0 seconds to settle, this is one listing; else it takes so many seconds
-    and a second one, and only files that are the same in both are to be read.
+    With nothing new, or with 0 seconds to settle, this is one listing. Else there is a second listing
+    after so many seconds, and only files that are the same in both are to be read.
 
     Raises:
         EmptyCorpusError: an address matches nothing; or ``previous`` is None, and all files wait.
-        ValueError: files are to settle where the file system tells neither version nor time.
+        ValueError: files are to settle, and the file system knows neither version nor time.
     """
     files, growing = list_files(corpus.source, corpus.marker), list[SourceFile]()
     new = _new(files, previous, is_marked=True)

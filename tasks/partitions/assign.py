@@ -49,7 +49,7 @@ def _state(job: ScanJob, domain: str) -> DomainState:
 def _counted(job: ScanJob, files: list[SourceFile], encoders: Encoders) -> Iterator[Counted]:
     """Documents with their numbers of tokens, counted some batches ahead of their turn.
 
-    Those that are known before that are not counted: their number is 0.
+    Documents that the index already knows are not counted: their number is 0.
     """
     read = job.read(files, job.corpus.source, job.problems, job.state.files)
     sent: deque[list[tuple[Document, bool]]] = deque()
@@ -66,7 +66,7 @@ def _counted(job: ScanJob, files: list[SourceFile], encoders: Encoders) -> Itera
 
 
 def _batches(documents: Iterable[Counted]) -> Iterator[list[Counted]]:
-    # What the index is told of a document depends on when these end, so they stay as they are.
+    # The index entry of a document depends on where these batches end, so they stay as they are.
     batch: list[Counted] = []
     size = 0
     for document, num_tokens in documents:

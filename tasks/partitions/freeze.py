@@ -32,7 +32,7 @@ def freeze_sets(job: ScanJob) -> list[SetEntry]:
 
 
 def set_identity(config: EvaluationSetConfig) -> str:
-    """What tells one evaluation set from another in a chain."""
+    """The identity of an evaluation set within a chain: the fingerprint of its configuration."""
     return fingerprint("set", config)
 
 

@@ -19,7 +19,7 @@ CACHE_KIB = 32 << 10
 
 
 class Role:
-    """What a document is for; it changes only by a withdrawal or on the way out of no place."""
+    """What a document is for. It changes by a withdrawal only, or while the document is in no artifact."""
 
     TRAIN = "train"
     BASE = "base"
@@ -30,7 +30,7 @@ class Role:
 
 
 class IndexEntry(NamedTuple):
-    """A row of the index."""
+    """What the index knows about a document: which partition or set it went to."""
 
     digest: str
     role: str
@@ -42,7 +42,7 @@ class IndexEntry(NamedTuple):
 
 
 class DocumentIndex:
-    """The documents known so far; ``folder`` is scratch space."""
+    """All documents that the chain knows so far; ``folder`` is scratch space."""
 
     def __init__(self, folder: Path) -> None:
         self._database = sqlite3.connect(folder / "seen.sqlite", isolation_level=None)

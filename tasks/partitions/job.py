@@ -24,7 +24,7 @@ from tasks.partitions.manifest import Manifest
 
 @dataclass
 class ScanJob:
-    """One attempt to bring a chain of manifests up to date."""
+    """One scan: its settings, and the manifest, index and counts that it brings up to date."""
 
     store: Store
     corpus: CorpusConfig
@@ -49,7 +49,7 @@ class ScanJob:
         return Path(tempfile.mkdtemp(dir=self.scratch))
 
     def deposit(self, step: str, label: str, folder: Path, details: dict[str, object]) -> Artifact:
-        """Move a scratch folder into the store; ``details`` tell people where it came from."""
+        """Move a scratch folder into the store; ``details`` are facts for people."""
         origin = {"chain": self.state.chain, "manifest": self.state.number}
         facts = {**details, **origin}
         stored = deposit(self.store, step, "documents", label, folder, facts).artifact

@@ -94,8 +94,7 @@ class Manifest(Config):
     problems: list[str]
     """What the last scan could not read, in words."""
     unread: str = ""
-    """What the run that is told of this manifest found and could not read (``unread_digest``); never
-    published."""
+    """For one run: which files it listed and did not read (``unread_digest``); never published."""
 
     def partitions(self, *, with_open: bool = False) -> list[PartitionEntry]:
         """All partitions in a fixed order; ``with_open`` adds the open remainders."""

@@ -97,7 +97,7 @@ def scan(
 def _as_run_sees_it(
     state: Manifest, sets: list[EvaluationSetConfig], arrivals: Arrivals
 ) -> Manifest:
-    """The manifest as one run is told of it, which is more, and less, than is published."""
+    """The manifest for one run: only the run's own sets, with the files that wait or were not read."""
     # The chain may know a set of the same name from another recipe.
     identities = {set_identity(config) for config in sets}
     own_sets = [entry for entry in state.sets if entry.identity in identities]
@@ -135,7 +135,7 @@ def is_current(
 ) -> bool:
     """Whether nothing has changed since ``previous``: files, sets, withdrawals, stored documents.
 
-    ``new`` are the files that are to be read, as ``tasks.partitions.arrival.look_for_files`` found them.
+    ``new`` are the files that are to be read (see ``tasks.partitions.arrival.look_for_files``).
     """
     identities = {entry.identity for entry in previous.sets}
     return (

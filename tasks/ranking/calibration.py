@@ -47,7 +47,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(groups: Groups, sampled: Bools, rows: Floats, controls: Floats) -> Estimate:
-    """Sums over all groups of rows that are known on a sample.
+    """Estimate sums over all groups of documents from values on a sample of the groups.
 
     Within each set the sample must be random, with 2 groups at least or all of them.
 

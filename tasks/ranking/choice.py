@@ -107,15 +107,15 @@ def _bits(losses: Losses, number: int) -> Floats:
 
 
 def best_of_sizes(losses: Losses, rankings: "Mapping[str, pd.DataFrame]") -> "pd.DataFrame":
-    """The best mixture for each objective and number of partitions, and what is tied with it.
+    """The best mixture for each objective and number of partitions, and how many are tied with it.
 
     Args:
         rankings: ``tasks.ranking.rank.rank`` tables by objective.
 
     Returns:
-        By objective in the order of ``rankings`` and then by ``k``: the row of the rank table, and
-        ``tied_at_size``, how many other mixtures of the same size are not told apart from it (of the
-        next ``CLOSEST`` of that size), and ``of_size``, how many there are.
+        By objective in the order of ``rankings`` and then by ``k``: the row of the rank table;
+        ``tied_at_size``, how many of the next ``CLOSEST`` mixtures of the same size are tied with it;
+        ``of_size``, how many mixtures of that size there are.
     """
     import pandas as pd
 

@@ -105,15 +105,16 @@ def near_duplicates(
 ) -> "pd.DataFrame":
     """Partitions of two domains whose models say the same, so that one of them could be left out.
 
-    Their distance, the root mean square over groups of documents of the difference of their models'
-    losses, each set weighing alike, is at most ``ALIKE`` of the median pair's, and their merge is about
-    as good as the better of them: its complementarity for the macro mean is at most ``ALIKE`` of the
-    median pair's in size, or not told apart from 0, or was not evaluated.
+    Two conditions hold for such a pair. The distance of the models is at most ``ALIKE`` of the median
+    pair's; it is the root mean square over groups of documents of the difference of their losses, each
+    set weighing alike. And the merge is about as good as the better model: its complementarity for the
+    macro mean is at most ``ALIKE`` of the median pair's in size, or its interval contains 0, or it was
+    not evaluated.
 
-    Partitions of one domain are alike by design: such pairs are neither found nor counted as usual.
-    None is found with fewer than ``FEWEST_SETS`` sets or ``FEWEST_USUAL`` pairs of two domains. Near
-    copies are not found either where they are the rule, as they then are what is usual. How far training
-    moved models from the base model is no better measure: much of it is common to all of them.
+    Partitions of one domain are alike by design: such pairs are left out, also of the medians. With
+    fewer than ``FEWEST_SETS`` sets or ``FEWEST_USUAL`` pairs of two domains the result is empty. Near
+    copies are missed where most pairs are near copies. The distance of models from the base model is
+    no better measure: much of it is common to all of them.
 
     Args:
         domains: domain of each partition; one that is not there is a domain of its own.
@@ -156,7 +157,7 @@ def near_duplicates(
 
 
 def duplicate_words(duplicates: "pd.DataFrame", effects: "pd.DataFrame") -> Iterator[str]:
-    """What ``near_duplicates`` found, some sentences for each pair.
+    """The result of ``near_duplicates`` in sentences, some for each pair.
 
     Args:
         effects: ``tasks.ranking.effects.marginal_effects``.

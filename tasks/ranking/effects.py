@@ -85,7 +85,7 @@ def best_changes(ranking: "pd.DataFrame", members: "pd.DataFrame") -> "pd.DataFr
 
 
 class _Uniform:
-    """The evaluated mixtures with even weights, found by their partitions; of equals, the first label.
+    """The evaluated mixtures with even weights, by their partitions; of equals, the first label.
 
     A mixture's key is the numbers of its partitions as bytes: a tenth of what a set of names takes.
     """

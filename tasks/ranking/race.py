@@ -68,7 +68,7 @@ class RaceSets(NamedTuple):
 
 
 class LossSource(Protocol):
-    """Where losses come from: nats over (tokens of the set x number of sets), summed by group.
+    """A source of losses: nats over (tokens of the set x number of sets), summed by group.
 
     None stands for losses that are not known yet: the race ends there.
     """
@@ -99,34 +99,34 @@ def require(losses: T | None) -> T:
     return losses
 
 
-def race(config: RaceConfig, text: RaceSets, shares: Floats, course: LossSource) -> RaceResult:
+def race(config: RaceConfig, sets: RaceSets, shares: Floats, source: LossSource) -> RaceResult:
     """Find the best mixtures.
 
     Args:
         shares: weight of each partition model in each mixture, shape (M, K).
     """
-    runners = _Field(config, text, shares, course)
+    running = _Race(config, sets, shares, source)
     try:
-        runners.run()
+        running.run()
     except UnknownLossesError:
-        return runners.result
-    runners.result.is_complete = True
-    return runners.result
+        return running.result
+    running.result.is_complete = True
+    return running.result
 
 
-class _Field:
-    """The mixtures that are in the race, what is known of them, and how they are judged."""
+class _Race:
+    """The mixtures of a race: their losses and estimates so far, and which are still in it."""
 
     def __init__(
-        self, config: RaceConfig, text: RaceSets, shares: Floats, course: LossSource
+        self, config: RaceConfig, sets: RaceSets, shares: Floats, source: LossSource
     ) -> None:
-        self._config, self._text, self._shares, self._course = config, text, shares, course
-        self.result = RaceResult(len(shares), full_tokens=len(shares) * text.tokens)
+        self._config, self._sets, self._shares, self._source = config, sets, shares, source
+        self.result = RaceResult(len(shares), full_tokens=len(shares) * sets.tokens)
         self._known: dict[int, Floats] = {}
         """Losses on all groups of mixtures that were evaluated in full, but for single models."""
         self._single: dict[int, Floats] = {}
         """The same for mixtures that are one partition model."""
-        self._members: Floats = np.zeros((0, len(text.look)))
+        self._members: Floats = np.zeros((0, len(sets.look)))
         self._open: Ints = np.arange(len(shares))
         """Mixtures that are neither dropped nor evaluated in full, ascending."""
         self._seen: Floats = np.zeros((len(shares), 0))
@@ -134,7 +134,7 @@ class _Field:
 
     def run(self) -> None:
         """From the first look to the finalists."""
-        for number in range(len(self._text.look_tokens)):
+        for number in range(len(self._sets.look_tokens)):
             if not self._is_far():
                 break
             evaluated = self._evaluate_look(number) if number else self._open_race()
@@ -155,18 +155,18 @@ class _Field:
         alone = (self._shares > 0).sum(axis=1) == 1
         if with_members:
             self._open = np.flatnonzero(~alone)
-        self._count(len(self._open) * self._text.look_tokens[0])
-        self._count(num_members * self._text.tokens if with_members else 0)
-        losses = self._course.opening(self._open.tolist(), with_members=with_members)
+        self._count(len(self._open) * self._sets.look_tokens[0])
+        self._count(num_members * self._sets.tokens if with_members else 0)
+        losses = self._source.opening(self._open.tolist(), with_members=with_members)
         self._seen, self._members = require(losses)
         for mixture in np.flatnonzero(alone & with_members).tolist():
             self._single[mixture] = self._members[int(self._shares[mixture].argmax())]
         return len(self._open)
 
     def _evaluate_look(self, number: int) -> int:
-        self._count(len(self._open) * self._text.look_tokens[number])
-        new = require(self._course.look(self._open.tolist(), number))
-        look = self._text.look[(self._text.look >= 0) & (self._text.look <= number)]
+        self._count(len(self._open) * self._sets.look_tokens[number])
+        new = require(self._source.look(self._open.tolist(), number))
+        look = self._sets.look[(self._sets.look >= 0) & (self._sets.look <= number)]
         seen = np.empty((len(new), len(look)))
         seen[:, look < number], seen[:, look == number] = self._seen, new
         self._seen = seen
@@ -174,8 +174,8 @@ class _Field:
 
     def _evaluate_whole(self, mixtures: Ints) -> None:
         if len(mixtures):
-            self._count(len(mixtures) * self._text.tokens)
-            losses = require(self._course.whole(mixtures.tolist()))
+            self._count(len(mixtures) * self._sets.tokens)
+            losses = require(self._source.whole(mixtures.tolist()))
             self._known |= dict(zip(mixtures.tolist(), losses, strict=True))
             self._keep(~np.isin(self._open, mixtures))
 
@@ -187,14 +187,14 @@ class _Field:
 
     def _judge(self, number: int) -> tuple[Floats, Floats]:
         """Estimates of the open mixtures, and how far each may be from the truth."""
-        sampled = (self._text.look >= 0) & (self._text.look <= number)
+        sampled = (self._sets.look >= 0) & (self._sets.look <= number)
         shares = self._shares[self._open] if len(self._members) else self._shares[:0, :0]
         mean = shares @ self._members if len(self._members) else np.zeros((1, len(sampled)))
         gains = estimate(
-            self._text.groups, sampled, mean[:, sampled] - self._seen, self._controls()
+            self._sets.groups, sampled, mean[:, sampled] - self._seen, self._controls()
         )
         # Either of the top mixtures may be lost after either of the looks.
-        chances = self._config.top * len(self._text.look_tokens)
+        chances = self._config.top * len(self._sets.look_tokens)
         quantile = student_quantile(1 - (1 - self._config.confidence) / chances, gains.freedom)
         # An error of zero says nothing where nothing is left to judge it by.
         reach = (
@@ -203,9 +203,9 @@ class _Field:
         return mean.sum(axis=1) - gains.value, reach
 
     def _controls(self) -> Floats:
-        """What the best mixtures that are known gain by merging, on average: shape (0 or 1, G)."""
+        """Mean gain by merging of the best mixtures evaluated in full; shape (0 or 1, G)."""
         if len(self._known) < 2:
-            return np.zeros((0, len(self._text.look)))
+            return np.zeros((0, len(self._sets.look)))
         best = sorted(self._known, key=lambda mixture: float(self._known[mixture].sum()))
         best = best[: self._config.top]
         rows = np.stack([self._known[mixture] for mixture in best])
@@ -241,13 +241,13 @@ class _Field:
                 self._known[mixture] = row
 
     def _note_look(self, number: int, evaluated: int) -> None:
-        seen = (self._text.look >= 0) & (self._text.look <= number)
+        seen = (self._sets.look >= 0) & (self._sets.look <= number)
         dropped = sum(out.look == number for out in self.result.exits)
         left = len(self._open) + len(self._known)
         self.result.rounds.append(RaceLook(number, float(seen.mean()), evaluated, dropped, left))
 
     def _leaders(self, values: Floats) -> Ints:
-        """The open ones among the best ``top`` of all, by what is known or else estimated."""
+        """The open ones among the best ``top`` of all, by known losses and by estimates for the rest."""
         known_losses = np.array(list(self._losses().values()))
         order = np.argsort(np.concatenate([known_losses, values]), kind="stable")[
             : self._config.top

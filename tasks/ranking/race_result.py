@@ -46,7 +46,7 @@ class RaceLook(NamedTuple):
 
 @dataclass
 class RaceResult:
-    """How a race went."""
+    """The state of a race, and its result when it is complete."""
 
     mixtures: int
     """Number of mixtures at the start."""
@@ -63,7 +63,7 @@ class RaceResult:
 
 
 class Screening(NamedTuple):
-    """A race as a report tells of it."""
+    """A race as a report shows it."""
 
     words: list[str]
     """Sentences (see ``in_words``)."""
@@ -106,7 +106,7 @@ def in_words(result: RaceResult, top: int, confidence: float) -> Iterator[str]:
 
 
 def exits_frame(result: RaceResult, labels: Sequence[str]) -> "pd.DataFrame":
-    """What was dropped, in the order of the mixtures.
+    """The mixtures that were dropped, in the order of the mixtures.
 
     Args:
         labels: name of each mixture of the race.

@@ -184,7 +184,7 @@ def _ranks(loss: Floats, variances: Floats) -> Ints:
         stop = min(start + _ROWS, len(variances))
         ahead = loss[start:stop, None] - loss[:stop]
         is_behind = ahead > 0
-        # Not <= rather than >: where there is no variance, whoever is ahead is better.
+        # Not <= rather than >: where the variance is NaN, the mixture ahead counts as better.
         np.square(ahead, out=ahead)
         is_behind &= ~(ahead <= Z**2 * variances[start:stop, :stop])
         ranks[start:stop] = 1 + is_behind.sum(axis=1)

@@ -40,7 +40,7 @@ WRITTEN = 14
 
 
 def agreement_plot(pairs: "pd.DataFrame", title: str, sizes: Sequence[int]) -> Spec:
-    """Proxy against reference on one set, in nats per token; colour and shape tell sizes apart.
+    """Proxy against reference on one set, in nats per token; sizes differ in colour and shape.
 
     Args:
         pairs: ``k``, ``proxy``, ``reference`` of that set, one row per reference.

@@ -24,36 +24,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class ReportData:
-    """All that a report tells.
-
-    ``losses`` and ``members`` are as for ``tasks.ranking.rank.rank``, and ``rankings`` are what
-    ``tasks.ranking.rank.rank_all`` makes of them; ``created`` is ISO 8601 text;
-    ``partitions`` has partition, domain, num_documents, num_tokens, repeats (times its tokens are
-    seen in training), seconds, fingerprint, status; ``sets`` has evaluation_set, domain (None where
-    never trained on), num_documents, num_tokens, num_bytes, removed (documents lost to
-    deduplication); ``cost`` has item, seconds, tokens, flops, joules, estimator; ``validation`` is
-    there where references were trained, ``search`` where mixtures were sought; ``lineage`` is
-    preformatted text; ``race`` is there where only some mixtures were evaluated in full, and then
-    ``losses`` and ``members`` are theirs; ``pareto_sets`` are the two sets of the Pareto front, None
-    for those that conflict most; ``cost_words`` are sentences on what the cost holds.
-    """
+    """All that a report shows."""
 
     title: str
     created: str
+    """ISO 8601."""
     losses: Losses
+    """Of all mixtures that were evaluated in full."""
     members: "pd.DataFrame"
+    """Of the same mixtures, as for ``tasks.ranking.rank.rank``."""
     rankings: "dict[str, pd.DataFrame]"
+    """By objective, from ``tasks.ranking.rank.rank_all``."""
     partitions: "pd.DataFrame"
+    """partition, domain, num_documents, num_tokens, repeats (times its tokens are seen in training),
+    seconds, fingerprint, status."""
     sets: "pd.DataFrame"
+    """evaluation_set, domain (None where never trained on), num_documents, num_tokens, num_bytes,
+    removed (documents lost to deduplication)."""
     cost: "pd.DataFrame"
+    """item, seconds, tokens, flops, joules, estimator."""
     validation: "Trust | None"
+    """None where no references were trained."""
     notes: list[str]
     lineage: str
+    """Preformatted text."""
     provenance: Mapping[str, object]
     race: Screening | None = None
+    """None where every mixture was evaluated in full."""
     search: SearchResult | None = None
+    """None where no search was made."""
     pareto_sets: tuple[str, str] | None = None
+    """The two sets of the Pareto front; None for those that conflict most."""
     cost_words: Sequence[str] = ()
+    """Sentences on what the cost includes."""
 
     @cached_property
     def effects(self) -> "pd.DataFrame":
@@ -84,7 +87,7 @@ class ReportData:
 
     @cached_property
     def remarks(self) -> list[str]:
-        """What a reader must know of the partitions before believing their effects."""
+        """Sentences on near-duplicates, which a reader needs before believing marginal effects."""
         return [] if self.race else list(duplicate_words(self.duplicates, self.effects))
 
     def frames(self) -> "dict[str, pd.DataFrame]":

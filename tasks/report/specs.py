@@ -24,7 +24,7 @@ def plot_specs(data: ReportData) -> dict[str, Spec]:
     Keys: ``ranking`` (macro mean), ``heat-map``, ``sizes``, ``effects``, ``pairs`` and ``pareto``
     (where there is something to draw), ``agreement`` after a validation, ``trace`` after a search,
     and ``ranking-1``, ``ranking-2`` ..., ``agreement-1`` ... for the sets in order of name. After a
-    race those are missing that speak of all mixtures.
+    race the plots that need all mixtures are missing.
     """
     macro = data.rankings[MACRO_MEAN]
     specs = {

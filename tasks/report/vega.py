@@ -115,7 +115,7 @@ def svg(spec: Spec, theme: Spec) -> str:
 
 
 def svg_pair(spec: Spec) -> tuple[str, str]:
-    """``spec`` drawn for light and for dark pages; drawn once where that tells both."""
+    """``spec`` drawn for light and for dark pages; once where only plain colours have to change."""
     light = svg(spec, LIGHT)
     if '="rgb' in light:  # a colour that lies between those of a ramp
         return light, svg(spec, DARK)
@@ -143,7 +143,7 @@ def values_of(frame: "pd.DataFrame") -> Spec:
 
 
 def shortened(name: str, most: int) -> str:
-    """``name`` in at most ``most`` characters: the middle goes, as both ends tell names apart."""
+    """``name`` in at most ``most`` characters: the middle goes, because names differ at their ends."""
     if len(name) <= most:
         return name
     return f"{name[: (most - 1) // 2].rstrip()} … {name[len(name) - most // 2 + 2 :].lstrip()}"

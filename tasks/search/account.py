@@ -27,11 +27,11 @@ BEST = 10
 
 
 def account(search: Search, landings: Sequence[Mixture] = (), price: float = 0.0) -> SearchResult:
-    """What a search found.
+    """The result of a search.
 
     Args:
         search: at its end; something was evaluated.
-        landings: mixtures of units to which descents led, evaluated before or not.
+        landings: mixtures of units at which descents ended, evaluated before or not.
         price: what the descents cost, in evaluations of a mixture.
 
     Raises:

@@ -87,7 +87,7 @@ def _slid(feasible: Feasible, parts: Ints, forecast: Forecast) -> Ints:
     first = feasible.weights(parts[None])[0]
     bounds, options = Bounds(low, high), {"maxiter": 50}
     with warnings.catch_warnings():
-        # It tells of steps a hair outside of the bounds; where it ends is brought inside below.
+        # It warns of steps just outside of the bounds; its end is brought inside below.
         warnings.simplefilter("ignore")
         found = minimize(
             value,

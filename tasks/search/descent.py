@@ -62,7 +62,7 @@ class DescentStepConfig(DescentConfig):
 
 
 class Descent(NamedTuple):
-    """Where one descent ended."""
+    """One descent: the weights at its end, and the objective on its way."""
 
     weights: Floats
     """Weight of each unit, positive, sum 1; shape (units,)."""
@@ -113,9 +113,9 @@ def load_descents(folder: Path) -> list[Descent]:
 def descend(slope: "Slope", start: Floats, steps: int, rate: float) -> Descent:
     """Follow the slope by normalised steps of exponentiated gradient.
 
-    A weight's logarithm changes by ``rate`` times its gradient over the gradients' root mean square
-    under the weights, at most by ``rate``; the rate falls evenly to zero. So neither the unit of the
-    objective matters, nor how much worse the worst member is.
+    The logarithm of a weight changes by ``rate`` times its gradient over the root mean square of all
+    gradients under the weights, and by ``rate`` at most; the rate falls evenly to zero. So neither the
+    unit of the objective matters, nor how much worse the worst member is.
 
     Args:
         slope: objective and gradient (up to a constant) at weights of shape (units,).

@@ -18,9 +18,9 @@ _BY_SIZE = 300  # of them, at most this many of one number of members where all 
 def first_design(feasible: Feasible, count: int, generator: np.random.Generator) -> list[Mixture]:
     """A first design of up to ``count`` distinct allowed mixtures.
 
-    In order: the allowed mixture nearest to all units alike, to each unit alone, and to all units but
-    one, so that every unit is covered where ``count`` allows it; then others drawn at random, each
-    the farthest from those before; in even mode of the number of members that is rarest so far.
+    First come the allowed mixtures nearest to all units alike, to each unit alone, and to all units but
+    one, so that every unit is covered where ``count`` allows it. Then come random ones, each the
+    farthest from those before; in even mode each has the number of members that is rarest so far.
     """
     size = len(feasible.names)
     corners = [np.ones((1, size)), np.eye(size)]

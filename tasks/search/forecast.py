@@ -53,7 +53,7 @@ class Forecast:
         return values
 
     def doubt(self, weights: Floats) -> Floats | None:
-        """Standard deviation of the objective; None where the surrogates tell none.
+        """Standard deviation of the objective; None where the surrogates give none.
 
         As if all sets were wrong in the same direction: the largest that it can be.
         """

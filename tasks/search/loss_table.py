@@ -226,7 +226,7 @@ def averaged(numbers: "pd.DataFrame", names: list[str], notes: list[str]) -> "pd
 
 
 def varying(numbers: "pd.DataFrame", names: list[str], notes: list[str]) -> list[str]:
-    """The weight columns that tell rows apart."""
+    """The weight columns whose values differ between rows."""
     constant = [name for name in names if np.ptp(numbers[name].to_numpy()) < 1e-9]
     if constant:
         notes.append(

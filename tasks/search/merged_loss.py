@@ -42,11 +42,11 @@ class MergedLoss:
     def __call__(
         self, weights: Floats, text: "Sequence[tuple[float, list[TokenBatch]]]"
     ) -> tuple[float, Floats]:
-        """The objective, and how fast it changes as weight moves from all members to each.
+        """The objective and its gradient in the members' weights.
 
         Args:
             weights: of the members, shape (members,), none negative.
-            text: batches, and by what the nats of their scored tokens are multiplied.
+            text: pairs of a factor and batches, whose nats are multiplied by the factor and summed.
 
         Returns:
             The objective and its gradient, shape (members,); its mean under ``weights`` is zero.

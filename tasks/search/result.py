@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 class SearchResult(NamedTuple):
-    """A search as a report tells of it."""
+    """The result of a search, as a report shows it."""
 
     words: list[str]
-    """What was sought and found, in sentences."""
+    """The answer and how far to trust it, in sentences."""
     surrogates: "pd.DataFrame"
     """Cross-validated: ``surrogate``, ``target``, ``spearman``, ``pearson``, ``rmse``, ``rows`` (mixtures
     that it was fitted to), ``chosen`` (bool), ``share`` (weight of the target in the objective)."""

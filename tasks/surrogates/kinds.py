@@ -58,7 +58,7 @@ SURROGATES: dict[str, Callable[[], Surrogate]] = {
 
 
 class CrossValidation(NamedTuple):
-    """What cross-validation found."""
+    """The result of a cross-validation."""
 
     table: "pd.DataFrame"
     """``surrogate``, ``target``, ``spearman``, ``pearson`` and ``rmse`` of the held-out predictions

@@ -23,7 +23,7 @@ IDLE_SECONDS = 20.0
 
 
 class Vocabulary(NamedTuple):
-    """What makes token ids of text: all that another process must be told."""
+    """All that a process needs to make token ids of text."""
 
     text: str
     """The content of ``tokenizer.json``."""

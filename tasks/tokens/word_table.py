@@ -38,7 +38,7 @@ MAX_LENGTH = 64
 
 
 class Words(dict[str, bytes]):
-    """The ids of each word, as the bytes of an array; ``encode`` tells those of words not met yet."""
+    """The ids of each word, as the bytes of an array; ``encode`` makes those of a new word."""
 
     def __init__(self, encode: Callable[[list[str]], list[bytes]]) -> None:
         self._encode = encode

@@ -143,7 +143,7 @@ def _train(
             workspace.meter.add(tokens=per_step, flops=flops * per_step)
             try:
                 workspace.progress((step + 1) * per_step, training_tokens(config), "tokens")
-            except BaseException:  # whoever stops a training, or an interrupt, does so here
+            except BaseException:  # a stopped training, or an interrupt, ends here
                 if saves.longest <= PATIENT_SECONDS:
                     save_last(model, optimizer, losses.read(), saves)
                 raise

@@ -77,7 +77,7 @@ def gains(
 ) -> "pd.DataFrame":
     """What merging adds to the Pearson correlation within k over each predictor that needs no merging.
 
-    Arguments and errors as in ``agreement``. Both correlations are of the same draws, so what makes the
+    Arguments and errors as in ``agreement``. Both correlations use the same draws, so what makes the
     references easy or hard to order cancels in their difference.
 
     Returns:

@@ -67,7 +67,7 @@ def barriers(
 
 
 def _judged(first: float, second: float, middle: float, base: float) -> tuple[float, bool]:
-    """The barrier, and whether merging is broken; a model that diverged alone tells nothing."""
+    """The barrier, and whether merging is broken; NaN and False where one of the two models diverged."""
     if not (math.isfinite(first) and math.isfinite(second)):
         return math.nan, False
     return middle - max(first, second), not middle <= max(first, second, base)

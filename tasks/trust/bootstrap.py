@@ -38,11 +38,11 @@ def mixture_weights(mixtures: Sequence[Collection[str]], draws: int, seed: int) 
 def percentile_interval(values: Floats, partitions: int) -> tuple[float, float]:
     """Both ends of a 95 % percentile interval of the finite draws; NaN where there is none.
 
-    Percentiles are those of an expanded interval (Hesterberg 2015): with P partitions the quantile of
-    Student's t with P - 1 degrees of freedom takes the place of the normal one, and as exponential weights
-    understate a variance by (P - 1) / (P + 1), it is stretched by the root of the inverse. In the test's
-    simulation (8 partitions, 24 mixtures) such intervals hold the truth nine times in ten, and intervals over
-    mixtures two times in three.
+    The interval is expanded (Hesterberg 2015). With P partitions the quantile of Student's t with P - 1
+    degrees of freedom takes the place of the normal one. Exponential weights understate a variance by
+    (P - 1) / (P + 1), so the quantile is also multiplied by the root of the inverse. In the test's
+    simulation (8 partitions, 24 mixtures) such intervals hold the truth nine times in ten, and
+    intervals over mixtures two times in three.
     """
     finite = values[np.isfinite(values)]
     if not len(finite) or partitions < 2:

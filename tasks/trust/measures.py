@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def pearson(x: Floats, y: Floats, groups: Ints, weights: Floats) -> Floats:
-    """Weighted Pearson correlation of what is left of x and y without the means of their groups.
+    """Weighted Pearson correlation of x and y after the mean of each group is taken off.
 
     Args:
         x, y: finite values, shape (n,).
@@ -44,7 +44,7 @@ def pearson(x: Floats, y: Floats, groups: Ints, weights: Floats) -> Floats:
 
 
 def spearman(x: Floats, y: Floats, groups: Ints, weights: Floats) -> Floats:
-    """Weighted Pearson correlation of ranks, that are taken once, without weights."""
+    """Weighted Pearson correlation of ranks; the ranks are taken once, without weights."""
     ranks = [_ranks(values, groups) for values in (x, y)]
     return pearson(ranks[0], ranks[1], np.zeros_like(groups), weights)
 
@@ -90,8 +90,8 @@ def _ranks(values: Floats, groups: Ints) -> Floats:
 def regret(predicted: Floats, bits: Floats, groups: Ints, first: int) -> float:
     """By how much the best of a predictor's ``first`` misses the best of all, in bits per byte.
 
-    All arguments have shape (n,); mixtures are chosen in each group apart, and groups count by their
-    size. Where the predictor ties, lots decide, and this is the expected value.
+    All arguments have shape (n,). Mixtures are chosen in each group separately, and groups count by
+    their size. Where the predictor ties, the choice is random, and this is the expected value.
     """
     total = 0.0
     for group in np.unique(groups):
@@ -112,14 +112,14 @@ def _best_of(predicted: Floats, bits: Floats, first: int) -> float:
 
 
 SURE = 0.95
-"""Share of pairs ordered right from which on a difference of proxies is called sure."""
+"""A difference of proxies is called sure where at least this share of pairs is ordered right."""
 
 FEWEST_PAIRS = 10
 """A coin orders ten pairs right once in a thousand times; as pairs share mixtures, somewhat more often."""
 
 
 class Margin(NamedTuple):
-    """From which difference on proxies order nearly all pairs right."""
+    """The difference between two proxy losses from which the better mixture is named correctly."""
 
     difference: float
     """Of two proxies, in bits per byte."""

@@ -28,7 +28,7 @@ def pair_up(
     set_domains: Mapping[str, str | None],
     tokens: Mapping[str, int],
 ) -> "pd.DataFrame":
-    """What is known of each chosen mixture on each evaluation set, beside what was found by training.
+    """For each chosen mixture and evaluation set: the reference's loss, and what predictors say of it.
 
     Args:
         proxies: merged models of the mixtures, and every partition's own model, by label.
@@ -137,11 +137,11 @@ _PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # against weights whose squares sum 
 
 
 def left_out(weights: Floats, losses: Floats) -> Floats:
-    """Each mixture's losses as a ridge regression on mixture weights of the other mixtures tells them.
+    """Each mixture's losses, predicted by a ridge regression on the weights of the other mixtures.
 
-    The mean of the others falls where the one left out is high, so with it even a regression on nothing
-    would predict, the wrong way round. Slopes are therefore learnt from the others alone, and the mean is
-    that of all, which orders nothing. The penalty is chosen anew for each mixture left out.
+    The slopes are learnt from the others alone; the mean is that of all mixtures, which orders nothing.
+    The mean of the others would be low where the mixture left out is high, so that even a regression on
+    nothing would seem to predict, the wrong way round. Each mixture left out has a penalty of its own.
 
     Args:
         weights: shape (n, partitions).

@@ -58,8 +58,8 @@ def choose_references(
     A larger ``count`` keeps what a smaller one chose.
 
     Args:
-        losses: what the proxies rank mixtures by, lower is better, by label; those without one come
-            last. None, where they are not known yet, draws lots.
+        losses: of the proxies, by label; mixtures without one come last. None, where no loss is known
+            yet, takes them in random order.
 
     Raises:
         ValueError: there are fewer such mixtures than ``count``.

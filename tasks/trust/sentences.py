@@ -50,11 +50,11 @@ FIXED = ("all", WITHIN, "proxy")
 
 
 def standing(figures: Figures) -> Standing:
-    """What a row of an ``agreement`` table says of its predictor.
+    """Whether a row of an ``agreement`` table makes its predictor trusted.
 
     "trusted": enough pairs are ordered right, and the interval of the Pearson correlation is above 0.
-    "wrong": surely fewer pairs are, or the correlation is above 0 and still too few are. "unknown": there
-    are too few references, or too few to tell the correlation from none.
+    "wrong": the interval is above 0 and too few pairs are, or surely too few are. "unknown": there are
+    too few references, or the interval of the correlation includes 0.
     """
     if figures["references"] < FEWEST_REFERENCES or math.isnan(figures["pearson"]):
         return "unknown"
@@ -64,7 +64,7 @@ def standing(figures: Figures) -> Standing:
 
 
 def why(figures: Figures) -> str:
-    """Why nothing can be told."""
+    """Why the standing is "unknown"."""
     count = int(figures["references"])
     if count < FEWEST_REFERENCES:
         return f"not enough references ({count}; {FEWEST_REFERENCES} are the least)"
@@ -162,7 +162,7 @@ def _by_scope(rows: FiguresByRow, name: str) -> list[float]:
 
 
 def sure_differences(pairs: "pd.DataFrame", rows: FiguresByRow) -> Iterator[str]:
-    """From which difference of proxies on the better mixture is told."""
+    """How large a difference of proxies must be to name the better mixture correctly."""
     if rows[MACRO_MEAN, *FIXED]["references"] < FEWEST_REFERENCES:
         return
     of_set = {
@@ -223,7 +223,7 @@ def gained(rows: FiguresByRow, added: "pd.DataFrame") -> Iterator[str]:
 
 
 def repeated(noise: "pd.DataFrame | None") -> Iterator[str]:
-    """What repeated references agree to; the ceiling only where there are enough runs to speak of it."""
+    """How well repeated references agree; with enough runs, also the largest correlation possible."""
     repeats = (
         () if noise is None else noise[noise["evaluation_set"] == MACRO_MEAN].to_dict("records")
     )

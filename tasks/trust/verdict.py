@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class Trust(NamedTuple):
-    """How far a ranking can be trusted, as a report tells of it."""
+    """How far a ranking can be trusted, as a report shows it."""
 
     words: list[str]
     """The verdict and its grounds, in sentences (see ``verdict``)."""
