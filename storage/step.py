@@ -8,7 +8,6 @@ first can enter the fingerprint. ``storage.cache`` looks results up and builds t
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -74,12 +73,7 @@ class Meter(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
     def add(self, *, tokens: int = 0, flops: float = 0.0) -> None:
         """Count work that was done."""

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import uuid
 from pathlib import Path
-from types import TracebackType
 
 from tests.servers import Child, S3Server, free_port, wait_for_answer
 
@@ -72,12 +71,7 @@ class Ceph:
             self._stack = self._stack.pop_all()
         return server
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def _start(self) -> S3Server:

@@ -6,7 +6,6 @@ Names of domains and files come from data, so nothing printed here is read as ma
 import json
 import os
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
@@ -88,13 +87,8 @@ class TerminalReporter:
         self.progress.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None and error is None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._bar is not None and kind is None:
             self._bar.end()
         self.progress.stop()
 

@@ -8,7 +8,6 @@ import functools
 import logging
 import threading
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any, Self
 
 from prefect.context import FlowRunContext, TaskRunContext
@@ -63,12 +62,7 @@ class PrefectRunner:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._close()
         self.devices.close()
 
