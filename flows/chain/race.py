@@ -9,7 +9,7 @@ full sweep. A plan replays a race from stored losses as far as they go.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,10 +24,6 @@ from tasks.ranking.calibration import Groups
 from tasks.ranking.race import RaceConfig, RaceSets, race
 from tasks.ranking.race_result import RaceResult, Screening, exits_frame, in_words
 
-if TYPE_CHECKING:
-    from tasks.evaluation.losses import LossRows
-
-
 LARGEST = 0.5
 """Share of the documents that all parts together may hold; above it, evaluating in full is cheaper."""
 
@@ -40,7 +36,7 @@ class RaceOutcome:
     result: RaceResult
     finalists: list[Mixture] | None
     """Over names of partitions; None in a plan that cannot know them yet."""
-    rows: "LossRows | None"
+    rows: LossRows | None
     """Losses of every finalist on every set; None where the finalists are not known."""
 
     @property

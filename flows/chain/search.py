@@ -8,7 +8,7 @@ sweep uses the rows. A plan replays a search from stored losses as far as they g
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,16 +44,13 @@ from tasks.search.descent import (
 from tasks.search.objective import Objective
 from tasks.search.rounds import Search, Tried
 
-if TYPE_CHECKING:
-    from tasks.search.result import SearchResult
-
 
 class SearchOutcome(NamedTuple):
     """The result of a search, or how much of it a plan can foresee."""
 
     outcome: Outcome
     """Its mixtures are those that were evaluated."""
-    result: "SearchResult | None"
+    result: SearchResult | None
     """Its answer, tables and words; None in a plan that does not know all losses."""
     pending: int = 0
     """Mixtures that may be evaluated and whose losses a plan does not know; 0 outside plans."""

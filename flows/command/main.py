@@ -23,10 +23,11 @@ from flows.command.options import (
     StoreUrl,
     err,
     faults,
-    open_store,
     out,
+    print_report_place,
     read_recipe,
     read_runtime,
+    run_here,
 )
 from flows.command.report import report
 from flows.command.search import search
@@ -100,28 +101,18 @@ def _run(
 ) -> None:
     with faults():
         loaded, settings = read_recipe(recipe, overrides), read_runtime(runtime)
-        if prefect:
-            from flows.command.summary import show_ledger
-            from flows.prefect.flow_runs import run_with_prefect
+        if not prefect:
+            run_here(loaded, store, settings, as_json=as_json, with_references=references)
+            return
+        from flows.command.summary import show_ledger
+        from flows.prefect.flow_runs import run_with_prefect
 
-            summary = run_with_prefect(loaded, store, settings, with_references=references)
-            if not as_json:
-                show_ledger(out, summary)
-        else:
-            from flows.command.summary import show_result
-            from flows.run.execute import execute
-            from flows.runners.inline import InlineRunner
-
-            with TerminalReporter(err) as reporter:
-                runner = InlineRunner(open_store(store, create=True), settings, reporter)
-                result = execute(runner, loaded, with_references=references)
-            summary = {"run": result.folder, **result.summary}
-            if not as_json:
-                show_result(out, result)
+        summary = run_with_prefect(loaded, store, settings, with_references=references)
         if as_json:
             print_json(summary)
-        else:
-            out.print(f"report: {store.rstrip('/')}/{summary['run']}/report.html", soft_wrap=True)
+            return
+        show_ledger(out, summary)
+        print_report_place(store, summary["run"])
 
 
 @app.command()

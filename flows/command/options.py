@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.command.console import make_console
+from flows.command.console import TerminalReporter, make_console, print_json
 from storage import ROOT
 
 if TYPE_CHECKING:
@@ -131,3 +131,36 @@ def open_store(url: str, *, create: bool = False) -> "Store":
     from storage.store import Store
 
     return Store(url, create=create)
+
+
+def run_here(
+    recipe: "Recipe",
+    store: str,
+    settings: "Runtime",
+    *,
+    as_json: bool,
+    with_references: bool = False,
+    with_search: bool = False,
+) -> None:
+    """Carry out a recipe in this process, with progress bars, and print the result.
+
+    Raises:
+        ValueError: data, recipe or store cannot be used; everything committed stays.
+    """
+    from flows.command.summary import show_result
+    from flows.run.execute import execute
+    from flows.runners.inline import InlineRunner
+
+    with TerminalReporter(err) as reporter:
+        runner = InlineRunner(open_store(store, create=True), settings, reporter)
+        result = execute(runner, recipe, with_references=with_references, with_search=with_search)
+    if as_json:
+        print_json({"run": result.folder, **result.summary})
+        return
+    show_result(out, result)
+    print_report_place(store, result.folder)
+
+
+def print_report_place(store: str, folder: str) -> None:
+    """Print where the report of a run lies."""
+    out.print(f"report: {store.rstrip('/')}/{folder}/report.html", soft_wrap=True)

@@ -18,6 +18,7 @@ from tasks.report.tables import Columns
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import OverflowMethod
 
     from flows.run.execute import RunResult
     from tasks.search.result import SearchResult
@@ -123,12 +124,7 @@ def show_frame(console: Console, title: str, frame: "pd.DataFrame") -> None:
         for name, column in frame.items()
     }
     shown = tables.table_of(frame, columns)
-    table = Table(title=title, title_justify="left")
-    for head, numeric in zip(shown.heads, shown.numeric, strict=True):
-        table.add_column(head, justify="right" if numeric else "left", overflow="fold")
-    for row in shown.rows:
-        table.add_row(*row)
-    console.print(table)
+    console.print(_drawn(title, shown, overflow="fold"))
 
 
 def figure(value: float) -> str:
@@ -167,10 +163,12 @@ def _table(title: str, frame: "pd.DataFrame", columns: Columns, caption: str = "
     return _drawn(title, tables.table_of(frame, columns), caption)
 
 
-def _drawn(title: str, shown: tables.Table, caption: str = "") -> Table:
+def _drawn(
+    title: str, shown: tables.Table, caption: str = "", overflow: "OverflowMethod" = "ellipsis"
+) -> Table:
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for head, numeric in zip(shown.heads, shown.numeric, strict=True):
-        table.add_column(head, justify="right" if numeric else "left")
+        table.add_column(head, justify="right" if numeric else "left", overflow=overflow)
     for row in shown.rows:
         table.add_row(*row)
     return table

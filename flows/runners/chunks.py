@@ -1,8 +1,8 @@
 """Chunks of a sweep: each is evaluated under a lease, by a sweeper that keeps the pool in memory."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from flows.chain.runner import Ledger
 from flows.chain.work import SweepWork, artifact_of
 from storage.fingerprint import fingerprint
 from storage.step import Handle, Progress, Runtime
@@ -10,9 +10,6 @@ from storage.store import Store
 from tasks.evaluation.losses_table import LossesTable, identity
 from tasks.evaluation.sweep import Job, PreparedSet, Sweeper
 from tasks.machine.meter import Meter, energy_source
-
-if TYPE_CHECKING:
-    from flows.chain.runner import Ledger
 
 
 class ResidentSweeper:
@@ -55,7 +52,7 @@ def run_chunk(
     table: LossesTable,
     chunk: list[Job],
     sweeper: ResidentSweeper,
-    ledger: "Ledger",
+    ledger: Ledger,
     progress: Progress,
 ) -> None:
     """Evaluate one chunk under a lease, unless another run has done it meanwhile. Raises Busy."""

@@ -12,6 +12,7 @@ from storage.lease import Busy
 from storage.step import Call, Handle, Progress, Runtime
 from storage.store import Store
 from tasks.evaluation.losses import LossRows
+from tasks.machine.device import choose_device
 from tasks.machine.meter import Meter, energy_source
 
 REFERENCE = "reference "
@@ -115,9 +116,5 @@ def offset(progress: Progress, before: int, whole: int) -> Progress:
 
 def step_meter(call: Call[Any], runtime: Runtime) -> Meter:
     """A meter for the device that the step computes on."""
-    device = "cpu"
-    if call.step.on_device:
-        from tasks.machine.device import choose_device
-
-        device = choose_device(runtime)
+    device = choose_device(runtime) if call.step.on_device else "cpu"
     return Meter(device, energy_source(device, how=runtime.energy))

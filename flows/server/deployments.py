@@ -39,6 +39,7 @@ from flows.prefect.waiting import WAITING
 from flows.server.deploy_options import PROCESS, DeployOptions
 from storage.artifact import dashed
 from storage.step import Runtime
+from tasks.machine.device import devices_of
 
 LOG = logging.getLogger("mixpool.deploy")
 
@@ -211,8 +212,6 @@ def _find_pool(client: SyncPrefectClient, name: str) -> WorkPool | None:
 
 def _make_limits() -> None:
     """One slot for each device of this host; workers make those of theirs when they need them."""
-    from tasks.machine.device import devices_of
-
     for name in devices_of(Runtime()):
         if make_limit(limit_name(name), 1):
             LOG.info("made the concurrency limit %s", limit_name(name))

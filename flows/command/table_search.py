@@ -1,0 +1,156 @@
+"""`mixpool search --losses`: the search by a table of losses, in which nothing is evaluated."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+    from tasks.search.rounds import SearchConfig
+    from tasks.search.table_search import TableSearch
+
+
+EVALUATING = ("evaluations", "unit", "start", "batch", "descent")
+"""Fields of a search that mean nothing where nothing is evaluated."""
+
+
+def read_rules(constraints: str | None, overrides: list[str]) -> "SearchConfig":
+    """The fields of a search that mean something for a table. Raises RecipeError."""
+    from pydantic import ValidationError
+
+    from flows.chain.recipe_file import RecipeError, UsageError, apply_override
+    from tasks.search.rounds import SearchConfig
+
+    tree: dict[str, Any] = (
+        {} if constraints is None else {"constraints": _yaml(constraints, "--constraints")}
+    )
+    for override in overrides:
+        apply_override(tree, override)
+    for name in EVALUATING:
+        if name in tree:
+            raise UsageError(
+                f"--set {name} means nothing with --losses: nothing is evaluated there"
+            )
+    try:
+        rules = SearchConfig.model_validate(tree)
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(map(str, fault['loc'])) or 'search'}: {fault['msg']}"
+            for fault in error.errors(include_url=False)
+        ]
+        raise RecipeError("\n".join(lines)) from None
+    if rules.objective.caps:
+        raise UsageError(
+            "objective.caps is for recipes: a cap is measured from the base model, and a table has no "
+            "losses of a base model; give objective.weights"
+        )
+    return rules
+
+
+def read_tokens(path: str | None, rules: "SearchConfig") -> dict[str, int] | None:
+    """Tokens behind columns of weights, which a limit on repetition needs. Raises RecipeError."""
+    from pydantic import PositiveInt, TypeAdapter, ValidationError
+
+    from flows.chain.recipe_file import UsageError
+
+    if (path is None) != (rules.constraints.repetition is None):
+        raise UsageError(
+            "constraints.repetition and --tokens go together: with --losses, how often "
+            "tokens would be repeated follows from a file of tokens behind each column of weights"
+        )
+    if path is None:
+        return None
+    try:
+        return TypeAdapter(dict[str, PositiveInt]).validate_python(_yaml(path, "--tokens"))
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = "".join(f" {part}:" for part in fault["loc"][:1])
+        raise UsageError(
+            f"--tokens {path}:{where} {fault['msg']}; give a mapping of columns to tokens, such as "
+            "{web: 2000000}"
+        ) from None
+
+
+def _yaml(path: str, option: str) -> Any:
+    import yaml
+
+    from flows.chain.recipe_file import RecipeError, RecipeLoader
+
+    try:
+        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=RecipeLoader)
+    except (OSError, yaml.YAMLError) as error:
+        raise RecipeError(f"{option} {path} cannot be read as YAML: {error}") from error
+
+
+def search_table(
+    path: str,
+    targets: list[str] | None,
+    weights: list[str] | None,
+    rules: "SearchConfig",
+    count: int,
+    held_out: float,
+    tokens: Mapping[str, int] | None,
+) -> "TableSearch":
+    """Fit surrogates to the table at ``path`` and propose ``count`` mixtures.
+
+    Raises:
+        UsageError: no targets are named, and the table is not that of a run.
+        ValueError: the table cannot be used.
+    """
+    from flows.chain.recipe_file import UsageError
+    from flows.run.wide_losses import is_of_run, table_of_run
+    from tasks.search.loss_table import loss_table, read_frame
+    from tasks.search.table_search import propose_from_table
+
+    if is_of_run(path):
+        frame, partitions, sets = table_of_run(path)
+        targets, weights = targets or sets, weights or partitions
+    elif not targets:
+        raise UsageError("--losses needs --targets: the names of the columns of losses")
+    else:
+        frame = read_frame(path)
+    return propose_from_table(
+        loss_table(frame, path, targets, weights),
+        rules.objective,
+        rules.constraints,
+        rules.surrogates,
+        count,
+        held_out,
+        rules.seed,
+        tokens,
+    )
+
+
+def _tables(result: "TableSearch") -> "dict[str, pd.DataFrame]":
+    tables = ("surrogates", "held_out", "proposals")
+    return {name: getattr(result, name) for name in tables}
+
+
+def write_tables(folder: Path, result: "TableSearch") -> None:
+    """Each table as Parquet and as CSV."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in _tables(result).items():
+        table.to_parquet(folder / f"{name}.parquet", index=False)
+        table.to_csv(folder / f"{name}.csv", index=False)
+
+
+def as_json(result: "TableSearch") -> dict[str, Any]:
+    """The tables and notes as plain JSON."""
+    from tasks.report.tables import to_json
+
+    tables = {name: to_json(table) for name, table in _tables(result).items()}
+    return {**tables, "notes": result.notes}
+
+
+def show(console: "Console", result: "TableSearch") -> None:
+    """Print the surrogates, the proposals and the notes."""
+    from flows.command.summary import by_surrogate, show_frame
+
+    shown = [name for name in result.proposals if not str(name).startswith("weight of ")]
+    title = "Surrogates, cross-validated (mean over the objective's targets)"
+    show_frame(console, title, by_surrogate(result.surrogates))
+    show_frame(console, "Mixtures to try next", result.proposals[shown])
+    for sentence in result.notes:
+        console.print(sentence, soft_wrap=True, markup=False)
