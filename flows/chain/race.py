@@ -17,6 +17,7 @@ from flows.chain.runner import Runner
 from flows.chain.work import Stage, SweepPlan, SweepWork, artifact_of
 from storage.step import Call, Handle
 from tasks.arrays import Floats, Ints
+from tasks.evaluation.losses import LossRows
 from tasks.evaluation.set_part import PART, PartConfig, part_groups
 from tasks.evaluation.window import Windows, load_windows
 from tasks.mixtures.mixture import Mixture

@@ -42,6 +42,7 @@ from tasks.search.descent import (
     load_descents,
 )
 from tasks.search.objective import Objective
+from tasks.search.result import SearchResult
 from tasks.search.rounds import Search, Tried
 
 
