@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from hypothesis import settings
 
 from flows.chain.recipe import Recipe
 from flows.chain.recipe_file import apply_override, parse_recipe
@@ -22,6 +23,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tests that run beside one another get one, and tables would be drawn for it.
 os.environ.pop("COLUMNS", None)
+
+# How long a case takes says something about the machine only. Here, as a module's own settings are made
+# when it is imported.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 TINY_DOMAINS = ("birds", "cooking", "law", "letters", "rivers", "sums")
 
@@ -57,10 +63,19 @@ TINY: dict[str, Any] = {
 """Six partitions, 21 mixtures, six held-out sets; a Llama of width 32."""
 
 
+LONGEST = ("test_team.py", "test_serve.py", "test_kill.py", "test_s3_damage.py", "test_s3_runs.py")
+"""Files of minutes: who runs some at a time is not to wait for one of them in the end."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: nobody who runs two files at a time waits for a long one in the end."""
+    """The longest files first, then all others with slow tests."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+
+    def turn(item: pytest.Item) -> tuple[int, bool]:
+        place = LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST)
+        return place, item.path not in slow
+
+    items.sort(key=turn)
 
 
 def pytest_collection_finish() -> None:

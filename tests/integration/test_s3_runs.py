@@ -9,7 +9,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import pytest
 import torch
@@ -50,12 +50,22 @@ def server(ministack_server: "Ministack") -> Iterator["S3Server"]:
         yield ministack_server.server
 
 
-@pytest.fixture
-def place(server: "S3Server", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    """An empty place for a store, and an empty read cache."""
-    del server
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing has been read yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def new_place() -> Place:
+    """An empty place for a store."""
     return Place(f"s3://{BUCKET}/{uuid.uuid4().hex}/store")
+
+
+@pytest.fixture
+def place(server: "S3Server") -> Place:
+    """Where a test makes a store of its own."""
+    del server
+    return new_place()
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +86,26 @@ def recipe(
     )
 
 
+class Finished(NamedTuple):
+    """A store on S3, and the run that has made it, which some tests look at and none changes."""
+
+    place: Place
+    result: RunResult
+
+
+@pytest.fixture(scope="module")
+def finished(
+    recipe: Recipe, server: "S3Server", tmp_path_factory: pytest.TempPathFactory
+) -> Finished:
+    """A run of this process."""
+    del server
+    found = new_place()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        run = InlineRunner(Store(found.url), Runtime(threads=1))
+        return Finished(found, execute(run, recipe))
+
+
 @pytest.fixture(scope="module")
 def alone(
     runs: "Runs", recipe: Recipe, tmp_path_factory: pytest.TempPathFactory, server: "S3Server"
@@ -93,9 +123,9 @@ def start(runs: "Runs", place: Place, recipe: Recipe, server: "S3Server", cache:
 
 
 def test_a_run_on_s3_says_what_one_on_a_disk_says_and_costs_nothing_twice(
-    recipe: Recipe, place: Place, alone: tuple[Place, bytes]
+    recipe: Recipe, finished: Finished, alone: tuple[Place, bytes]
 ) -> None:
-    first = execute(InlineRunner(Store(place.url), Runtime(threads=1)), recipe)
+    place, first = finished
     assert sorted(first.summary["trained"]) == TRAININGS
     assert place.losses() == alone[0].losses()
     assert place.ranking({"folder": first.folder}) == alone[1]
@@ -151,9 +181,9 @@ def test_one_of_two_is_killed_while_it_holds_a_lease(
 
 
 def test_a_model_that_a_plain_client_downloads_gives_the_losses_in_the_table(
-    recipe: Recipe, place: Place, server: "S3Server", tmp_path: Path
+    finished: Finished, server: "S3Server", tmp_path: Path
 ) -> None:
-    result = execute(InlineRunner(Store(place.url), Runtime(threads=1)), recipe)
+    place, result = finished
     model = download(server, result.outcome.pool["birds-0"], place, tmp_path / "model")
     loaded = AutoModelForCausalLM.from_pretrained(model).eval()
     assert result.outcome.rows is not None
@@ -188,9 +218,9 @@ def download(server: "S3Server", handle: Handle, place: Place, target: Path) -> 
 
 
 def test_a_browser_can_walk_from_the_index_page_to_everything(
-    recipe: Recipe, place: Place, server: "S3Server"
+    finished: Finished, server: "S3Server"
 ) -> None:
-    result = execute(InlineRunner(Store(place.url), Runtime(threads=1)), recipe)
+    place, result = finished
     page = f"{server.endpoint}/{place.url.removeprefix('s3://')}/index.html"
     with urllib.request.urlopen(page) as answer:
         assert answer.headers["Content-Type"] == "text/html"

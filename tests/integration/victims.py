@@ -23,6 +23,7 @@ import jinja2  # noqa: F401
 import pandas  # noqa: F401
 import pyarrow.pandas_compat
 import pyarrow.parquet  # noqa: F401
+import safetensors.numpy  # noqa: F401
 import tokenizers.trainers  # noqa: F401
 import torch
 import transformers.convert_slow_tokenizer

@@ -197,9 +197,7 @@ def test_the_key_changes_with_nothing_else(work: Work) -> None:
     assert handle.record.key == key
 
 
-@settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(config=CONFIGS)
 def test_every_config_is_found_again_as_it_was_made(work: Work, config: Repeat) -> None:
     made = work.build(call(config))

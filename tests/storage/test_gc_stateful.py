@@ -421,9 +421,7 @@ def test_on_a_disk(tmp_path: Path, dead_owner: str) -> None:
             room = tmp_path / uuid.uuid4().hex
             super().__init__(room, str(room / "store"), LocalDoor(room / "store"), dead_owner)
 
-    run_state_machine_as_test(
-        OnDisk, settings=settings(max_examples=60, stateful_step_count=12, deadline=None)
-    )
+    run_state_machine_as_test(OnDisk, settings=settings(max_examples=60, stateful_step_count=12))
 
 
 def test_on_s3(
@@ -440,5 +438,5 @@ def test_on_s3(
     phases = [Phase.explicit, Phase.reuse, Phase.generate]
     run_state_machine_as_test(
         OnS3,
-        settings=settings(max_examples=6, stateful_step_count=12, deadline=None, phases=phases),
+        settings=settings(max_examples=6, stateful_step_count=12, phases=phases),
     )

@@ -148,7 +148,7 @@ def _sound(store: Store) -> bool:
     return audit.verify(store, lambda done, total, unit: None) == []
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(drawn_stores(), st.integers(0, 40))
 def test_what_kept_runs_reach_stays_and_nothing_else(drawn: Drawn, breaks_at: int) -> None:
     with tempfile.TemporaryDirectory() as room:

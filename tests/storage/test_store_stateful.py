@@ -380,9 +380,7 @@ def test_a_store_on_a_disk(tmp_path: Path) -> None:
             room = tmp_path / uuid.uuid4().hex
             super().__init__(room, str(room / "store"), LocalDoor(room / "store"))
 
-    run_state_machine_as_test(
-        OnDisk, settings=settings(max_examples=60, stateful_step_count=25, deadline=None)
-    )
+    run_state_machine_as_test(OnDisk, settings=settings(max_examples=60, stateful_step_count=25))
 
 
 def test_a_store_on_s3(
@@ -399,7 +397,7 @@ def test_a_store_on_s3(
     phases = [Phase.explicit, Phase.reuse, Phase.generate]
     run_state_machine_as_test(
         OnS3,
-        settings=settings(max_examples=10, stateful_step_count=25, deadline=None, phases=phases),
+        settings=settings(max_examples=10, stateful_step_count=25, phases=phases),
     )
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from hypothesis import settings
 
 from storage.checkpoint import Checkpoints
 from storage.step import Progress, Runtime, Workspace
@@ -25,10 +24,6 @@ from tasks.models.initialise import InitialiseConfig, LlamaArchitecture, build_i
 from tasks.tokens import tokenize
 from tasks.tokens.tokenize import TokenizeConfig
 from tasks.tokens.tokenizer import TrainTokenizer, build_trained
-
-# How long a case takes says something about the machine only.
-settings.register_profile("unhurried", deadline=None)
-settings.load_profile("unhurried")
 
 ARCHITECTURE = LlamaArchitecture(
     hidden_size=32, num_layers=2, num_heads=2, intermediate_size=48, context_length=32

@@ -38,7 +38,7 @@ changes = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.dictionaries(st.sampled_from(PATHS), st.binary(max_size=3)), st.lists(changes))
 def test_it_answers_as_a_store_with_the_same_changes(
     below: dict[str, bytes], done: list[tuple[str, str, bytes]]

@@ -22,7 +22,7 @@ def write(folder: Path, found: list[StoredDocument]) -> DocumentWriter:
     return writer
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(found=st.lists(stored, max_size=8))
 def test_documents_come_back_as_they_were(
     tmp_path_factory: pytest.TempPathFactory, found: list[StoredDocument]

@@ -26,7 +26,7 @@ CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
 PALOMA = [{"text": "one\ntwo", "id": "a/1", "subdomain": "x"}, {"text": "three", "id": "a/2"}]
 
 texts = st.text(min_size=1).filter(str.strip)
-quick = settings(max_examples=25, deadline=None)
+quick = settings(max_examples=25)
 
 
 def compressed(data: bytes, suffix: str) -> bytes:

@@ -60,7 +60,7 @@ def test_batches_hold_every_scored_token_once(lengths: list[int], tokens: int) -
 # Losses from hidden states -------------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @cases(
     st.integers(1, 40), st.integers(1, 60), st.booleans(), st.floats(0.1, 60), st.integers(0, 99)
 )

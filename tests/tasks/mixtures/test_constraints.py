@@ -76,7 +76,7 @@ def everything(config: ConstraintsConfig) -> list[Mixture]:
     return [Mixture.of(dict(zip(DOMAINS, point, strict=True))) for point in points]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(configs, st.lists(st.integers(0, 9), min_size=4, max_size=4).filter(any))
 def test_the_nearest_of_all_allowed_mixtures_is_found(
     fields: dict[str, Any], wanted: list[int]
@@ -100,7 +100,7 @@ def test_the_nearest_of_all_allowed_mixtures_is_found(
         assert {feasible.mixture(row) for row in listed} == set(allowed)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(configs, st.integers(0, 99))
 def test_whatever_is_drawn_keeps_the_constraints(fields: dict[str, Any], seed: int) -> None:
     config = ConstraintsConfig.model_validate(fields | {"resolution": 100})

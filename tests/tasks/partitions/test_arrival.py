@@ -271,9 +271,7 @@ steps = st.lists(
 
 
 @given(steps=steps)
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whenever_markers_come_all_is_read_once_and_nothing_before(
     new_ground: Callable[[], "Ground"], steps: list[tuple[str, str, int]]
 ) -> None:

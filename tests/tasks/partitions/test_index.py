@@ -28,9 +28,7 @@ def seen(tmp_path: Path) -> Iterator[DocumentIndex]:
         yield opened
 
 
-@settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(scans=st.lists(st.lists(rows, max_size=12), min_size=1, max_size=3))
 def test_rows_of_all_scans_are_one_dictionary(
     tmp_path_factory: pytest.TempPathFactory, scans: list[list[IndexEntry]]

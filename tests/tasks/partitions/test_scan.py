@@ -184,9 +184,7 @@ class Folder:
         return [(name.split("/")[0], self.files[name]) for name in names]
 
 
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     split=splits,
     evaluation=st.lists(st.sampled_from(POOL), max_size=5, unique=True),

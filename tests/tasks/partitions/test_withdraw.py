@@ -190,9 +190,7 @@ def test_one_that_is_withdrawn_from_the_start_is_in_nothing(ground: "Ground", ho
     assert placed == expected
 
 
-@settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     gone=st.lists(st.integers(0, 39), unique=True, max_size=12),
     split=st.fixed_dictionaries(

@@ -183,7 +183,7 @@ def test_different_partitions_are_no_near_duplicates(seed: int) -> None:
 
 
 @given(st.integers(0, 50), st.integers(2, 6), st.floats(0, 0.2), st.booleans())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_distances_are_those_of_groups(seed: int, count: int, noise: float, has_inf: bool) -> None:
     """What one model loses on some documents it does not win back on others."""
     random = np.random.default_rng(seed)

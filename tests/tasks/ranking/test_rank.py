@@ -175,7 +175,7 @@ def test_past_the_compared_mixtures_ranks_are_positions(monkeypatch: pytest.Monk
     pd.testing.assert_frame_equal(table.drop(columns="rank"), everyone.drop(columns="rank"))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**32 - 1), order=st.permutations(range(12)))
 def test_order_of_rows_does_not_matter(seed: int, order: list[int]) -> None:
     mixtures = ["a", "b", "c", "a + b", "a + c", "b + c"]
@@ -189,7 +189,7 @@ def test_order_of_rows_does_not_matter(seed: int, order: list[int]) -> None:
         )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([0.5, 2.0, 4.0]))
 def test_scaling_all_nats_scales_loss_and_interval_and_keeps_ranks(seed: int, scale: float) -> None:
     mixtures = ["a", "b", "c", "d"]
@@ -235,7 +235,7 @@ def test_marginal_effects_leave_uneven_mixtures_out() -> None:
     assert best_uniform(ranked, members) == "b"
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(-2, 2), min_size=4, max_size=4))
 def test_additive_effects_are_found_exactly(effects: list[float]) -> None:
     names = "abcd"

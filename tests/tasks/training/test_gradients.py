@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given as cases
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from tasks.models.folder import load_model
@@ -26,7 +25,6 @@ def parameters(seed: int, scale: float) -> list[torch.nn.Parameter]:
     return found
 
 
-@settings(deadline=None)
 @cases(
     st.integers(0, 1000),
     st.sampled_from([1e-30, 1e-3, 0.1, 0.15, 0.2, 1.0, 1e20, math.inf, math.nan]),

@@ -153,7 +153,7 @@ def reference_figures(x: "pd.Series[float]", y: "pd.Series[float]") -> list[floa
     return [stats.pearsonr(x, y)[0], stats.spearmanr(x, y)[0], stats.kendalltau(x, y)[0]]
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 10_000), st.integers(1, 12), st.integers(3, 12), st.booleans())
 def test_figures_are_scipys(seed: int, few: int, many: int, ties: bool) -> None:
     data, members = random_pairs(seed, {2: few, 3: many}, ties)

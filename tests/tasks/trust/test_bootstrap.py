@@ -37,7 +37,7 @@ def is_constant(*columns: Floats) -> bool:
     return any(np.ptp(column) == 0 for column in columns)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(3, 14), st.booleans())
 def test_with_even_weights_figures_are_scipys(seed: int, size: int, ties: bool) -> None:
     x, y, _ = sample(seed, size, ties)
@@ -50,7 +50,7 @@ def test_with_even_weights_figures_are_scipys(seed: int, size: int, ties: bool) 
     np.testing.assert_allclose(found, np.transpose([right, right]), atol=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(4, 14), st.booleans())
 def test_groups_lose_their_means(seed: int, size: int, ties: bool) -> None:
     x, y, groups = sample(seed, size, ties)
@@ -62,7 +62,7 @@ def test_groups_lose_their_means(seed: int, size: int, ties: bool) -> None:
     assert spearman(x, y, groups, even)[0] == pytest.approx(stats.spearmanr(*left)[0], abs=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(3, 12), st.booleans())
 def test_a_weight_is_a_number_of_copies(seed: int, size: int, ties: bool) -> None:
     x, y, _ = sample(seed, size, ties)
@@ -78,7 +78,7 @@ def test_a_weight_is_a_number_of_copies(seed: int, size: int, ties: bool) -> Non
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(3, 12), st.booleans())
 def test_pairs_right_are_counted(seed: int, size: int, ties: bool) -> None:
     """By loops over all pairs of one group; a coin decides where x ties."""

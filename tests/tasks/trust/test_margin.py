@@ -28,7 +28,7 @@ def frame(rows: list[tuple[int, float, float]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["k", "proxy_bits", "reference_bits"])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.tuples(st.sampled_from([2, 3]), st.integers(0, 5), st.integers(-1, 1)),

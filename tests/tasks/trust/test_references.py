@@ -6,7 +6,6 @@ from itertools import accumulate
 
 import pytest
 from hypothesis import given as cases
-from hypothesis import settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -28,7 +27,6 @@ ALL = [
 LOSSES = {mixture.label: math.sin(number) for number, mixture in enumerate(ALL)}
 
 
-@settings(deadline=None)
 @cases(
     st.integers(1, 40),
     st.integers(0, 5),

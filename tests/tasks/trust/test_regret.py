@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tasks.trust.measures import regret
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=1, max_size=6),
     st.integers(1, 4),
