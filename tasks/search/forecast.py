@@ -11,7 +11,7 @@ import numpy as np
 from tasks.arrays import Floats, Ints
 from tasks.search.objective import Objective
 from tasks.surrogates.gaussian_process import GaussianProcess
-from tasks.surrogates.kinds import Surrogate
+from tasks.surrogates.surrogate import Surrogate
 
 _STEEP = 10.0  # what a bit per byte above a cap costs a descent, in bits per byte of the objective
 

@@ -17,7 +17,8 @@ from tasks.mixtures.mixture import Mixture
 from tasks.search.candidates import candidates
 from tasks.search.forecast import Forecast
 from tasks.search.objective import Objective
-from tasks.surrogates.kinds import SURROGATES, Surrogate, choose, cross_validate, fit
+from tasks.surrogates.kinds import SURROGATES, choose, cross_validate, fit
+from tasks.surrogates.surrogate import Surrogate
 
 if TYPE_CHECKING:
     import pandas as pd

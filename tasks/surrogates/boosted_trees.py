@@ -4,27 +4,20 @@ Trees (as in RegMix, Liu et al. 2024) follow steps and thresholds. They need mor
 Gaussian process and give no uncertainty. The same rows give the same answer every time.
 """
 
-from typing import Self
-
 import numpy as np
 
 from tasks.arrays import Floats
-from tasks.surrogates.linear import refuse_unusable
+from tasks.surrogates.surrogate import Surrogate
 
 
-class LightGBM:
+class LightGBM(Surrogate):
     """Boosted trees; leaves are kept large enough for the few rows that a search has."""
 
     smooth = False
 
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def fit(self, weights: Floats, losses: Floats) -> Self:
+    def _fit(self, weights: Floats, losses: Floats) -> None:
         import lightgbm
 
-        refuse_unusable(weights, losses)
-        self._mean, self._spread = float(np.mean(losses)), float(np.std(losses)) or 1.0
         options = {
             "objective": "regression",
             "learning_rate": 0.05,
@@ -40,7 +33,6 @@ class LightGBM:
         values = (losses - self._mean) / self._spread
         rows = lightgbm.Dataset(np.ascontiguousarray(weights), values, params=options)
         self._trees = lightgbm.train(options, rows, num_boost_round=300)
-        return self
 
     def predict(self, weights: Floats) -> Floats:
         values: Floats = self._trees.predict(weights, num_threads=1)

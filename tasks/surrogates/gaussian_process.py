@@ -5,12 +5,12 @@ same answer every time.
 """
 
 import warnings
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from tasks.arrays import Floats
-from tasks.surrogates.linear import Scale, refuse_unusable
+from tasks.surrogates.surrogate import Surrogate
 
 MOST_TUNED = 400
 """The process finds its length scale and noise on this many rows at most, and then uses all rows."""
@@ -18,25 +18,17 @@ MOST_TUNED = 400
 _CHUNK = 10_000  # rows predicted at once: each needs a row of distances to all rows of the fit
 
 
-class GaussianProcess:
+class GaussianProcess(Surrogate):
     """One length scale for all weights (isotropic RBF), a variance and white noise, standardised.
 
     With one length scale the fit has three numbers to find, whatever the number of units; one for each
     unit would need many more rows than a search has.
     """
 
-    smooth = True
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def fit(self, weights: Floats, losses: Floats) -> Self:
+    def _fit(self, weights: Floats, losses: Floats) -> None:
         from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
-        refuse_unusable(weights, losses)
-        self._scale = Scale.of(weights)
         features = self._scale(weights)
-        self._mean, self._spread = float(np.mean(losses)), float(np.std(losses)) or 1.0
         values = (losses - self._mean) / self._spread
         shape = ConstantKernel(1.0, (1e-2, 1e4)) * RBF(1.0, (5e-2, 1e2))
         some = np.random.default_rng(0).permutation(len(values))[:MOST_TUNED]
@@ -46,10 +38,9 @@ class GaussianProcess:
         if len(some) < len(values):
             kernel = self._process.kernel_
             self._process = _process(kernel, features, values, optimizer=None)
-            self.notes = [
+            self.notes.append(
                 f"The Gaussian process found its length scale on {MOST_TUNED} of {len(values)} rows."
-            ]
-        return self
+            )
 
     def predict(self, weights: Floats) -> Floats:
         return self._means_and_stds(weights)[0]

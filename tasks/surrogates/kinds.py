@@ -6,7 +6,7 @@ look next; it is never the answer, since every proposal is really evaluated.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -14,8 +14,9 @@ from tasks.arrays import Floats
 from tasks.mixtures.units import unknown_name_error
 from tasks.surrogates.boosted_trees import LightGBM
 from tasks.surrogates.gaussian_process import GaussianProcess
-from tasks.surrogates.linear import FEWEST_ROWS, Linear, Quadratic
+from tasks.surrogates.linear import Linear, Quadratic
 from tasks.surrogates.log_linear import LogLinear
+from tasks.surrogates.surrogate import FEWEST_ROWS, Surrogate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,28 +24,6 @@ if TYPE_CHECKING:
 
 COLUMNS = ["surrogate", "target", "spearman", "pearson", "rmse", "rows"]
 """Of the table that ``cross_validate`` makes."""
-
-
-class Surrogate(Protocol):
-    """A function from weights to one loss.
-
-    Attributes:
-        smooth: whether a gradient says where to go.
-        notes: sentences for the reader, filled by ``fit``.
-    """
-
-    smooth: bool
-    notes: list[str]
-
-    def fit(self, weights: Floats, losses: Floats) -> Self:
-        """Fit to ``weights`` (n, p), rows summing to 1, and ``losses`` (n,).
-
-        Raises:
-            ValueError: fewer than ``FEWEST_ROWS`` rows, or numbers that are not finite.
-        """
-
-    def predict(self, weights: Floats) -> Floats:
-        """Losses of ``weights`` (n, p), in the unit of the fit; shape (n,)."""
 
 
 SURROGATES: dict[str, Callable[[], Surrogate]] = {

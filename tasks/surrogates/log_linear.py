@@ -7,27 +7,25 @@ floors, since a single start sometimes ends in a poor local minimum.
 """
 
 import math
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tasks.arrays import Floats
-from tasks.surrogates.linear import RidgeFit, Scale, refuse_unusable, shrunk
+from tasks.surrogates.linear import RidgeFit
+from tasks.surrogates.surrogate import Surrogate
 
 if TYPE_CHECKING:
     from scipy.optimize import OptimizeResult
 
 
-_GAPS = (
-    0.03,
-    0.3,
-    3.0,
-)  # from the least loss down to the floor, in standard deviations of the losses
+# From the least loss down to the floor, in standard deviations of the losses.
+_GAPS = (0.03, 0.3, 3.0)
 _TRIED, _STEPS = 15, 60  # evaluations for each floor, and for the one that does best
 _OUTLIER = 0.3  # standard deviations at which an error begins to count less than its square
 
 
-class LogLinear:
+class LogLinear(Surrogate):
     """L(w) = ``floor`` + ``factor`` * exp(``slopes`` . (w - mean of w)).
 
     Attributes:
@@ -36,25 +34,16 @@ class LogLinear:
         slopes: t, shape (p,); only their differences bear meaning, as weights sum to 1.
     """
 
-    smooth = True
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def fit(self, weights: Floats, losses: Floats) -> Self:
-        refuse_unusable(weights, losses)
-        self._scale = Scale.of(weights)
-        features, spread = self._scale(weights), float(np.std(losses)) or 1.0
+    def _fit(self, weights: Floats, losses: Floats) -> None:
+        features, spread = self._scale(weights), self._spread
         above = (losses - losses.min()) / spread
         tried = {gap: _refined(features, above, gap, _TRIED).cost for gap in _GAPS}
-        gap, height, *slopes = _refined(
-            features, above, min(tried, key=tried.__getitem__), _STEPS
-        ).x
+        best = min(tried, key=tried.__getitem__)
+        gap, height, *slopes = _refined(features, above, best, _STEPS).x
         self.floor = float(losses.min()) - spread * math.exp(gap)
         self.factor = spread * math.exp(height)
         self.slopes = np.array(slopes) / self._scale.length
-        self.notes = shrunk("log-linear", weights.shape[1] + 1, len(losses))
-        return self
+        self._note_shrinking("log-linear", weights.shape[1] + 1, len(losses))
 
     def predict(self, weights: Floats) -> Floats:
         exponent = (weights - self._scale.centre) @ self.slopes

@@ -7,8 +7,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from tasks.surrogates.kinds import SURROGATES, Surrogate, choose, cross_validate, fit
+from tasks.surrogates.kinds import SURROGATES, choose, cross_validate, fit
 from tasks.surrogates.log_linear import LogLinear
+from tasks.surrogates.surrogate import Surrogate
 
 Floats = NDArray[np.float64]
 UNITS = 5
