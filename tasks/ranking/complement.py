@@ -19,6 +19,7 @@ from tasks.arrays import Floats
 from tasks.evaluation.group_sums import BLOCK
 from tasks.evaluation.losses import Losses
 from tasks.ranking.choice import set_numbers
+from tasks.ranking.effects import UniformMixtures
 from tasks.ranking.noise import paired_variances
 from tasks.ranking.rank import MACRO_MEAN, Z
 
@@ -204,27 +205,11 @@ def _distances(losses: Losses, pairs: list[_Pair]) -> Floats:
 
 def _pairs(losses: Losses, members: "pd.DataFrame") -> list[_Pair]:
     """Pairs of partitions whose own models were evaluated, by name."""
-    held = _even(losses, members)
-    single = {names[0]: number for names, number in held.items() if len(names) == 1}
+    number = {mixture: place for place, mixture in enumerate(losses.mixtures)}
+    small = UniformMixtures(members, losses.mixtures).by_partitions(most=2)
+    held = {names: number[label] for names, label in small.items()}
+    single = {names[0]: place for names, place in held.items() if len(names) == 1}
     return [
         _Pair(first, second, single[first], single[second], held.get((first, second), -1))
         for first, second in itertools.combinations(sorted(single), 2)
     ]
-
-
-def _even(losses: Losses, members: "pd.DataFrame") -> dict[tuple[str, ...], int]:
-    """Numbers of the evaluated mixtures of one partition, or of two with even weights."""
-    number = {mixture: place for place, mixture in enumerate(losses.mixtures)}
-    held = members[(members["weight"] > 0).to_numpy()]
-    sizes = held["mixture"].value_counts()
-    few = held[held["mixture"].isin(sizes.index[sizes <= 2])]
-    weights_of: dict[str, list[tuple[str, float]]] = {}
-    columns = (few[name] for name in ("mixture", "partition", "weight"))
-    for mixture, partition, weight in zip(*columns, strict=True):
-        weights_of.setdefault(mixture, []).append((partition, weight))
-    numbers: dict[tuple[str, ...], int] = {}
-    for mixture, held_weights in sorted(weights_of.items()):
-        names, weights = zip(*sorted(held_weights), strict=True)
-        if mixture in number and max(weights) - min(weights) < 1e-9:
-            numbers.setdefault(names, number[mixture])
-    return numbers

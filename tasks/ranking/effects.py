@@ -35,7 +35,7 @@ def marginal_effects(
     losses = losses_of_frame(losses, objective)
     summary = losses_by_mixture(losses, sets_of_objective(losses, objective))
     loss = dict(zip(losses.mixtures, summary["loss"].tolist(), strict=True))
-    uniform = _Uniform(members, loss)
+    uniform = UniformMixtures(members, loss)
     values = {name: array("d") for name in sorted(set(members["partition"].tolist()))}
     for key, mixture in uniform.labels.items():
         for partition, smaller in uniform.without(key):
@@ -54,7 +54,7 @@ def _effect(partition: str, values: Floats) -> tuple[str, float, float, float, i
 
 def best_uniform(ranking: "pd.DataFrame", members: "pd.DataFrame") -> str | None:
     """The best mixture of a ``rank`` table that weighs its partitions alike; None if there is none."""
-    uniform = set(_Uniform(members, ranking["mixture"].tolist()).labels.values())
+    uniform = set(UniformMixtures(members, ranking["mixture"].tolist()).labels.values())
     labels = ranking[ranking["mixture"].isin(uniform)].sort_values(["loss", "mixture"])["mixture"]
     return None if labels.empty else str(labels.iloc[0])
 
@@ -71,7 +71,7 @@ def best_changes(ranking: "pd.DataFrame", members: "pd.DataFrame") -> "pd.DataFr
     import pandas as pd
 
     loss = dict(zip(ranking["mixture"].tolist(), ranking["loss"].tolist(), strict=True))
-    uniform = _Uniform(members, loss)
+    uniform = UniformMixtures(members, loss)
     best = best_uniform(ranking, members)
     rows = []
     for key, mixture in uniform.labels.items():
@@ -84,7 +84,7 @@ def best_changes(ranking: "pd.DataFrame", members: "pd.DataFrame") -> "pd.DataFr
     return table.sort_values(["difference", "partition"], ignore_index=True)
 
 
-class _Uniform:
+class UniformMixtures:
     """The evaluated mixtures with even weights, by their partitions; of equals, the first label.
 
     A mixture's key is the numbers of its partitions as bytes: a tenth of what a set of names takes.
@@ -96,7 +96,7 @@ class _Uniform:
         held = members[(members["weight"] > 0).to_numpy()]
         held = held[held["mixture"].isin(list(evaluated)).to_numpy()]
         mixtures, labels = pd.factorize(held["mixture"], sort=True)
-        codes, self.partitions = pd.factorize(held["partition"], sort=True)
+        codes, self._partitions = pd.factorize(held["partition"], sort=True)
         order = np.lexsort((codes, mixtures))
         weights, keys = held["weight"].to_numpy()[order], codes[order].astype(np.int32)
         starts = np.flatnonzero(np.diff(mixtures[order], prepend=-1))
@@ -108,9 +108,17 @@ class _Uniform:
             for number in even.tolist()
         }
 
+    def by_partitions(self, most: int) -> dict[tuple[str, ...], str]:
+        """The mixtures of ``most`` partitions or fewer by the names of these, sorted."""
+        return {
+            tuple(self._partitions[memoryview(key).cast("i")]): label
+            for key, label in self.labels.items()
+            if len(key) <= 4 * most
+        }
+
     def without(self, key: bytes) -> Iterator[tuple[str, str]]:
         """Each partition of a mixture, and the mixture without it if that was evaluated."""
         for place, code in enumerate(memoryview(key).cast("i")):
             smaller = key[: 4 * place] + key[4 * place + 4 :]
             if (label := self.labels.get(smaller)) is not None:
-                yield self.partitions[code], label
+                yield self._partitions[code], label
