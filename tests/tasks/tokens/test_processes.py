@@ -138,9 +138,9 @@ def test_a_program_needs_no_guard_and_ends(tokenizer: Path, tmp_path: Path) -> N
     """As multiprocessing's own processes need one, because they import the main module."""
     program = tmp_path / "program.py"
     program.write_text(
-        "import sys\nfrom pathlib import Path\nfrom tasks import encoders\n"
-        "encoders.START_CHARACTERS = 0\n"
-        "found = encoders.Encoders(Path(sys.argv[1]), threads=2)\n"
+        "import sys\nfrom pathlib import Path\nfrom tasks.tokens import processes\n"
+        "processes.START_CHARACTERS = 0\n"
+        "found = processes.Encoders(Path(sys.argv[1]), threads=2)\n"
         "print(sum(map(sum, found.count([['some text']] * 9))))\n"
     )
     command = [sys.executable, str(program), str(tokenizer)]
