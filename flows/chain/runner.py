@@ -18,6 +18,9 @@ from tasks.evaluation.losses import LossRows
 
 LOG = logging.getLogger("mixpool.run")
 
+REFERENCE = "reference "
+"""Prefix of a mixture's label where the really trained model is meant, as in entries of a ledger."""
+
 POLL_SECONDS = 1.0
 
 

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flows.chain.ablation import BASE, Outcome, partitions_of, train
 from flows.chain.recipe import Recipe
-from flows.chain.runner import Runner
+from flows.chain.runner import REFERENCE, Runner
 from flows.chain.work import SweepPlan, SweepWork, losses_of
-from flows.runners.inline import REFERENCE
 from storage.step import Call, Handle
 from tasks.evaluation.group_sums import GroupSums
 from tasks.evaluation.losses import Losses, LossRows

@@ -10,8 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from flows.chain.runner import Entry, Ledger
-from flows.runners.inline import REFERENCE
+from flows.chain.runner import REFERENCE, Entry, Ledger
 from storage.step import Runtime
 from tasks.machine.facility import co2e_kg, facility_kwh
 from tasks.machine.meter import Cost, total

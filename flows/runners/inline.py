@@ -15,9 +15,6 @@ from tasks.evaluation.losses import LossRows
 from tasks.machine.device import choose_device
 from tasks.machine.meter import Meter, energy_source
 
-REFERENCE = "reference "
-"""Prefix of a mixture's label where the really trained model is meant, as in entries of a ledger."""
-
 
 class InlineRunner:
     """Does everything now, in this process; waits where another run does the same work."""

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 from flows.chain.ablation import Prepared, ablate, scan_corpus
 from flows.chain.recipe import Recipe
-from flows.chain.runner import Ledger, Quiet, Reporter, note
+from flows.chain.runner import REFERENCE, Ledger, Quiet, Reporter, note
 from flows.chain.search import SearchOutcome, search
 from flows.chain.validation import train_references
 from flows.chain.work import SweepPlan, SweepWork
-from flows.runners.inline import REFERENCE, InlineRunner
+from flows.runners.inline import InlineRunner
 from storage.artifact import Record
 from storage.cache import Explanation, explain, look_ahead, lookup
 from storage.step import Call, Handle, Runtime, Step

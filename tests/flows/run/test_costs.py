@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from flows.chain.runner import Entry, Ledger
+from flows.chain.runner import REFERENCE, Entry, Ledger
 from flows.run.costs import COLUMNS, EVERY_MIXTURE, cost_frame, every_mixture, stated
-from flows.runners.inline import REFERENCE
 from storage.step import Runtime, Step
 from tasks.evaluation.window import WINDOW
 from tasks.machine.meter import Meter, energy_source
