@@ -17,7 +17,7 @@ demo-s3: .venv/installed-dev
 # Hundreds of processes import what is here: compiled once, wherever that is switched off.
 test: export PYTHONDONTWRITEBYTECODE =
 test: .venv/installed-dev servers
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-ceph: .venv/installed-dev
 	command -v radosgw || { apt-get update -q && \

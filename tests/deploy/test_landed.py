@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from flows.server.events import landing_id
-
 FILE = Path(__file__).parents[2] / "deploy" / "landed.py"
 KEY, ETAG, SIZE = "corpus/ä b+c.jsonl", "9b2cf535f27731c974343645a3985328", 1024
 URI = f"s3://research/{KEY}"
@@ -52,6 +50,9 @@ def landed() -> Any:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_one_object_has_one_id(shape: str, landed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Brings Prefect, which no process needs that only collects tests.
+    from flows.server.events import landing_id
+
     monkeypatch.setenv("MIXPOOL_CORPUS", "My corpus")
     (found,) = landed.objects(SHAPES[shape])
     event = landed.event(*found)

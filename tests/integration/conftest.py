@@ -86,7 +86,7 @@ class Runs:
         self._process.communicate()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     """Runs in other processes."""
     found = Runs(tmp_path_factory.mktemp("reports"))

@@ -42,7 +42,8 @@ def undisturbed(
     tiny_recipe: "TinyRecipe",
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Undisturbed:
-    recipe = tiny_recipe(tmp_path_factory.mktemp("corpus"), *RACE, RULES)
+    few = "corpus.source.include_domains=[birds, law, rivers, sums]"
+    recipe = tiny_recipe(tmp_path_factory.mktemp("corpus"), *RACE, RULES, few)
     shelf = shelves("undisturbed")
     return Undisturbed(shelf, recipe, runs.finish(runs.start(shelf.path, recipe)))
 

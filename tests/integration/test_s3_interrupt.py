@@ -1,5 +1,6 @@
 """Ctrl-C ends a command within seconds, though the server that it waits for is gone."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -63,14 +64,24 @@ Store(sys.argv[1]).commit(Record(step="step", version=1, key=key, label="x", con
 """
 
 
+@pytest.fixture(scope="module")
+def url(moto_server: "S3Server", tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store with one record and its artifact, which tests only read."""
+    found = f"s3://{BUCKET}/{uuid.uuid4().hex}"
+    subprocess.run(
+        [sys.executable, "-c", RECORDING, found, str(tmp_path_factory.mktemp("recorded"))],
+        env={**os.environ, **moto_server.environment, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    return found
+
+
 @pytest.mark.parametrize("what", ["read", "fetch", "check", "records", "lease"])
 def test_an_interrupt_does_not_wait_for_a_dead_server(
-    moto_server: "S3Server", tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+    url: str, moto_server: "S3Server", tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     for name, value in {**moto_server.environment, "PYTHONPATH": str(ROOT)}.items():
         monkeypatch.setenv(name, value)
-    url = f"s3://{BUCKET}/{uuid.uuid4().hex}"
-    subprocess.run([sys.executable, "-c", RECORDING, url, str(tmp_path)], check=True)
     faults = (Fault.UNAVAILABLE, Fault.RESET)
     with FaultyProxy(moto_server.endpoint, 0, seed=0, faults=faults, longest=10**9) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
+OUTAGES = 3
+
 
 @pytest.fixture
 def ministack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ministack]:
@@ -55,13 +57,13 @@ def test_a_server_that_is_killed_and_restarted_costs_time_only(
     outages = 0
     while not running.report.exists():
         time.sleep(0.7)
-        if outages < 5:
+        if outages < OUTAGES:
             outages += 1
             ministack.kill()
             time.sleep(0.7)
             ministack.restart()
     report = runs.finish(running)
-    assert outages == 5
+    assert outages == OUTAGES
     assert report["summary"]["trained"] == calm.summary["trained"]
     assert report["summary"]["losses_evaluated"] == calm.summary["losses_evaluated"]
     assert place.ranking(report) == Place(str(tmp_path / "calm")).ranking({"folder": calm.folder})

@@ -237,9 +237,9 @@ def test_the_process_of_a_device_does_not_outlive_its_run(crash: Crash) -> None:
 
 # Rows and names ----------------------------------------------------------------------------------
 
-NUM_TASK_RUNS = 1000
+NUM_TASK_RUNS = 500
 SETTLE_SECONDS = 25
-"""With these settings it takes some 4 s for twice as many, with Prefect's own a minute."""
+"""With these settings it takes some 4 s for four times as many, with Prefect's own a minute."""
 
 
 @pytest.mark.usefixtures("crash")
