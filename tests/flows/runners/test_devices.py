@@ -380,8 +380,8 @@ import sys, threading
 from pathlib import Path
 from flows.runners.devices import Devices
 from storage.artifact import CorruptError
-from storage.cache import Runtime
-from tests.flows.test_devices import LONG, Bench
+from storage.step import Runtime
+from tests.flows.runners.test_devices import LONG, Bench
 
 url, model, tokens = sys.argv[1:]
 bench, stop = Bench(url, Path(model), Path(tokens)), threading.Event()
