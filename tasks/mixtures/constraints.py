@@ -14,14 +14,8 @@ import numpy as np
 
 from storage.fingerprint import Config
 from tasks.arrays import Bools, Floats, Ints
-from tasks.mixtures.limits import (
-    Repetition,
-    Rules,
-    Sum,
-    bound_limits,
-    repetition_limits,
-    sum_limits,
-)
+from tasks.mixtures import limits
+from tasks.mixtures.limits import Repetition, Rules, Sum
 from tasks.mixtures.mixture import Mixture
 from tasks.mixtures.rounding import cheapest_subset, largest_remainders, nearest
 from tasks.mixtures.units import unknown_name_error
@@ -175,15 +169,12 @@ class Feasible:
         assert self.holds(parts[None])[0], f"the solver broke a constraint: {parts}"
         return parts
 
+    @functools.cached_property
     def listed(self) -> Ints | None:
         """All allowed parts (n, p), the smallest mixtures first; None where they cannot be listed.
 
         They can in even mode, up to ``MOST_LISTED`` subsets. Not to be written to.
         """
-        return self._listed
-
-    @functools.cached_property
-    def _listed(self) -> Ints | None:
         free = np.flatnonzero(self.bounds[1] > 0)
         sizes = range(self.rules.fewest, min(self.rules.most, len(free)) + 1)
         count = sum(math.comb(len(free), size) for size in sizes)
@@ -252,9 +243,9 @@ def _rules(
     ):
         if number is not None and number < 1:
             raise ValueError(f"the constraint {what} is {number}: give 1 or more")
-    limits = [*bound_limits(config.bounds, domains), *sum_limits(config.sums, domains)]
+    found = [*limits.bound_limits(config.bounds, domains), *limits.sum_limits(config.sums, domains)]
     if config.repetition is not None:
-        limits += repetition_limits(config.repetition, domains, tokens)
+        found += limits.repetition_limits(config.repetition, domains, tokens)
     most = min(config.most_partitions or len(domains), len(domains))
     whole = None if config.even else config.resolution
-    return Rules(len(domains), whole, tuple(limits), config.fewest_partitions, most)
+    return Rules(len(domains), whole, tuple(found), config.fewest_partitions, most)

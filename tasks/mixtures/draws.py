@@ -22,7 +22,7 @@ def sample(feasible: Feasible, generator: np.random.Generator, count: int) -> In
     There are fewer rows where fewer mixtures are allowed, or where the search for more fails. The same
     state of the generator gives the same rows.
     """
-    if (listed := feasible.listed()) is not None:
+    if (listed := feasible.listed) is not None:
         return generator.permutation(listed)[:count]
     even = feasible.config.even
     first = _subsets(feasible, generator, count) if even else _points(feasible, generator, count)

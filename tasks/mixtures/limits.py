@@ -189,9 +189,11 @@ class Rules(NamedTuple):
         for limit in self.limits:
             least = least._unless_possible(limits=tuple(x for x in least.limits if x is not limit))
         least = least._unless_possible(fewest=1)._unless_possible(most=self.size)
+        alike = self.whole is None
+        grain = "all members weigh alike" if alike else f"weights are multiples of 1/{self.whole}"
         raise ValueError(
             f"no mixture keeps these constraints together: {'; '.join(least._said())} "
-            f"({self._grain()}): loosen one of them"
+            f"({grain}): loosen one of them"
         )
 
     def _unless_possible(self, **looser: Any) -> "Rules":
@@ -204,8 +206,3 @@ class Rules(NamedTuple):
             yield f"at least {self.fewest} of {self.size} partitions"
         if self.most < self.size:
             yield f"at most {self.most} of {self.size} partitions"
-
-    def _grain(self) -> str:
-        if self.whole is None:
-            return "all members weigh alike"
-        return f"weights are multiples of 1/{self.whole}"

@@ -37,7 +37,7 @@ def account(search: Search, landings: Sequence[Mixture] = (), price: float = 0.0
     Raises:
         ValueError: a loss is not finite.
     """
-    trace, surrogates = trace_of(search), compared(search)
+    trace, surrogates = _trace_of(search), _compared(search)
     words = [
         *_answer(search, trace),
         *_end(search),
@@ -46,10 +46,10 @@ def account(search: Search, landings: Sequence[Mixture] = (), price: float = 0.0
         *_descents(search, trace, landings, price),
         *search.notes,
     ]
-    return SearchResult(words, surrogates, trace, best_of(search, trace))
+    return SearchResult(words, surrogates, trace, _best_of(search, trace))
 
 
-def trace_of(search: Search) -> "pd.DataFrame":
+def _trace_of(search: Search) -> "pd.DataFrame":
     """Every evaluation in order, as in ``SearchResult.trace``."""
     import pandas as pd
 
@@ -70,7 +70,7 @@ def trace_of(search: Search) -> "pd.DataFrame":
     )
 
 
-def best_of(search: Search, trace: "pd.DataFrame") -> "pd.DataFrame":
+def _best_of(search: Search, trace: "pd.DataFrame") -> "pd.DataFrame":
     """The best evaluated mixtures that keep every cap, as in ``SearchResult.best``."""
     import pandas as pd
 
@@ -80,7 +80,7 @@ def best_of(search: Search, trace: "pd.DataFrame") -> "pd.DataFrame":
     return chosen.sort_values("objective", kind="stable").head(BEST).reset_index(drop=True)
 
 
-def compared(search: Search) -> "pd.DataFrame":
+def _compared(search: Search) -> "pd.DataFrame":
     """The surrogates cross-validated on all that was evaluated, as in ``SearchResult.surrogates``."""
     import pandas as pd
 
@@ -96,7 +96,11 @@ def compared(search: Search) -> "pd.DataFrame":
 
 
 def _answer(search: Search, trace: "pd.DataFrame") -> Iterator[str]:
-    yield _evaluated_sentence(search)
+    number, whole = len(search.tried), num_possible(search.feasible)
+    is_bound = search.feasible.listed is None and bool(search.feasible.rules.limits)
+    share = f" ({100 * number / whole:.3g} %)" if whole < 10**6 and not is_bound else ""
+    most = "at most " if is_bound else ""
+    yield f"{number:,} of {most}{readable.whole(whole)} possible mixtures were evaluated{share}."
     kept = trace[trace["feasible"]]
     if kept.empty:
         excess = search.objective.excess(search.losses, search.base)
@@ -108,18 +112,15 @@ def _answer(search: Search, trace: "pd.DataFrame") -> Iterator[str]:
         )
         return
     best = trace.iloc[_lowest(kept)]
+    base = ""
+    if search.base is not None:
+        base = f"; the base model has {float(search.base @ search.objective.shares):.4f}"
+    named = {START: "the first design", DESCENT: "descent through the merged model"}
+    source = named.get(best["proposed_by"], f"the surrogate {best['proposed_by']!r}")
     yield (
-        f"The best of them is {best['mixture']}, {_value(search, best)}{_against_base(search)}. It "
-        f"was evaluation {best['evaluation']} and came from {_source(best['proposed_by'])}."
+        f"The best of them is {best['mixture']}, {_value(search, best)}{base}. It "
+        f"was evaluation {best['evaluation']} and came from {source}."
     )
-
-
-def _evaluated_sentence(search: Search) -> str:
-    number, whole = len(search.tried), num_possible(search.feasible)
-    is_bound = search.feasible.listed() is None and bool(search.feasible.rules.limits)
-    share = f" ({100 * number / whole:.3g} %)" if whole < 10**6 and not is_bound else ""
-    most = "at most " if is_bound else ""
-    return f"{number:,} of {most}{readable.whole(whole)} possible mixtures were evaluated{share}."
 
 
 def _end(search: Search) -> Iterator[str]:
@@ -151,18 +152,6 @@ def _lowest(rows: "pd.DataFrame") -> int:
     return int(rows.index.to_numpy()[rows["objective"].to_numpy().argmin()])
 
 
-def _against_base(search: Search) -> str:
-    if search.base is None:
-        return ""
-    mean = float(search.base @ search.objective.shares)
-    return f"; the base model has {mean:.4f}"
-
-
-def _source(by: str) -> str:
-    named = {START: "the first design", DESCENT: "descent through the merged model"}
-    return named.get(by, f"the surrogate {by!r}")
-
-
 def _surrogates(search: Search, table: "pd.DataFrame", trace: "pd.DataFrame") -> Iterator[str]:
     if len(table):
         shares = search.objective.shares_by_set
@@ -179,15 +168,12 @@ def _surrogates(search: Search, table: "pd.DataFrame", trace: "pd.DataFrame") ->
     expected = trace[trace["predicted"].notna()]
     if len(expected):
         errors = expected["predicted"] - expected["objective"]
+        error = float(errors.mean())
         yield (
             f"The objective of the {len(expected):,} mixtures that surrogates proposed was expected "
             f"to within {math.sqrt((errors**2).mean()):.4f} {_unit(search)} (root mean square); it was "
-            f"{_side(float(errors.mean()))} than expected."
+            f"{abs(error):.4f} {'better' if error > 0 else 'worse'} in the mean than expected."
         )
-
-
-def _side(error: float) -> str:
-    return f"{abs(error):.4f} {'better' if error > 0 else 'worse'} in the mean"
 
 
 def _limits(search: Search, trace: "pd.DataFrame") -> Iterator[str]:

@@ -31,7 +31,7 @@ def candidates(
         forecast: of the chosen surrogate.
         generator: its state decides every random draw.
     """
-    pool = feasible.listed()
+    pool = feasible.listed
     if pool is None:
         good = [feasible.round(row) for row in best[:_BEST]]
         pools = [sample(feasible, generator, _RANDOM)]

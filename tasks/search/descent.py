@@ -208,13 +208,8 @@ def _sample(windows: Windows, tokens: float, generator: np.random.Generator) -> 
     order = generator.permutation(len(windows.length))
     scored = np.cumsum((windows.length - windows.first)[order])
     rows = np.sort(order[: int(np.searchsorted(scored, tokens)) + 1])
-    return windows._replace(
-        inputs=windows.inputs[rows],
-        targets=windows.targets[rows],
-        first=windows.first[rows],
-        length=windows.length[rows],
-        group=windows.group[rows],
-    )
+    # The other fields are about groups of documents.
+    return windows._replace(**{n: getattr(windows, n)[rows] for n in windows._fields[:5]})
 
 
 DESCEND = Step("descend", 1, "descent", DescentStepConfig, build, on_device=True)

@@ -37,7 +37,7 @@ def first_design(feasible: Feasible, count: int, generator: np.random.Generator)
 
 
 def _pool(feasible: Feasible, count: int, generator: np.random.Generator) -> Ints:
-    listed = feasible.listed()
+    listed = feasible.listed
     if listed is None or count >= len(listed):
         return sample(feasible, generator, max(_POOL, 2 * count)) if listed is None else listed
     mixed = generator.permutation(listed)

@@ -65,18 +65,18 @@ def loss_table(
     taken = f"{path} (weights: {', '.join(names)}; targets: {', '.join(targets)})"
     numbers = frame[[*names, *targets]].astype("float64").reset_index(drop=True)
     notes: list[str] = []
-    numbers = finite(numbers, notes)
-    refuse_constant(numbers, targets, taken)
-    whole, numbers = numbers, scaled(numbers, names, taken)
+    numbers = _finite(numbers, notes)
+    _refuse_constant(numbers, targets, taken)
+    whole, numbers = numbers, _scaled(numbers, names, taken)
     if len(whole):
-        notes.insert(0, sums_sentence(whole, names, targets, taken, bool(weights)))
-    numbers = averaged(numbers, names, notes)
+        notes.insert(0, _sums_sentence(whole, names, targets, taken, bool(weights)))
+    numbers = _averaged(numbers, names, notes)
     if len(numbers) < FEWEST_ROWS:
         raise ValueError(
             f"{taken} has {len(numbers)} usable rows with different weights: {FEWEST_ROWS} are needed "
             f"at least. {' '.join(notes)}".rstrip()
         )
-    names = varying(numbers, names, notes)
+    names = _varying(numbers, names, notes)
     kept = numbers[names].to_numpy()
     return LossTable(
         tuple(names),
@@ -144,7 +144,7 @@ SPREAD = 0.01
 """By how much, of the largest, sums of rows may differ where nobody said which columns are weights."""
 
 
-def finite(numbers: "pd.DataFrame", notes: list[str]) -> "pd.DataFrame":
+def _finite(numbers: "pd.DataFrame", notes: list[str]) -> "pd.DataFrame":
     """The rows in which every number is finite."""
     kept = np.isfinite(numbers.to_numpy()).all(axis=1)
     if not kept.all():
@@ -158,8 +158,7 @@ def finite(numbers: "pd.DataFrame", notes: list[str]) -> "pd.DataFrame":
     return usable
 
 
-def refuse_constant(numbers: "pd.DataFrame", targets: Sequence[str], taken: str) -> None:
-    """Raise a ValueError for a target that is the same in every row; ``taken`` says where it is."""
+def _refuse_constant(numbers: "pd.DataFrame", targets: Sequence[str], taken: str) -> None:
     for target in targets:
         if len(numbers) and numbers[target].nunique() == 1:
             raise ValueError(
@@ -168,12 +167,8 @@ def refuse_constant(numbers: "pd.DataFrame", targets: Sequence[str], taken: str)
             )
 
 
-def scaled(numbers: "pd.DataFrame", names: list[str], taken: str) -> "pd.DataFrame":
-    """Weights that sum to 1 in each row.
-
-    Raises:
-        ValueError: a weight below 0, or a row of zeros; the message has its number, counted from 1.
-    """
+def _scaled(numbers: "pd.DataFrame", names: list[str], taken: str) -> "pd.DataFrame":
+    """Weights that sum to 1 in each row; messages count rows from 1."""
     weights = numbers[names]
     for row in weights.index[(weights < 0).any(axis=1)].tolist():
         column, least = weights.loc[row].idxmin(), weights.loc[row].min()
@@ -187,18 +182,10 @@ def scaled(numbers: "pd.DataFrame", names: list[str], taken: str) -> "pd.DataFra
     return numbers.assign(**{name: weights[name] / sums for name in names})
 
 
-def sums_sentence(
+def _sums_sentence(
     numbers: "pd.DataFrame", names: Sequence[str], targets: Sequence[str], taken: str, named: bool
 ) -> str:
-    """A sentence on what was taken for weights and losses, and what the weights of rows sum to.
-
-    Args:
-        numbers: one row or more, weights as they stand in the file.
-        named: whether somebody said which columns are weights.
-
-    Raises:
-        ValueError: nobody did, and the sums differ by more than ``SPREAD``.
-    """
+    """What was taken for weights and losses; ``named``: somebody said which columns are weights."""
     sums = numbers[[*names]].sum(axis=1)
     low, high = sums.min(), sums.max()
     if not named and high - low > SPREAD * high:
@@ -212,7 +199,7 @@ def sums_sentence(
     )
 
 
-def averaged(numbers: "pd.DataFrame", names: list[str], notes: list[str]) -> "pd.DataFrame":
+def _averaged(numbers: "pd.DataFrame", names: list[str], notes: list[str]) -> "pd.DataFrame":
     """One row per mixture: equal weights (to 9 digits) have the mean of their losses."""
     rounded = [numbers[name].round(9) for name in names]
     averaged = numbers.groupby(rounded, sort=False).transform("mean")
@@ -225,7 +212,7 @@ def averaged(numbers: "pd.DataFrame", names: list[str], notes: list[str]) -> "pd
     return averaged[first]
 
 
-def varying(numbers: "pd.DataFrame", names: list[str], notes: list[str]) -> list[str]:
+def _varying(numbers: "pd.DataFrame", names: list[str], notes: list[str]) -> list[str]:
     """The weight columns whose values differ between rows."""
     constant = [name for name in names if np.ptp(numbers[name].to_numpy()) < 1e-9]
     if constant:

@@ -42,7 +42,7 @@ class MergedLoss:
     def __call__(
         self, weights: Floats, text: "Sequence[tuple[float, list[TokenBatch]]]"
     ) -> tuple[float, Floats]:
-        """The objective and its gradient in the members' weights.
+        """Judge one mixture.
 
         Args:
             weights: of the members, shape (members,), none negative.

@@ -71,7 +71,6 @@ def propose(
     count: int,
     generator: np.random.Generator,
     names: Sequence[str] = tuple(SURROGATES),
-    folds: int = 5,
 ) -> Proposals:
     """The next ``count`` mixtures to evaluate.
 
@@ -85,7 +84,6 @@ def propose(
         count: how many to propose at most.
         generator: its state decides every random draw.
         names: the surrogates to compare.
-        folds: of the cross-validation.
 
     Raises:
         ValueError: fewer than ``FEWEST_ROWS`` evaluated mixtures, shapes that do not fit, losses
@@ -94,7 +92,7 @@ def propose(
     _refuse_unusable(weights, losses, objective)
     by_set = dict(zip(objective.sets, losses.T, strict=True))
     seed = int(generator.integers(2**31))
-    table, notes = cross_validate(weights, by_set, names, folds, seed)
+    table, notes = cross_validate(weights, by_set, names, seed)
     chosen = choose(table, objective.shares_by_set)
     usable = [chosen, *(name for name in names if name in set(table["surrogate"]) - {chosen})]
     models = {name: fit(name, weights, by_set) for name in usable}

@@ -179,13 +179,11 @@ class Search:
 
 def num_possible(feasible: Feasible) -> int:
     """How many mixtures there are: exact where they can be listed, else before bounds and sums."""
-    listed = feasible.listed()
-    if listed is not None:
-        return len(listed)
-    config, count = feasible.config, len(feasible.names)
-    most = min(count, config.most_partitions or count)
-    sizes = range(config.fewest_partitions, most + 1)
-    steps = config.resolution
+    if feasible.listed is not None:
+        return len(feasible.listed)
+    rules, count, steps = feasible.rules, len(feasible.names), feasible.config.resolution
+    sizes = range(rules.fewest, rules.most + 1)
     return sum(
-        math.comb(count, k) * (1 if config.even else math.comb(steps - 1, k - 1)) for k in sizes
+        math.comb(count, k) * (1 if feasible.config.even else math.comb(steps - 1, k - 1))
+        for k in sizes
     )

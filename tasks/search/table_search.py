@@ -116,26 +116,14 @@ def _held_out(table: LossTable, held: Ints, predicted: Floats) -> "pd.DataFrame"
 def _proposals(made: Proposals, feasible: Feasible, targets: Sequence[str]) -> "pd.DataFrame":
     import pandas as pd
 
-    rows = []
-    for proposal in made.proposals:
-        shares = {name: float(share) for name, share in proposal.mixture.weights.items()}
-        weights = {f"weight of {name}": shares.get(name, 0.0) for name in feasible.names}
-        losses = {
-            f"predicted {target}": loss
-            for target, loss in zip(targets, proposal.losses, strict=True)
-        }
-        rows.append(
-            {
-                "mixture": proposal.mixture.label,
-                "predicted": proposal.predicted,
-                **weights,
-                **losses,
-            }
-        )
     columns = [
         "mixture",
         "predicted",
         *(f"weight of {name}" for name in feasible.names),
         *(f"predicted {target}" for target in targets),
+    ]
+    rows = [
+        (mixture.label, predicted, *feasible.weights_of([mixture])[0], *losses)
+        for mixture, _, predicted, losses in made.proposals
     ]
     return pd.DataFrame(rows, columns=columns)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+FOLDS = 5
 COLUMNS = ["surrogate", "target", "spearman", "pearson", "rmse", "rows"]
 """Of the table that ``cross_validate`` makes."""
 
@@ -52,7 +53,6 @@ def cross_validate(
     weights: Floats,
     losses: Mapping[str, Floats],
     names: Sequence[str] = tuple(SURROGATES),
-    folds: int = 5,
     seed: int = 0,
 ) -> CrossValidation:
     """How well each surrogate predicts rows that it was not fitted to.
@@ -61,8 +61,8 @@ def cross_validate(
         weights: shape (n, p), rows summing to 1.
         losses: by target, shape (n,) each.
         names: keys of ``SURROGATES``.
-        folds: the rows are cut into this many parts, or as many as there are rows.
-        seed: of the cut, which is the same for all surrogates and targets.
+        seed: of the cut into ``FOLDS`` parts, or as many as there are rows; it is the same for all
+            surrogates and targets.
 
     Raises:
         ValueError: an unknown name, too few rows, or no surrogate could be fitted.
@@ -70,15 +70,15 @@ def cross_validate(
     import pandas as pd
 
     check_surrogates(names)
-    if len(weights) <= FEWEST_ROWS or folds < 2:
+    if len(weights) <= FEWEST_ROWS:
         raise ValueError(
-            f"{len(weights)} rows in {folds} folds cannot be cross-validated: {FEWEST_ROWS + 1} rows "
+            f"{len(weights)} rows in {FOLDS} folds cannot be cross-validated: {FEWEST_ROWS + 1} rows "
             "and 2 folds are needed at least"
         )
     rows, notes = [], []
     for name in names:
         try:
-            predicted = {t: _unseen(name, weights, losses[t], folds, seed) for t in losses}
+            predicted = {t: _unseen(name, weights, losses[t], seed) for t in losses}
         except Exception as error:  # whatever a library raises: the other surrogates go on
             notes.append(f"The {name} surrogate was left out, since it failed: {error}")
             continue
@@ -98,11 +98,11 @@ def check_surrogates(names: Iterable[str]) -> None:
         raise ValueError(f"no surrogate is named: give one or more of {list(SURROGATES)}")
 
 
-def _unseen(name: str, weights: Floats, losses: Floats, folds: int, seed: int) -> Floats:
+def _unseen(name: str, weights: Floats, losses: Floats, seed: int) -> Floats:
     """Each row predicted by a fit to the other folds; shape (n,)."""
     order = np.random.default_rng(seed).permutation(len(losses))
     predicted = np.empty(len(losses))
-    for held in np.array_split(order, min(folds, len(losses))):
+    for held in np.array_split(order, min(FOLDS, len(losses))):
         seen = np.setdiff1d(order, held)
         predicted[held] = SURROGATES[name]().fit(weights[seen], losses[seen]).predict(weights[held])
     if not np.isfinite(predicted).all():
@@ -139,12 +139,7 @@ def choose(table: "pd.DataFrame", shares: Mapping[str, float] | None = None) -> 
 
 
 def fit(name: str, weights: Floats, losses: Mapping[str, Floats]) -> dict[str, Surrogate]:
-    """One fitted surrogate per target.
-
-    Args:
-        name: key of ``SURROGATES``.
-        weights: shape (n, p), rows summing to 1.
-        losses: by target, shape (n,) each.
+    """One fitted surrogate per target; ``weights`` and ``losses`` as in ``cross_validate``.
 
     Raises:
         ValueError: an unknown name, or rows that cannot be fitted.

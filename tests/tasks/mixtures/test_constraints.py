@@ -94,7 +94,7 @@ def test_the_nearest_of_all_allowed_mixtures_is_found(
     assert keeps(feasible.mixture(found), config)
     assert np.abs(found / found.sum() - weights).sum() == pytest.approx(distances.min())
     assert {m for m in everything(config) if feasible.allows(m)} == set(allowed)
-    listed = feasible.listed()
+    listed = feasible.listed
     assert (listed is not None) == config.even
     if listed is not None:
         assert {feasible.mixture(row) for row in listed} == set(allowed)
@@ -133,7 +133,7 @@ def test_large_even_pools_are_drawn_over_all_sizes() -> None:
     names = {f"p{n:02}": "even" if n % 2 else "odd" for n in range(40)}
     config = ConstraintsConfig(even=True, bounds={"p00": (0.1, 1), "odd": (0.5, 0.5)})
     feasible = Feasible(config, names)
-    assert feasible.listed() is None
+    assert feasible.listed is None
     drawn = sample(feasible, np.random.default_rng(0), 60)
     assert len(drawn) == 60
     assert drawn[:, 0].all()

@@ -119,7 +119,7 @@ def test_constraints_hold_and_nothing_is_repeated(names: list[str], even: bool) 
     config = ConstraintsConfig.model_validate(fields)
     feasible = Feasible(config, pool, dict.fromkeys(pool, 25))
     objective = Objective(ObjectiveConfig(pull=0.01), SETS, feasible.names)
-    assert (feasible.listed() is None) or even
+    assert (feasible.listed is None) or even
     done, losses, rounds = search(feasible, objective, paired(22, 1), 70, names)
     assert len({*done}) == len(done) == 70
     assert all(feasible.allows(mixture) for mixture in done)
