@@ -9,20 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tasks.report import vega
 from tasks.report.ranking_plots import POINTS
-from tasks.report.vega import (
-    FEW_TICKS,
-    KINDS,
-    SHAPES,
-    WIDTH,
-    Spec,
-    by_name,
-    evenly,
-    names_param,
-    room,
-    shortened,
-    values_of,
-)
+from tasks.report.vega import Spec, by_name, evenly, names_param, room, shortened, values_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +39,7 @@ def agreement_plot(pairs: "pd.DataFrame", title: str, sizes: Sequence[int]) -> S
     names = [str(size) for size in sizes]
     legend = {"orient": "top", "columnPadding": 14, "titleOrient": "left"}
     kind: Spec = {"field": "k", "type": "nominal", "title": "k", "legend": legend}
-    shapes = [SHAPES[place % len(SHAPES)] for place in range(len(names))]
+    shapes = [vega.SHAPES[place % len(vega.SHAPES)] for place in range(len(names))]
     return {
         "title": {"text": shortened(title, 34)},
         "data": values_of(points),
@@ -60,7 +49,7 @@ def agreement_plot(pairs: "pd.DataFrame", title: str, sizes: Sequence[int]) -> S
         "encoding": {
             "x": _axis("proxy", "merged model, nats per token"),
             "y": _axis("reference", "really trained, nats per token"),
-            "color": {**kind, "scale": {"domain": names, "range": KINDS}},
+            "color": {**kind, "scale": {"domain": names, "range": vega.KINDS}},
             "shape": {**kind, "scale": {"domain": names, "range": shapes}},
         },
     }
@@ -69,7 +58,7 @@ def agreement_plot(pairs: "pd.DataFrame", title: str, sizes: Sequence[int]) -> S
 def _axis(field: str, title: str) -> Spec:
     scale = {"zero": False, "nice": False, "padding": 12}
     return {"field": field, "type": "quantitative", "title": title, "scale": scale} | {
-        "axis": FEW_TICKS
+        "axis": vega.FEW_TICKS
     }
 
 
@@ -91,8 +80,8 @@ def pareto_plot(plane: "pd.DataFrame", first_set: str, second_set: str) -> Spec:
     words = {"type": "text", "style": "text", "dx": 7, "dy": -8, "align": "left"}
     drawn = values_of(front[["first", "second", "number"]])
     return {
-        "width": WIDTH + 100,
-        "height": WIDTH - 40,
+        "width": vega.WIDTH + 100,
+        "height": vega.WIDTH - 40,
         "encoding": {"x": x, "y": y},
         "layer": [
             {"data": values_of(behind[["first", "second"]]), "mark": weak},
@@ -170,13 +159,13 @@ def trace_plot(trace: "pd.DataFrame") -> Spec:
     names = list(dict.fromkeys(points["by"]))
     kind: Spec = {"field": "by", "type": "nominal", "title": "proposed by"}
     kind |= {"legend": {"orient": "bottom", "columns": 3, "symbolSize": 60}}
-    shapes = [SHAPES[place % len(SHAPES)] for place in range(len(names))]
+    shapes = [vega.SHAPES[place % len(vega.SHAPES)] for place in range(len(names))]
     x: Spec = {"field": "evaluation", "type": "quantitative", "title": "evaluations"}
     return {
-        "width": WIDTH + 100,
+        "width": vega.WIDTH + 100,
         "height": 280,
         "padding": {"left": 5, "right": 25, "top": 5, "bottom": 5},
-        "encoding": {"x": {**x, "scale": {"nice": False}, "axis": FEW_TICKS}},
+        "encoding": {"x": {**x, "scale": {"nice": False}, "axis": vega.FEW_TICKS}},
         "layer": [
             {
                 "data": values_of(trace[["evaluation", "best"]].dropna()),
@@ -189,7 +178,7 @@ def trace_plot(trace: "pd.DataFrame") -> Spec:
                 "mark": {"type": "point", "filled": True, "size": 40, "opacity": 0.8},
                 "encoding": {
                     "y": _axis("objective", "objective, bits per byte"),
-                    "color": {**kind, "scale": {"domain": names, "range": KINDS}},
+                    "color": {**kind, "scale": {"domain": names, "range": vega.KINDS}},
                     "shape": {**kind, "scale": {"domain": names, "range": shapes}},
                 },
             },

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     import jinja2
     import pandas as pd
 
-    from tasks.report.data import ReportData
-    from tasks.search.result import SearchResult
     from tasks.trust.verdict import Trust
 
 
@@ -34,7 +32,7 @@ MOST_ROWS = 20
 """Rows of tables that could have one for each pair of partitions or each mixture of a front."""
 
 
-def content_of(data: "ReportData", specs: dict[str, Spec]) -> dict[str, Any]:
+def content_of(data: ReportData, specs: dict[str, Spec]) -> dict[str, Any]:
     """What the template of the page is given."""
     macro = data.rankings[MACRO_MEAN]
     return {
@@ -77,14 +75,14 @@ def _objective(number: int, named: "tuple[str, pd.DataFrame]") -> dict[str, Any]
     """What the page says of one objective; ``key`` names its plot and its table."""
     name, ranking = named
     return {
-        "key": f"ranking-{number}" if number else "ranking",
+        "key": _key("ranking", number),
         "name": name,
         "best": ranking["mixture"].iloc[0],
         "tied": int(ranking["tied"].sum()) - 1,
     }
 
 
-def _headline(data: "ReportData") -> dict[str, Any]:
+def _headline(data: ReportData) -> dict[str, Any]:
     """The best mixture for the macro mean, how many are tied with it, and the first that is not."""
     macro = data.rankings[MACRO_MEAN]
     best, behind = macro.iloc[0], macro[~macro["tied"]]
@@ -106,7 +104,7 @@ def _headline(data: "ReportData") -> dict[str, Any]:
     return words
 
 
-def _best_found(search: "SearchResult | None") -> dict[str, str] | None:
+def _best_found(search: SearchResult | None) -> dict[str, str] | None:
     """The best mixture of a search; None where there is none."""
     if search is None or search.best.empty:
         return None
@@ -114,7 +112,7 @@ def _best_found(search: "SearchResult | None") -> dict[str, str] | None:
     return {"mixture": best["mixture"], "objective": readable.number(4)(best["objective"])}
 
 
-def _choice(data: "ReportData") -> dict[str, Any]:
+def _choice(data: ReportData) -> dict[str, Any]:
     """Counts that the sections on two sets and on pairs speak of."""
     merged, frames = data.complementarity, data.frames()
     macro = merged[merged["objective"] == MACRO_MEAN]
@@ -127,7 +125,7 @@ def _choice(data: "ReportData") -> dict[str, Any]:
     }
 
 
-def _tables(data: "ReportData") -> dict[str, tables.Table]:
+def _tables(data: ReportData) -> dict[str, tables.Table]:
     macro = data.rankings[MACRO_MEAN]
     changes = best_changes(macro, data.members)
     changes = changes.merge(macro[["mixture", "loss", "perplexity"]], on="mixture")
@@ -145,7 +143,9 @@ def _tables(data: "ReportData") -> dict[str, tables.Table]:
     if data.validation is not None:
         shown |= _trust_tables(data.validation)
     if data.search is not None:
-        shown |= _search_tables(data.search)
+        best, surrogates = data.search.best, data.search.surrogates
+        shown["search"] = tables.table_of(best, tables.search_columns(best))
+        shown["surrogates"] = tables.table_of(surrogates, tables.SURROGATES, surrogates["chosen"])
     return shown
 
 
@@ -154,14 +154,12 @@ def _key(stem: str, number: int) -> str:
     return f"{stem}-{number}" if number else stem
 
 
-def _tables_of_all(data: "ReportData") -> dict[str, tables.Table]:
+def _tables_of_all(data: ReportData) -> dict[str, tables.Table]:
     """Tables of a run in which every mixture was evaluated in full."""
-    effects = data.effects
-    effects = effects.assign(spread=list(map(readable.interval, effects["low"], effects["high"])))
-    shown = {"effects": tables.table_of(effects, tables.EFFECTS)}
+    shown = {"effects": tables.table_of(data.effects, tables.EFFECTS)}
     for number, objective in enumerate(data.rankings):
         best = data.sizes[data.sizes["objective"] == objective]
-        shown[_key("sizes", number)] = tables.sizes_table(best)
+        shown[_key("sizes", number)] = tables.table_of(best, tables.SIZES, best["tied"])
     frames = data.frames()
     if data.plane_sets is not None:
         front = frames["pareto"].head(MOST_ROWS)
@@ -169,7 +167,8 @@ def _tables_of_all(data: "ReportData") -> dict[str, tables.Table]:
         shown["pareto"] = tables.table_of(numbered, tables.pareto_columns(*data.plane_sets))
     pairs = data.complementarity
     macro = pairs[pairs["objective"] == MACRO_MEAN].head(MOST_ROWS)
-    shown["pairs"] = tables.pairs_table(macro)
+    macro = macro.assign(needed=macro["low"] > 0)
+    shown["pairs"] = tables.table_of(macro, tables.PAIRS, macro["needed"])
     return shown
 
 
@@ -184,14 +183,6 @@ def _trust_tables(trust: "Trust") -> dict[str, tables.Table]:
     if trust.noise is not None:
         shown["noise"] = tables.table_of(trust.noise, trust_tables.NOISE)
     return shown
-
-
-def _search_tables(search: "SearchResult") -> dict[str, tables.Table]:
-    surrogates = search.surrogates
-    return {
-        "surrogates": tables.table_of(surrogates, tables.SURROGATES, surrogates["chosen"]),
-        "search": tables.table_of(search.best, tables.search_columns(search.best)),
-    }
 
 
 def write_report(path: Path, data: ReportData) -> None:

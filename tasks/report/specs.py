@@ -10,7 +10,6 @@ from tasks.report.ranking_plots import effects_plot, heat_map, ranking_plot, siz
 from tasks.report.vega import Spec
 
 if TYPE_CHECKING:
-    from tasks.report.data import ReportData
     from tasks.trust.verdict import Trust
 
 

@@ -38,7 +38,12 @@ class Table(NamedTuple):
 
 
 def table_of(frame: "pd.DataFrame", columns: Columns, mark: Iterable[bool] = ()) -> Table:
-    """The ``columns`` of ``frame`` in their order; rows where ``mark`` holds are set apart."""
+    """The ``columns`` of ``frame`` in their order; rows where ``mark`` holds are set apart.
+
+    The column ``interval`` is made of ``low`` and ``high``.
+    """
+    if "interval" in columns:
+        frame = frame.assign(interval=list(map(interval, frame["low"], frame["high"])))
     shown = [[show(value) for value in frame[name]] for name, (_, show) in columns.items()]
     return Table(
         heads=[head for head, _ in columns.values()],
@@ -56,21 +61,7 @@ def to_json(frame: "pd.DataFrame") -> list[dict[str, Any]]:
 
 def ranking_table(ranking: "pd.DataFrame") -> Table:
     """Rows of a ``tasks.ranking.rank.rank`` table; those tied with the best are marked."""
-    ranking = ranking.assign(interval=list(map(interval, ranking["low"], ranking["high"])))
     return table_of(ranking, RANKING, ranking["tied"])
-
-
-def sizes_table(best: "pd.DataFrame") -> Table:
-    """Rows of ``tasks.ranking.choice.best_of_sizes``; those tied with the best of all are marked."""
-    best = best.assign(interval=list(map(interval, best["low"], best["high"])))
-    return table_of(best, SIZES, best["tied"])
-
-
-def pairs_table(pairs: "pd.DataFrame") -> Table:
-    """Rows of ``complementarity``; those whose merge is better than both are marked."""
-    intervals = list(map(interval, pairs["low"], pairs["high"]))
-    pairs = pairs.assign(interval=intervals, needed=pairs["low"] > 0)
-    return table_of(pairs, PAIRS, pairs["needed"])
 
 
 def pareto_columns(first_set: str, second_set: str) -> Columns:
@@ -152,7 +143,7 @@ SURROGATES: Columns = {
 EFFECTS: Columns = {
     "partition": ("partition", text),
     "mean": ("mean change of loss", number(4)),
-    "spread": ("10th to 90th percentile", str),
+    "interval": ("10th to 90th percentile", str),
     "count": ("pairs", count),
 }
 PARTITIONS: Columns = {

@@ -11,7 +11,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, islice
+from itertools import accumulate, islice, zip_longest
 from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 from pydantic import Field, field_validator
@@ -90,12 +90,8 @@ def _in_turn(
         _evenly_spread(_ordered(same_size, seed, losses), _lot(f"{size}", seed))
         for size, same_size in by_size.items()
     ]
-    while strata:
-        for stratum in [*strata]:
-            try:
-                yield next(stratum)
-            except StopIteration:
-                strata.remove(stratum)
+    for round_of_sizes in zip_longest(*strata):
+        yield from filter(None, round_of_sizes)
 
 
 def _ordered(

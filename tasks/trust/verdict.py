@@ -10,26 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.ranking.rank import MACRO_MEAN
+from tasks.trust import sentences
 from tasks.trust.agreement import POOLED, WITHIN, agreement, gains
 from tasks.trust.noise_floor import noise_floor
-from tasks.trust.sentences import (
-    ENOUGH_RIGHT,
-    FEWEST_REFERENCES,
-    FIXED,
-    FiguresByRow,
-    Standing,
-    apart,
-    broken_pairs,
-    fixed_and_pooled,
-    gained,
-    lost_references,
-    named_list,
-    percent,
-    repeated,
-    standing,
-    sure_differences,
-    why,
-)
+from tasks.trust.sentences import ENOUGH_RIGHT, FEWEST_REFERENCES, FIXED, FiguresByRow, Standing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,14 +78,14 @@ def verdict(
     broken = bool(barriers["broken"].any())
     return [
         *_first(rows, sizes),
-        *(broken_pairs(barriers) if broken else ()),
-        *fixed_and_pooled(rows, sizes),
-        *apart(rows),
-        *sure_differences(pairs, rows),
-        *gained(rows, added),
-        *repeated(noise),
-        *lost_references(pairs),
-        *(() if broken else broken_pairs(barriers)),
+        *(sentences.broken_pairs(barriers) if broken else ()),
+        *sentences.fixed_and_pooled(rows, sizes),
+        *sentences.apart(rows),
+        *sentences.sure_differences(pairs, rows),
+        *sentences.gained(rows, added),
+        *sentences.repeated(noise),
+        *sentences.lost_references(pairs),
+        *(() if broken else sentences.broken_pairs(barriers)),
     ]
 
 
@@ -110,20 +94,22 @@ def _first(rows: FiguresByRow, sizes: Sequence[str]) -> Iterator[str]:
     fixed = {name: row for (name, scope, k, by), row in rows.items() if (scope, k, by) == FIXED}
     named: dict[Standing, list[str]] = {"trusted": [], "wrong": [], "unknown": []}
     for name in [MACRO_MEAN, *sorted(set(fixed) - {MACRO_MEAN})]:
-        named[standing(fixed[name])].append(name)
+        named[sentences.standing(fixed[name])].append(name)
     trusted, wrong, unknown = named.values()
-    few = f"fewer than {percent(ENOUGH_RIGHT)} of the pairs of mixtures of the same k are ordered right"
+    share = sentences.percent(ENOUGH_RIGHT)
+    few = f"fewer than {share} of the pairs of mixtures of the same k are ordered right"
     if trusted:
         among = _among(rows, sizes)
         yield _trusted(trusted, len(fixed), among, _wrong_sizes(rows, sizes))
     elif wrong:
-        yield f"Do not trust this ranking: {few} on {named_list(wrong)}."
+        yield f"Do not trust this ranking: {few} on {sentences.named_list(wrong)}."
     else:
-        yield f"This validation cannot tell: {why(fixed[MACRO_MEAN])}."
+        yield f"This validation cannot tell: {sentences.why(fixed[MACRO_MEAN])}."
     if trusted and wrong:
-        yield f"On {named_list(wrong)} {few}."
+        yield f"On {sentences.named_list(wrong)} {few}."
     if unknown and (trusted or wrong):
-        yield f"On {named_list(unknown)} this validation cannot tell: {why(fixed[unknown[0]])}."
+        reason = sentences.why(fixed[unknown[0]])
+        yield f"On {sentences.named_list(unknown)} this validation cannot tell: {reason}."
 
 
 def _among(rows: FiguresByRow, sizes: Sequence[str]) -> str:
@@ -139,9 +125,10 @@ def _among(rows: FiguresByRow, sizes: Sequence[str]) -> str:
 def _trusted(names: Sequence[str], total: int, among: str, wrong_sizes: Sequence[str]) -> str:
     """The verdict where some of ``total`` sets, the macro mean among them, are trusted."""
     everything = f"the {MACRO_MEAN} and all evaluation sets ({total - 1})"
-    what = everything if len(names) == total else named_list(names)
+    what = everything if len(names) == total else sentences.named_list(names)
     if wrong_sizes:
-        return f"Trust the ranking for {what} only, and not among mixtures of k = {named_list(wrong_sizes)}."
+        wrong = sentences.named_list(wrong_sizes)
+        return f"Trust the ranking for {what} only, and not among mixtures of k = {wrong}."
     if len(names) < total:
         return f"Trust the ranking for {what} only, {among}."
     return f"The ranking can be trusted for {what}, {among}."
@@ -149,5 +136,5 @@ def _trusted(names: Sequence[str], total: int, among: str, wrong_sizes: Sequence
 
 def _wrong_sizes(rows: FiguresByRow, sizes: Sequence[str]) -> list[str]:
     """At which k too few pairs are ordered right on the macro mean, if it is trusted over all."""
-    at = {k: standing(rows[MACRO_MEAN, "all", k, "proxy"]) for k in (*sizes, WITHIN)}
+    at = {k: sentences.standing(rows[MACRO_MEAN, "all", k, "proxy"]) for k in (*sizes, WITHIN)}
     return [k for k in sizes if at[WITHIN] == "trusted" and at[k] == "wrong"]
