@@ -5,9 +5,8 @@ Columns: ``digest`` (sha256 of the text), ``domain``, ``origin`` (file and row i
 which documents were assigned, so that a partition made again has the same bytes.
 """
 
-import itertools
 import marshal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
@@ -77,25 +76,15 @@ class DocumentWriter:
         import pyarrow.parquet as pq
 
         self._spill()
-        with pq.ParquetWriter(self.folder / FILE, _schema(), compression="zstd") as writer:
-            for rows in self._row_groups():
+        with (
+            pq.ParquetWriter(self.folder / FILE, _schema(), compression="zstd") as writer,
+            self._spool.open("rb") as file,
+        ):
+            stored = (StoredDocument(*marshal.load(file)) for _ in range(self.num_documents))
+            for rows in batches(stored, ROW_GROUP_BYTES, lambda row: len(row.text.encode())):
                 columns = map(list, zip(*rows, strict=True))
-                arrays = dict(zip(StoredDocument._fields, columns, strict=True))
-                writer.write_table(pa.table(arrays, schema=_schema()))
+                writer.write_table(pa.table([*columns], schema=_schema()))
         self._spool.unlink()
-
-    def _row_groups(self) -> Iterator[list[StoredDocument]]:
-        rows: list[StoredDocument] = []
-        size = 0
-        with self._spool.open("rb") as file:
-            for _ in range(self.num_documents):
-                rows.append(StoredDocument(*marshal.load(file)))
-                size += len(rows[-1].text.encode())
-                if size >= ROW_GROUP_BYTES:
-                    yield rows
-                    rows, size = [], 0
-        if rows:
-            yield rows
 
     def __enter__(self) -> Self:
         return self
@@ -114,10 +103,22 @@ def read_columns(folder: Path, columns: list[str] | None = None) -> Iterator[dic
             yield from batch.to_pylist()
 
 
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of up to ``size`` items (``itertools.batched`` comes with Python 3.12)."""
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
+def batches(
+    items: Iterable[T],
+    most: int,
+    size: Callable[[T], int] = lambda item: 1,
+    most_items: int | None = None,
+) -> Iterator[list[T]]:
+    """Items in lists: of ``most_items``, or of fewer whose sizes are ``most`` together, or a little more."""
+    batch: list[T] = []
+    total = 0
+    for item in items:
+        batch.append(item)
+        total += size(item)
+        if total >= most or len(batch) == most_items:
+            yield batch
+            batch, total = [], 0
+    if batch:
         yield batch
 
 

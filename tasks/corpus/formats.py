@@ -151,16 +151,12 @@ def _opened(url: str, codec: str | None) -> Iterator[BinaryIO]:
         if codec is None:
             yield raw
         else:
-            _require_content(raw)
+            # No codec writes an empty file, but Arrow reads one as the end of a stream.
+            if not raw.read(1):
+                raise EOFError("the file is empty")
+            raw.seek(0)
             with pa.CompressedInputStream(raw, codec) as plain:
                 yield plain
-
-
-def _require_content(raw: BinaryIO) -> None:
-    # No codec writes an empty file, but Arrow reads one as the end of a stream.
-    if not raw.read(1):
-        raise EOFError("the file is empty")
-    raw.seek(0)
 
 
 def _text(stream: BinaryIO, fields: Sequence[str]) -> Iterator[FileRow]:
@@ -248,9 +244,8 @@ def _plain(column: "pa.Array") -> list[object]:
     if types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     kind = column.type
-    if any(is_text(kind) for is_text in (types.is_string, types.is_large_string)):
-        return list(column.cast(pa.large_binary()).to_pylist())
-    if kind in (pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view()):
+    texts = (pa.string(), pa.large_string(), pa.string_view())
+    if kind in (*texts, pa.binary(), pa.large_binary(), pa.binary_view()):
         return list(column.cast(pa.large_binary()).to_pylist())
     numbers = (types.is_integer, types.is_floating, types.is_boolean, types.is_null)
     return (

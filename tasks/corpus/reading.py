@@ -103,7 +103,8 @@ def read_documents(file: SourceFile, source: Source, problems: Problems) -> Iter
     for row in _rows(file, source):
         origin = file.path if row.number is None else f"{file.path}:{row.number}"
         try:
-            domain = constant or _row_domain(row, source.format)
+            names = source.format.domain_fields
+            domain = constant or "-".join(_domain_part(row, name) for name in names)
             if source.wants(domain):
                 yield _document(row, source.format, domain, origin)
         except _FaultyDocumentError as error:
@@ -135,10 +136,6 @@ def _path_domain(path: str, rule: DocumentFormat) -> str | None:
             f"its path does not match domain_pattern {rule.domain_pattern!r}"
         )
     return domain
-
-
-def _row_domain(row: FileRow, rule: DocumentFormat) -> str:
-    return "-".join(_domain_part(row, field) for field in rule.domain_fields)
 
 
 def _domain_part(row: FileRow, field: str) -> str:

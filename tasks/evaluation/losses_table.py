@@ -121,7 +121,10 @@ class LossesTable:
         table = columns(data, ["mixture", "windows"])
         names, name_of_row = _coded(table["mixture"])
         digests, set_of_row = _coded(table["windows"])
-        numbers = np.array([self._number(name) for name in names], dtype=np.int64)
+        # Who asks for rows has the same name in hand: one text for both.
+        numbers = np.array(
+            [self._numbers.setdefault(sys.intern(n), len(self._numbers)) for n in names], np.int64
+        )
         mixture_of_row = numbers[name_of_row]
         for code, digest in enumerate(digests):
             places = self._room(digest)
@@ -131,10 +134,6 @@ class LossesTable:
             places[mixtures[is_new]] = start + rows[first[is_new]]
             self._length += int(is_new.sum())
         return len(set_of_row)
-
-    def _number(self, mixture: str) -> int:
-        # Who asks for rows has the same name in hand: one text for both.
-        return self._numbers.setdefault(sys.intern(mixture), len(self._numbers))
 
     def _room(self, windows: str) -> Ints:
         """The places of the rows of a set by number of mixture; -1 where there is none."""

@@ -7,7 +7,6 @@ and whatever order the data came in. Parts do not overlap: no mixture is evaluat
 text, and sums of parts are added.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import Field
 
 from storage.fingerprint import Config
 from storage.step import Step, Workspace
+from tasks.evaluation.window import save_windows
 
 
 class PartConfig(Config):
@@ -48,7 +48,7 @@ def build(
     Raises:
         ValueError: the parts before it hold the whole set.
     """
-    from safetensors.numpy import load_file, save_file
+    from safetensors.numpy import load_file
 
     arrays = load_file(inputs["windows"] / "windows.safetensors")
     counts = arrays.pop("counts")
@@ -63,19 +63,7 @@ def build(
     part = {name: array[kept] for name, array in arrays.items()}
     part["group"] = np.searchsorted(groups, part["group"]).astype(np.int32)
     part["counts"] = counts[groups]
-    save_file(part, output / "windows.safetensors")
-    tokens, num_bytes, words = (int(total) for total in part["counts"].sum(axis=0))
-    facts = {
-        "num_windows": int(kept.sum()),
-        "num_groups": len(groups),
-        "num_tokens": tokens,
-        "num_bytes": num_bytes,
-        "num_words": words,
-        "forward_tokens": int(part["length"].sum()),
-    }
-    (output / "windows.json").write_text(json.dumps(facts, sort_keys=True))
-    workspace.meter.add(tokens=tokens)
-    return facts
+    return save_windows(part, output, workspace)
 
 
 PART = Step("part", 1, "windows", PartConfig, build)

@@ -14,6 +14,7 @@ here.
 import json
 import re
 from collections.abc import Iterator, Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -23,7 +24,7 @@ from pydantic import Field
 from storage.fingerprint import Config
 from storage.step import Step, Workspace
 from tasks.corpus import documents
-from tasks.corpus.documents import batched
+from tasks.corpus.documents import batches
 from tasks.tokens.tokenizer import Encoder
 
 BATCH = 256
@@ -86,15 +87,15 @@ def build(
     Raises:
         ValueError: the set has no document, or none with text.
     """
-    from safetensors.numpy import save_file
-
     encoder = Encoder(inputs["tokenizer"])
-    rows = sorted(documents.read_columns(inputs["documents"], ["digest", "text"]), key=_by_digest)
+    rows = sorted(
+        documents.read_columns(inputs["documents"], ["digest", "text"]), key=itemgetter("digest")
+    )
     groups = _groups([row["digest"] for row in rows], config.groups)
     windows: list[tuple[np.ndarray, int, int]] = []
     counts = np.zeros((max(groups, default=0) + 1, 3), dtype=np.int64)
     position = 0
-    for batch in batched(rows, BATCH):
+    for batch in batches(rows, BATCH):
         texts = [row["text"] for row in batch]
         for text, ids in encoder.encode_starts(texts, config.max_document_tokens):
             group = groups[position]
@@ -107,26 +108,29 @@ def build(
         raise ValueError(
             f"the evaluation set has no text ({len(rows)} documents): give one that has"
         )
-    save_file(
-        {**_arrays(windows, config.context_length), "counts": counts},
-        output / "windows.safetensors",
-    )
-    facts = {
-        "num_documents": len(rows),
-        "num_windows": len(windows),
-        "num_groups": len(counts),
-        "num_tokens": int(counts[:, 0].sum()),
-        "num_bytes": int(counts[:, 1].sum()),
-        "num_words": int(counts[:, 2].sum()),
-        "forward_tokens": int(sum(len(tokens) - 1 for tokens, _, _ in windows)),
+    arrays = {**_arrays(windows, config.context_length), "counts": counts}
+    return save_windows(arrays, output, workspace, num_documents=len(rows))
+
+
+def save_windows(
+    arrays: dict[str, np.ndarray], output: Path, workspace: Workspace, **facts: int
+) -> Mapping[str, object]:
+    """Write what ``load_windows`` reads; the numbers of it for people, behind other ``facts``."""
+    from safetensors.numpy import save_file
+
+    save_file(arrays, output / "windows.safetensors")
+    tokens, num_bytes, words = arrays["counts"].sum(axis=0).tolist()
+    facts |= {
+        "num_windows": len(arrays["length"]),
+        "num_groups": len(arrays["counts"]),
+        "num_tokens": tokens,
+        "num_bytes": num_bytes,
+        "num_words": words,
+        "forward_tokens": int(arrays["length"].sum()),
     }
     (output / "windows.json").write_text(json.dumps(facts, sort_keys=True))
-    workspace.meter.add(tokens=facts["num_tokens"])
+    workspace.meter.add(tokens=tokens)
     return facts
-
-
-def _by_digest(row: dict[str, str]) -> str:
-    return row["digest"]
 
 
 def _groups(digests: list[str], limit: int) -> list[int]:
@@ -163,17 +167,9 @@ def load_windows(folder: Path) -> Windows:
     from safetensors.numpy import load_file
 
     arrays = load_file(folder / "windows.safetensors")
-    tokens, counts = arrays["tokens"], arrays["counts"]
-    return Windows(
-        tokens[:, :-1],
-        tokens[:, 1:],
-        arrays["first"],
-        arrays["length"],
-        arrays["group"],
-        counts[:, 0],
-        counts[:, 1],
-        counts[:, 2],
-    )
+    tokens = arrays["tokens"]
+    of_windows = (arrays[name] for name in ("first", "length", "group"))
+    return Windows(tokens[:, :-1], tokens[:, 1:], *of_windows, *arrays["counts"].T)
 
 
 WINDOW = Step("window", 1, "windows", WindowConfig, build)

@@ -40,9 +40,9 @@ def check_mergeable(members: Mapping[str, Facts]) -> None:
     for name in names[1:]:
         unlike = fact_differences(members[names[0]], members[name])
         if unlike:
-            words = "; ".join(f"{d.what}: {d.one} and {d.other}" for d in unlike)
             raise MergeError(
-                f"models {names[0]!r} and {name!r} cannot be averaged, they differ in {words}. "
+                f"models {names[0]!r} and {name!r} cannot be averaged, they differ in "
+                f"{'; '.join(unlike)}. "
                 "Train both from one base model, with one tokenizer and equal steps"
             )
 

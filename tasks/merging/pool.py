@@ -10,24 +10,15 @@ a merge, is the same in all three (``tasks.merging.average.weighted_sum``).
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
 from tasks.machine.memory import free_memory
-from tasks.merging.average import (
-    FUSED_MEMBERS,
-    MergeError,
-    PieceSums,
-    accumulate,
-    check_mergeable,
-    check_same_tensors,
-    fused_sum,
-    piece_size,
-)
+from tasks.merging import average
+from tasks.merging.average import MergeError, PieceSums
 from tasks.mixtures.mixture import Mixture
 from tasks.models.facts import facts_of
 from tasks.models.folder import load_model, load_weights
@@ -103,7 +94,7 @@ class Pool:
         first = load_weights(self.folders[names[0]])
         for name in names:
             weights = load_weights(self.folders[name])
-            check_same_tensors(names[0], first, name, weights)
+            average.check_same_tensors(names[0], first, name, weights)
             yield name, self._reader(self.folders[name], weights)
 
     def _reader(self, folder: Path, weights: Mapping[str, "torch.Tensor"]) -> Reader:
@@ -124,25 +115,22 @@ class Pool:
         Raises:
             MergeError: the members differ in architecture, tokenizer, base model or steps.
         """
-        check_mergeable({name: self._facts[name] for name in mixture.members})
+        import torch
+
+        average.check_mergeable({name: self._facts[name] for name in mixture.members})
         readers = [self._read[name] for name in mixture.members]
         parts = [part for _, part in mixture.parts]
-        if self._fuses(len(parts), dtype):
-            fused_sum(target, [read(0, self.size) for read in readers], parts)
+        fits = self.place == "device" and len(parts) <= average.FUSED_MEMBERS
+        if self._compiled and fits and dtype == torch.float64:
+            average.fused_sum(target, [read(0, self.size) for read in readers], parts)
             return
         if dtype not in self._scratch:
             self._scratch[dtype] = PieceSums(dtype, self.device)
         scratch = self._scratch[dtype]
-        step = piece_size(self.device)
+        step = average.piece_size(self.device)
         for start in range(0, self.size, step):
             end = min(start + step, self.size)
-            accumulate(target[start:end], [r(start, end) for r in readers], parts, scratch)
-
-    def _fuses(self, members: int, dtype: "torch.dtype") -> bool:
-        import torch
-
-        fits = self.place == "device" and members <= FUSED_MEMBERS
-        return self._compiled and fits and dtype == torch.float64
+            average.accumulate(target[start:end], [r(start, end) for r in readers], parts, scratch)
 
 
 def _layout(folder: Path) -> "dict[str, torch.Size]":
@@ -204,20 +192,12 @@ class FileReader:
         for first, last, span in self._spans:
             low, high = max(start, first), min(end, last)
             if low < high:
-                _read_span(span, low - first, weights[low - start : high - start])
+                offset = span.offset + 4 * (low - first)
+                read = np.fromfile(span.path, np.float32, high - low, offset=offset)
+                if len(read) < high - low:
+                    raise MergeError(f"{span.path} ends too early: run `mixpool verify`")
+                weights[low - start : high - start] = read
         return torch.from_numpy(weights).to(self._device)
-
-
-def _read_span(span: Span, start: int, into: Any) -> None:
-    with span.path.open("rb", buffering=0) as file:
-        buffer = memoryview(into).cast("B")
-        done = 0
-        while done < len(buffer):
-            view = buffer[done:]
-            count = os.preadv(file.fileno(), [view], span.offset + 4 * start + done)
-            if not count:
-                raise MergeError(f"{span.path} ends too early: run `mixpool verify`")
-            done += count
 
 
 def spans_of(folder: Path) -> dict[str, Span]:

@@ -5,7 +5,6 @@ base model, number of steps. Models that differ in one of them are never average
 """
 
 from pathlib import Path
-from typing import NamedTuple
 
 from storage.fingerprint import Config
 
@@ -30,19 +29,8 @@ def facts_of(folder: Path) -> Facts:
     return Facts.model_validate_json((folder / FACTS).read_bytes())
 
 
-class FactDifference(NamedTuple):
-    """A fact in which two models differ."""
-
-    what: str
-    """The fact, in words."""
-    one: object
-    """Its value for the one model, shortened for people."""
-    other: object
-    """Its value for the other."""
-
-
-def fact_differences(one: Facts, other: Facts) -> list[FactDifference]:
-    """The facts in which two models differ, shortened for people."""
+def fact_differences(one: Facts, other: Facts) -> list[str]:
+    """The facts in which two models differ, in words, with both values shortened for people."""
     labels = {
         "architecture": "architecture",
         "tokenizer": "tokenizer",
@@ -54,4 +42,4 @@ def fact_differences(one: Facts, other: Facts) -> list[FactDifference]:
         return value[:10] if isinstance(value, str) else value
 
     pairs = ((label, getattr(one, f), getattr(other, f)) for f, label in labels.items())
-    return [FactDifference(label, shown(a), shown(b)) for label, a, b in pairs if a != b]
+    return [f"{label}: {shown(a)} and {shown(b)}" for label, a, b in pairs if a != b]

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from storage.artifact import describe
 from storage.fingerprint import fingerprint
 from tasks.models.facts import FACTS, Facts
 
@@ -35,6 +36,24 @@ def save_model(model: "PreTrainedModel", folder: Path, facts: Facts) -> None:
         # Transformers would split fused tensors (experts) into those of the published checkpoint.
         model.save_pretrained(folder, save_original_format=False)
     (folder / FACTS).write_text(facts.model_dump_json(indent=1))
+
+
+def save_untrained(
+    model: "PreTrainedModel", settings: Mapping[str, object], tokenizer: Path, output: Path
+) -> Mapping[str, object]:
+    """Write a model that has no base model, for the tokenizer in a folder; the facts for its record.
+
+    Args:
+        settings: the model's config, as a dictionary.
+    """
+    facts = Facts(
+        architecture=architecture_of(settings),
+        tokenizer=describe("tokenizer", tokenizer).digest,
+        base=None,
+        steps=0,
+    )
+    save_model(model, output, facts)
+    return {"num_parameters": model.num_parameters()}
 
 
 @contextlib.contextmanager

@@ -11,14 +11,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from storage.artifact import Artifact, describe
+from storage.artifact import Artifact
 from storage.cache import deposit
 from storage.fingerprint import Config
 from storage.step import Handle, Step, Workspace
 from storage.store import Store
-from tasks.models.facts import Facts
-from tasks.models.folder import architecture_of, check_safetensors, load_model, save_model
-from tasks.tokens.tokenizer import GivenTokenizer, import_given
+from tasks.models.folder import check_safetensors, load_model, save_untrained
+from tasks.tokens.tokenizer import Encoder, GivenTokenizer, import_given
 
 
 class GivenModel(Config):
@@ -44,8 +43,6 @@ def build_import(
             tokenizer's.
     """
     del config
-    from tasks.tokens.tokenizer import Encoder
-
     model = load_model(inputs["source"])
     encoder = Encoder(inputs["tokenizer"])
     if model.config.vocab_size < encoder.vocab_size:
@@ -53,15 +50,9 @@ def build_import(
             f"the model has {model.config.vocab_size} embeddings and the tokenizer "
             f"{encoder.vocab_size} entries: give the tokenizer that belongs to the model"
         )
-    facts = Facts(
-        architecture=architecture_of(model.config.to_dict()),
-        tokenizer=describe("tokenizer", inputs["tokenizer"]).digest,
-        base=None,
-        steps=0,
-    )
-    save_model(model, output, facts)
+    details = save_untrained(model, model.config.to_dict(), inputs["tokenizer"], output)
     workspace.progress(1, 1, "model")
-    return {"num_parameters": model.num_parameters()}
+    return details
 
 
 IMPORT_MODEL = Step("import-model", 1, "model", ImportConfig, build_import)

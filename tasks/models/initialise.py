@@ -6,11 +6,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from storage.artifact import describe
 from storage.fingerprint import Config
 from storage.step import Step, Workspace
-from tasks.models.facts import Facts
-from tasks.models.folder import architecture_of, save_model
+from tasks.models.folder import save_untrained
+from tasks.tokens.tokenizer import Encoder
 
 
 class LlamaArchitecture(Config):
@@ -56,21 +55,13 @@ def build_initial(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from tasks.tokens.tokenizer import Encoder
-
     encoder = Encoder(inputs["tokenizer"])
     settings = llama_config(config.architecture, encoder.vocab_size, encoder.end_of_text)
     torch.manual_seed(config.architecture.seed)
     model = AutoModelForCausalLM.from_config(settings)
-    facts = Facts(
-        architecture=architecture_of(settings.to_dict()),
-        tokenizer=describe("tokenizer", inputs["tokenizer"]).digest,
-        base=None,
-        steps=0,
-    )
-    save_model(model, output, facts)
+    details = save_untrained(model, settings.to_dict(), inputs["tokenizer"], output)
     workspace.progress(1, 1, "model")
-    return {"num_parameters": model.num_parameters()}
+    return details
 
 
 def llama_config(architecture: LlamaArchitecture, vocab_size: int, end_of_text: int) -> Any:

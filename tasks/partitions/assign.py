@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from operator import attrgetter
 
 from storage.artifact import Artifact
-from tasks.corpus.documents import DocumentWriter
+from tasks.corpus.documents import DocumentWriter, batches
 from tasks.corpus.listing import SourceFile
 from tasks.corpus.reading import Document
 from tasks.partitions.index import IndexEntry, Role, open_place
@@ -28,7 +28,9 @@ def assign(job: ScanJob, files: list[SourceFile], encoders: Encoders) -> dict[st
     """Read new files and assign their documents; the state of every domain afterwards."""
     splitters: dict[str, DomainSplitter] = {}
     heldout: HeldOut = {}
-    for batch in _batches(_training(job, _counted(job, files, encoders), heldout)):
+    documents = _training(job, _counted(job, files, encoders), heldout)
+    # The index entry of a document depends on where these batches end, so they stay as they are.
+    for batch in batches(documents, BATCH_CHARACTERS, _length, BATCH_DOCUMENTS):
         for document, num_tokens in batch:
             domain = document.domain
             if domain not in splitters:
@@ -40,6 +42,10 @@ def assign(job: ScanJob, files: list[SourceFile], encoders: Encoders) -> dict[st
         name: _with_heldout(job, name, domains.get(name, _state(job, name)), heldout.get(name))
         for name in names
     }
+
+
+def _length(counted: Counted) -> int:
+    return len(counted[0].text)
 
 
 def _state(job: ScanJob, domain: str) -> DomainState:
@@ -63,20 +69,6 @@ def _counted(job: ScanJob, files: list[SourceFile], encoders: Encoders) -> Itera
         counts = iter(batch_counts)
         for document, is_known in sent.popleft():
             yield document, 0 if is_known else next(counts)
-
-
-def _batches(documents: Iterable[Counted]) -> Iterator[list[Counted]]:
-    # The index entry of a document depends on where these batches end, so they stay as they are.
-    batch: list[Counted] = []
-    size = 0
-    for document, num_tokens in documents:
-        batch.append((document, num_tokens))
-        size += len(document.text)
-        if len(batch) >= BATCH_DOCUMENTS or size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _training(job: ScanJob, documents: Iterable[Counted], heldout: HeldOut) -> Iterator[Counted]:

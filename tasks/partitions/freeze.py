@@ -68,7 +68,9 @@ class _Chosen:
         """Judge one document, and register it where nothing else holds it."""
         job, digest = self._job, document.digest
         entry = job.index.get(digest)
-        if digest in self.taken or (entry is None and (self._again or self._is_refused(document))):
+        # Not by origin: paths of a set may be the same as paths of the corpus.
+        refused = entry is None and (self._again or job.is_refused(document, digest))
+        if digest in self.taken or refused:
             return False
         if entry is not None and entry.role in {Role.TRAIN, Role.BASE, Role.WITHDRAWN}:
             self.removed.add(digest)
@@ -77,10 +79,6 @@ class _Chosen:
         if entry is None or not entry.place:
             job.index.write(IndexEntry(digest, Role.EVALUATION, self._name, document.origin))
         return True
-
-    def _is_refused(self, document: Document) -> bool:
-        # Not by origin: paths of a set may be the same as paths of the corpus.
-        return self._job.is_refused(document, document.digest)
 
 
 def _nothing_left(job: ScanJob, config: EvaluationSetConfig, removed: int) -> str:

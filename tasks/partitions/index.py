@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks.corpus.documents import batched
+from tasks.corpus.documents import batches
 
 FILE = "index.parquet"
 BATCH = 8192
@@ -83,11 +83,6 @@ class DocumentIndex:
         query = "SELECT 1 FROM seen WHERE digest = ?"
         return self._database.execute(query, (bytes.fromhex(digest),)).fetchone() is not None
 
-    def role(self, digest: str) -> str | None:
-        """What the document is for, or None where it is new."""
-        entry = self.get(digest)
-        return None if entry is None else entry.role
-
     def find(self, name: str) -> list[IndexEntry]:
         """The document with this digest, or all that were first seen at this origin."""
         if is_digest(name):
@@ -117,12 +112,10 @@ class DocumentIndex:
         schema = pa.schema({name: pa.string() for name in IndexEntry._fields})
         written = 0
         with pq.ParquetWriter(folder / FILE, schema, compression="zstd") as writer:
-            for entries in batched(self.new(), BATCH):
+            for entries in batches(self.new(), BATCH):
                 written += len(entries)
-                columns = dict(
-                    zip(IndexEntry._fields, map(list, zip(*entries, strict=True)), strict=True)
-                )
-                writer.write_table(pa.table(columns, schema=schema))
+                columns = map(list, zip(*entries, strict=True))
+                writer.write_table(pa.table([*columns], schema=schema))
         return written
 
     def close(self) -> None:

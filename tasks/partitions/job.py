@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,12 +57,13 @@ class ScanJob:
         shutil.rmtree(folder)
         return stored
 
-    def copied(self, artifact: Artifact | None) -> DocumentWriter:
-        """A writer that begins with the documents of ``artifact``."""
+    def copied(self, artifact: Artifact | None, without: Collection[str] = ()) -> DocumentWriter:
+        """A writer that begins with the documents of ``artifact``, but for some digests."""
         writer = DocumentWriter(self.folder())
         if artifact is not None:
             for document in documents.read_all(self.store.fetch(artifact)):
-                writer.add(document)
+                if document.digest not in without:
+                    writer.add(document)
         return writer
 
     def read(

@@ -188,9 +188,11 @@ class _Texts:
         self._read()
         encoder = Encoder(self._job.store.fetch(self._job.state.tokenizer)) if counted else None
         gone: list[IndexEntry] = []
+        query = "SELECT domain, text FROM texts WHERE digest = ?"
         with DocumentWriter(self._job.folder()) as writer:
             for entry in entries:
-                if (held := self._find(entry)) is None:
+                held = self._database.execute(query, (entry.digest,)).fetchone()
+                if held is None:
                     # What is to be withdrawn next need not be found.
                     if self._job.pending.isdisjoint({entry.digest, entry.origin}):
                         gone.append(entry)
@@ -202,13 +204,6 @@ class _Texts:
         if gone:
             raise ValueError(_gone(label, gone))
         return writer
-
-    def _find(self, entry: IndexEntry) -> tuple[str, str] | None:
-        query = "SELECT domain, text FROM texts WHERE digest = ?"
-        domain_and_text: tuple[str, str] | None = self._database.execute(
-            query, (entry.digest,)
-        ).fetchone()
-        return domain_and_text
 
     def close(self) -> None:
         """Let go of the scratch file."""

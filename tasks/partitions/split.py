@@ -7,10 +7,10 @@ sealed when it holds the token budget and never changes again.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from tasks.corpus import documents
-from tasks.corpus.documents import DocumentWriter, StoredDocument
+from tasks.corpus.documents import DocumentWriter
 from tasks.corpus.reading import Document
 from tasks.partitions.config import SplitConfig
 from tasks.partitions.index import IndexEntry, Role, open_place
@@ -108,13 +108,10 @@ def place_of(entry: PartitionEntry) -> str:
     return entry.name if entry.sealed else open_place(entry.domain)
 
 
-def rewrite(
-    job: ScanJob, entry: PartitionEntry, content: Iterable[StoredDocument]
-) -> PartitionEntry | None:
-    """The same partition with other documents; None where there are none."""
-    with DocumentWriter(job.folder()) as writer:
-        for document in content:
-            writer.add(document)
+def rewrite(job: ScanJob, entry: PartitionEntry, without: Collection[str]) -> PartitionEntry | None:
+    """The same partition without some digests; None where no document is left."""
+    writer = job.copied(entry.documents, without)
+    writer.close()
     if not writer.num_documents:
         return None
     name = entry.name if entry.sealed else entry.name.rpartition("-")[0]

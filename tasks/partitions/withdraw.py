@@ -6,10 +6,8 @@ anew, and the scan reports that.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
 
 from tasks.corpus import documents
-from tasks.corpus.documents import DocumentWriter, StoredDocument
 from tasks.partitions.assign import store_heldout
 from tasks.partitions.index import IndexEntry, Role
 from tasks.partitions.job import ScanJob
@@ -77,28 +75,15 @@ def _without(job: ScanJob, name: str, state: DomainState, gone: Gone) -> DomainS
     def rest(entry: PartitionEntry | None) -> PartitionEntry | None:
         if entry is None or not (digests := gone.get((Role.TRAIN, place_of(entry)))):
             return entry
-        kept = documents.read_all(job.store.fetch(entry.documents))
-        return rewrite(job, entry, _others(kept, digests))
+        return rewrite(job, entry, without=digests)
 
     partitions = [left for entry in state.partitions if (left := rest(entry)) is not None]
     update: dict[str, object] = {"partitions": partitions, "remainder": rest(state.remainder)}
     if digests := gone.get((Role.HELDOUT, name)):
-        update |= _heldout_without(job, name, state, digests)
+        writer = job.copied(state.heldout, without=digests)
+        writer.close()
+        if number := writer.num_documents:
+            update |= {"heldout": store_heldout(job, name, writer), "num_heldout": number}
+        else:
+            update |= {"heldout": None, "num_heldout": 0, "frozen": False}
     return state.model_copy(update=update)
-
-
-def _heldout_without(
-    job: ScanJob, name: str, state: DomainState, digests: set[str]
-) -> dict[str, object]:
-    assert state.heldout is not None
-    with DocumentWriter(job.folder()) as writer:
-        for document in _others(documents.read_all(job.store.fetch(state.heldout)), digests):
-            writer.add(document)
-    if not writer.num_documents:
-        return {"heldout": None, "num_heldout": 0, "frozen": False}
-    kept = store_heldout(job, name, writer)
-    return {"heldout": kept, "num_heldout": writer.num_documents}
-
-
-def _others(stored: Iterable[StoredDocument], digests: set[str]) -> Iterator[StoredDocument]:
-    return (document for document in stored if document.digest not in digests)

@@ -21,6 +21,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
+from tasks.corpus.documents import batches
 from tasks.machine.child import program_of, start_child
 from tasks.tokens.tokenizer import Encoder
 from tasks.tokens.vocabulary import Vocabulary, serve, shared
@@ -77,16 +78,7 @@ class Encoders:
 
 def text_batches(items: Iterable[T], text: Callable[[T], str]) -> Iterator[list[T]]:
     """Items in lists whose texts have ``BATCH_CHARACTERS`` together, or a little more."""
-    batch: list[T] = []
-    size = 0
-    for item in items:
-        batch.append(item)
-        size += len(text(item))
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+    return batches(items, BATCH_CHARACTERS, lambda item: len(text(item)))
 
 
 class EncoderPool:

@@ -26,18 +26,11 @@ from tasks.machine.memory import kept_heap
 from tasks.models.facts import Facts, facts_of
 from tasks.models.folder import check_context, load_model, save_model
 from tasks.tokens.tokenize import load_tokens
+from tasks.training import resume
 from tasks.training.blocks import Blocks
 from tasks.training.config import TrainConfig, training_tokens
 from tasks.training.divergence import REMEDY, LossHistory, TrainingError
 from tasks.training.gradients import clip, loss_function, moved
-from tasks.training.resume import (
-    PATIENT_SECONDS,
-    load_optimizer,
-    load_state,
-    save_last,
-    save_optimizer,
-    save_state,
-)
 
 if TYPE_CHECKING:
     import torch
@@ -109,7 +102,7 @@ def _optimizer(model: "PreTrainedModel", config: TrainConfig, base: Path) -> "to
                 "train.optimizer_state is 'carried', but the base model has no optimizer state: set "
                 "base.train.keep_optimizer, or train.optimizer_state to 'fresh'"
             )
-        load_optimizer(optimizer, path, model.device)
+        resume.load_optimizer(optimizer, path, model.device)
     return optimizer
 
 
@@ -121,13 +114,14 @@ def _train(
     workspace: Workspace,
 ) -> list[float]:
     runtime, device = workspace.runtime, model.device
-    losses = LossHistory(load_state(model, optimizer, workspace), math.log(model.config.vocab_size))
+    earlier = resume.load_state(model, optimizer, workspace)
+    losses = LossHistory(earlier, math.log(model.config.vocab_size))
     start = len(losses.read())
     flops = training_flops(model.num_parameters(), 1, Attention.of(model, config.context_length))
     per_step = config.batch_size * config.context_length
     loss_of = loss_function(model, config.precision, compiled=runtime.compile)
     parameters = list(model.parameters())
-    saves = BackgroundSaves(workspace.checkpoints, runtime.scratch, PATIENT_SECONDS)
+    saves = BackgroundSaves(workspace.checkpoints, runtime.scratch, resume.PATIENT_SECONDS)
     saved = time.monotonic()
     workspace.progress(start * per_step, training_tokens(config), "tokens")
     with saves, kept_heap(device.type), threads_for(runtime, device.type, flops * per_step):
@@ -144,14 +138,14 @@ def _train(
             try:
                 workspace.progress((step + 1) * per_step, training_tokens(config), "tokens")
             except BaseException:  # a stopped training, or an interrupt, ends here
-                if saves.longest <= PATIENT_SECONDS:
-                    save_last(model, optimizer, losses.read(), saves)
+                if saves.longest <= resume.PATIENT_SECONDS:
+                    resume.save_last(model, optimizer, losses.read(), saves)
                 raise
             # The next step does not wait for an upload, unless each step is to be kept.
             is_free = not saves.is_saving or runtime.checkpoint_seconds == 0
             is_due = time.monotonic() - saved >= runtime.checkpoint_seconds
             if is_free and is_due and step + 1 < config.steps:
-                save_state(model, optimizer, losses.read(), saves)
+                resume.save_state(model, optimizer, losses.read(), saves)
                 saved = time.monotonic()
         values = losses.read()
     if not all(bool(p.isfinite().all()) for p in parameters):
@@ -168,17 +162,12 @@ def _save(
     losses: list[float],
     num_blocks: int,
 ) -> Mapping[str, object]:
-    before = facts_of(base)
     # A base model's own training starts at random weights: it is nobody's partition model.
-    facts = Facts(
-        architecture=before.architecture,
-        tokenizer=before.tokenizer,
-        base=describe("model", base).digest,
-        steps=config.steps,
-    )
+    of_training = {"base": describe("model", base).digest, "steps": config.steps}
+    facts = facts_of(base).model_copy(update=of_training)
     save_model(model.to("cpu"), output, facts)
     if config.keep_optimizer:
-        save_optimizer(optimizer, output / "optimizer.safetensors")
+        resume.save_optimizer(optimizer, output / "optimizer.safetensors")
     details = {
         "num_parameters": model.num_parameters(),
         "num_blocks": num_blocks,

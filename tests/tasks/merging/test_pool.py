@@ -138,8 +138,8 @@ def test_pieces_end_where_they_like(
     """Pieces end within tensors, and hold several."""
     mixture = Mixture.of({"a": 1, "b": 2})
     expected = merged_by(pool, mixture)
-    for size in (61, 1000, CPU_PIECE):
-        monkeypatch.setattr("tasks.merging.pool.piece_size", lambda device, size=size: size)
+    for size in (CPU_PIECE, 1000, 61):
+        monkeypatch.setattr("tasks.merging.average.piece_size", lambda device, size=size: size)
         assert merged_by(on_disk, mixture).equal(expected)
         assert merged_by(pool, mixture).equal(expected)
 

@@ -71,8 +71,7 @@ def test_a_row_can_be_changed_after_it_was_looked_up(seen: DocumentIndex) -> Non
     seen.write(row._replace(place="ant-0"))
     assert list(seen.place(Role.TRAIN, "ant/open")) == []
     assert seen.find(DIGESTS[1]) == [row._replace(place="ant-0")]
-    assert seen.role(DIGESTS[1]) == Role.TRAIN
-    assert (seen.role(DIGESTS[2]), seen.find("nowhere")) == (None, [])
+    assert (seen.get(DIGESTS[2]), seen.find("nowhere")) == (None, [])
 
 
 @pytest.mark.parametrize(
