@@ -131,14 +131,29 @@ class Losses:
         )
 
     @classmethod
-    def of(cls, frame: "pd.DataFrame") -> "Losses":
+    def of(cls, frame: "pd.DataFrame", mixtures: Sequence[str] | None = None) -> "Losses":
         """The losses of a frame as ``write`` writes it; every mixture must be there for every set.
+
+        Args:
+            mixtures: those that must be there; None for all of the frame, sorted.
 
         Raises:
             ValueError: a pair is missing or there twice, or mixtures were evaluated on other text
                 than others.
         """
-        return of_frame(frame, sorted(set(frame["mixture"].tolist())))
+        mixtures = mixtures or sorted(set(frame["mixture"].tolist()))
+        groups = {str(name): of_set for name, of_set in frame.groupby("evaluation_set", sort=True)}
+        nll = np.empty((len(mixtures), len(groups)))
+        sums, counts = GroupSums(len(mixtures)), []
+        for number, (name, of_set) in enumerate(groups.items()):
+            of_set = _check_set(name, of_set.set_index("mixture").sort_index(), set(mixtures))
+            nll[:, number] = of_set["nll"]
+            sums.write(number, np.arange(len(mixtures)), np.stack(of_set["group_nll"].tolist()))
+            first = of_set.iloc[0]
+            tokens, sizes = (np.asarray(first[n], dtype=np.int64) for n in GROUPS)
+            num_tokens, num_bytes, num_words = (int(first[n]) for n in TOTALS)
+            counts.append(Counts(num_tokens, num_bytes, num_words, tokens, sizes))
+        return cls(list(mixtures), list(groups), nll, counts, sums)
 
     def write(self, path: Path) -> None:
         """Write Parquet, one row per pair: ``mixture``, ``evaluation_set``, ``nll``, ``group_nll``
@@ -185,22 +200,6 @@ class Losses:
 
 TOTALS = ("num_tokens", "num_bytes", "num_words")
 GROUPS = ("group_tokens", "group_bytes")
-
-
-def of_frame(frame: "pd.DataFrame", mixtures: Sequence[str]) -> Losses:
-    """The losses of ``mixtures`` in a frame. Raises ValueError as ``Losses.of`` does."""
-    groups = {str(name): of_set for name, of_set in frame.groupby("evaluation_set", sort=True)}
-    nll = np.empty((len(mixtures), len(groups)))
-    sums, counts = GroupSums(len(mixtures)), []
-    for number, (name, of_set) in enumerate(groups.items()):
-        of_set = _check_set(name, of_set.set_index("mixture").sort_index(), set(mixtures))
-        nll[:, number] = of_set["nll"]
-        sums.write(number, np.arange(len(mixtures)), np.stack(of_set["group_nll"].tolist()))
-        first = of_set.iloc[0]
-        tokens, sizes = (np.asarray(first[n], dtype=np.int64) for n in GROUPS)
-        num_tokens, num_bytes, num_words = (int(first[n]) for n in TOTALS)
-        counts.append(Counts(num_tokens, num_bytes, num_words, tokens, sizes))
-    return Losses(list(mixtures), list(groups), nll, counts, sums)
 
 
 def _check_set(name: str, frame: "pd.DataFrame", mixtures: set[str]) -> "pd.DataFrame":

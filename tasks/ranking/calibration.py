@@ -56,9 +56,13 @@ def estimate(groups: Groups, sampled: Bools, rows: Floats, controls: Floats) -> 
         rows: values on the sample, shape (m, n), about proportional to tokens and controls.
         controls: values on all groups, shape (K, G); K well below n - S.
     """
-    auxiliary = np.concatenate([_tokens_by_set(groups), controls])
+    by_set = groups.stratum == np.arange(groups.stratum.max() + 1)[:, None]
+    auxiliary = np.concatenate([np.where(by_set, groups.weight, 0.0), controls])
     inside = auxiliary[:, sampled]
-    expansion, unseen = _expansion(groups, sampled)
+    # For each sampled group: how many it stands for.
+    expansion = (by_set.sum(axis=1) / np.maximum(by_set[:, sampled].sum(axis=1), 1))[
+        groups.stratum[sampled]
+    ]
     # Residuals grow with the tokens of a group, so its weight in the fit falls with them.
     weighted = inside * (expansion / groups.weight[sampled])
     slopes = np.linalg.pinv(weighted @ inside.T, rcond=1e-12, hermitian=True) @ weighted
@@ -66,25 +70,12 @@ def estimate(groups: Groups, sampled: Bools, rows: Floats, controls: Floats) -> 
     residuals = rows - (rows @ slopes.T) @ inside
     # A group that pulls the fit towards itself leaves too small a residual (HC3, the jackknife).
     leverage = np.minimum((inside * slopes).sum(axis=0), _MOST_LEVERAGE)
-    spread = (np.square(calibrated - 1) + unseen) / np.square(1 - leverage)
+    spread = (np.square(calibrated - 1) + (expansion - 1)) / np.square(1 - leverage)
     return Estimate(
         rows @ calibrated,
         np.sqrt(np.square(residuals) @ spread),
         int(sampled.sum()) - len(auxiliary),
     )
-
-
-def _tokens_by_set(groups: Groups) -> Floats:
-    sets = np.arange(groups.stratum.max() + 1)
-    return np.where(groups.stratum == sets[:, None], groups.weight, 0.0)
-
-
-def _expansion(groups: Groups, sampled: Bools) -> tuple[Floats, Floats]:
-    """For each sampled group: how many it stands for, and how many of these are not sampled."""
-    inside = groups.stratum[sampled]
-    everywhere, here = np.bincount(groups.stratum), np.bincount(inside)
-    expansion = (everywhere[: len(here)] / np.maximum(here, 1))[inside]
-    return expansion, expansion - 1
 
 
 def student_quantile(probability: float, freedom: int) -> float:

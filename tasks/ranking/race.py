@@ -135,7 +135,7 @@ class _Race:
     def run(self) -> None:
         """From the first look to the finalists."""
         for number in range(len(self._sets.look_tokens)):
-            if not self._is_far():
+            if len(self._open) <= FEW * self._config.top:
                 break
             evaluated = self._evaluate_look(number) if number else self._open_race()
             self._evaluate_leaders(number)
@@ -144,9 +144,6 @@ class _Race:
         self._evaluate_whole(self._open)
         self._drop_singles()
         self.result.finalists = sorted(self._known)
-
-    def _is_far(self) -> bool:
-        return len(self._open) > FEW * self._config.top
 
     def _open_race(self) -> int:
         """Evaluate everybody on part 0, and the partition models, unless they are too many."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tasks.arrays import Floats, Ints
-from tasks.evaluation.losses import Losses, of_frame
+from tasks.evaluation.losses import Losses
 from tasks.ranking.noise import pair_variances, variances_from
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def losses_of_frame(losses: "Losses | pd.DataFrame", objective: str) -> Losses:
     chosen = losses if objective == MACRO_MEAN else losses[losses["evaluation_set"] == objective]
     if chosen.empty:
         raise _unknown(objective, losses["evaluation_set"].unique())
-    return of_frame(chosen, mixtures)
+    return Losses.of(chosen, mixtures)
 
 
 def _unknown(objective: str, sets: Iterable[str]) -> ValueError:

@@ -19,7 +19,6 @@ from tasks.report.data import ReportData
 from tasks.report.ranking_plots import EFFECTS, POINTS, RANKED, heat_order
 from tasks.report.specs import plot_specs
 from tasks.report.vega import Spec, svg_pair
-from tasks.search.result import SearchResult
 
 if TYPE_CHECKING:
     import jinja2
@@ -93,8 +92,12 @@ def _headline(data: ReportData) -> dict[str, Any]:
         "bits": readable.number(4)(best["bits_per_byte"]),
         "tied": int(macro["tied"].sum()) - 1,
         "next": None,
-        "found": _best_found(data.search),
+        "found": None,
     }
+    if data.search is not None and not data.search.best.empty:
+        found = data.search.best.iloc[0]
+        objective = readable.number(4)(found["objective"])
+        words["found"] = {"mixture": found["mixture"], "objective": objective}
     if not behind.empty:
         other = behind.iloc[0]
         words["next"] = other["mixture"]
@@ -102,14 +105,6 @@ def _headline(data: ReportData) -> dict[str, Any]:
         words["percent"] = readable.number(2)(100 * math.expm1(other["difference"]))
         words["interval"] = readable.interval(other["low"], other["high"])
     return words
-
-
-def _best_found(search: SearchResult | None) -> dict[str, str] | None:
-    """The best mixture of a search; None where there is none."""
-    if search is None or search.best.empty:
-        return None
-    best = search.best.iloc[0]
-    return {"mixture": best["mixture"], "objective": readable.number(4)(best["objective"])}
 
 
 def _choice(data: ReportData) -> dict[str, Any]:

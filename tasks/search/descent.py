@@ -170,11 +170,7 @@ def _numbered(inputs: Mapping[str, Path], what: str) -> dict[str, Path]:
 
 
 class StepWindows:
-    """The windows of each step, in batches.
-
-    Raises:
-        ValueError: windows are longer than the models' context.
-    """
+    """The windows of each step, in batches. ValueError where they are longer than the models' context."""
 
     def __init__(
         self, sets: Sequence[Windows], config: DescentStepConfig, device: str, loss: MergedLoss

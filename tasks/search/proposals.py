@@ -131,7 +131,7 @@ def _picked(
     if not len(pool) or count < 1:
         return []
     weights = feasible.weights(pool)
-    chosen = next(iter(forecasts.values()))
+    made_by, chosen = next(iter(forecasts.items()))
     losses = chosen.losses(weights)
     values, order = chosen.values(weights, losses), chosen.order(weights, losses)
     explored = int(EXPLORED * count)
@@ -143,7 +143,6 @@ def _picked(
     else:
         by_doubt = _disputed(weights, order[np.isin(order, rest)], forecasts)
     picked = _apart(weights, by_doubt, first, explored)
-    made_by = next(iter(forecasts))
     return [
         Proposal(feasible.mixture(pool[row]), made_by, float(values[row]), losses[row])
         for row in [*first, *picked]

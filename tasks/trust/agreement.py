@@ -100,8 +100,7 @@ def gains(
             gain = measures.pearson(proxy, reference, groups, chosen)
             gain = gain - measures.pearson(other, reference, groups, chosen)
         low, high = bootstrap.percentile_interval(gain[1:], weights.partitions)
-        line = (cell.evaluation_set, baseline, len(groups), float(gain[0]), low, high)
-        rows.append(line)
+        rows.append((cell.evaluation_set, baseline, len(groups), float(gain[0]), low, high))
     columns = ["evaluation_set", "baseline", "references", "difference", "low", "high"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -86,21 +86,14 @@ def _in_turn(
     for mixture in dict.fromkeys(mixtures):
         if mixture.is_uniform and mixture.size in by_size:
             by_size[mixture.size].append(mixture)
-    strata = [
-        _evenly_spread(_ordered(same_size, seed, losses), _lot(f"{size}", seed))
-        for size, same_size in by_size.items()
-    ]
+    by_label = losses or {}
+    for same_size in by_size.values():
+        same_size.sort(
+            key=lambda m: (by_label.get(m.label, math.inf), _lot(m.label, seed), m.label)
+        )
+    strata = [_evenly_spread(same, _lot(f"{size}", seed)) for size, same in by_size.items()]
     for round_of_sizes in zip_longest(*strata):
         yield from filter(None, round_of_sizes)
-
-
-def _ordered(
-    mixtures: list[Mixture], seed: int, losses: Mapping[str, float] | None
-) -> list[Mixture]:
-    by_label = losses or {}
-    return sorted(
-        mixtures, key=lambda m: (by_label.get(m.label, math.inf), _lot(m.label, seed), m.label)
-    )
 
 
 def _evenly_spread(ordered: list[Mixture], shift: float) -> Iterator[Mixture]:

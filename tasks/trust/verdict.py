@@ -100,7 +100,10 @@ def _first(rows: FiguresByRow, sizes: Sequence[str]) -> Iterator[str]:
     few = f"fewer than {share} of the pairs of mixtures of the same k are ordered right"
     if trusted:
         among = _among(rows, sizes)
-        yield _trusted(trusted, len(fixed), among, _wrong_sizes(rows, sizes))
+        # At which k too few pairs are ordered right on the macro mean, if it is trusted over all.
+        at = {k: sentences.standing(rows[MACRO_MEAN, "all", k, "proxy"]) for k in sizes}
+        odd = [k for k in sizes if at[k] == "wrong" and MACRO_MEAN in trusted]
+        yield _trusted(trusted, len(fixed), among, odd)
     elif wrong:
         yield f"Do not trust this ranking: {few} on {sentences.named_list(wrong)}."
     else:
@@ -132,9 +135,3 @@ def _trusted(names: Sequence[str], total: int, among: str, wrong_sizes: Sequence
     if len(names) < total:
         return f"Trust the ranking for {what} only, {among}."
     return f"The ranking can be trusted for {what}, {among}."
-
-
-def _wrong_sizes(rows: FiguresByRow, sizes: Sequence[str]) -> list[str]:
-    """At which k too few pairs are ordered right on the macro mean, if it is trusted over all."""
-    at = {k: sentences.standing(rows[MACRO_MEAN, "all", k, "proxy"]) for k in (*sizes, WITHIN)}
-    return [k for k in sizes if at[WITHIN] == "trusted" and at[k] == "wrong"]
