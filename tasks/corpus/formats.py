@@ -83,10 +83,8 @@ def layout(name: str) -> Layout | None:
         return Layout("jsonl", codec, inner.stem)
     if suffix in TEXT:
         return Layout("text", codec, inner.stem)
-    if suffix == ".parquet" and not codec:
-        return Layout("parquet", None, inner.stem)
-    if suffix == ".arrow" and not codec:
-        return Layout("arrow", None, inner.stem)
+    if suffix in (".parquet", ".arrow") and not codec:
+        return Layout("parquet" if suffix == ".parquet" else "arrow", None, inner.stem)
     return None
 
 

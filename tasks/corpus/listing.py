@@ -239,7 +239,9 @@ def dataset_files(address: str, name: str | None, split: str) -> list[SourceFile
             f"{address} is no folder that save_to_disk wrote, no local folder of data files and no "
             "hub name: correct it, or give files in urls"
         )
-    return [SourceFile(path, address, 0, _hub_stamp(address))]
+    from huggingface_hub import HfApi
+
+    return [SourceFile(path, address, 0, str(HfApi().dataset_info(address).sha))]
 
 
 def _require_split(address: str, split: str, description: Mapping[str, Any]) -> None:
@@ -268,9 +270,3 @@ def _folder_stamp(root: str) -> tuple[int, str]:
     files = filesystem.find(path, detail=True)
     facts = {name[len(path) :]: size_and_stamp(info) for name, info in sorted(files.items())}
     return sum(size for size, _ in facts.values()), fingerprint("data set folder", facts)
-
-
-def _hub_stamp(name: str) -> str:
-    from huggingface_hub import HfApi
-
-    return str(HfApi().dataset_info(name).sha)

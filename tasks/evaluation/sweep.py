@@ -89,11 +89,7 @@ class Sweeper:
         self.load(sets)
 
     def load(self, sets: Sequence[PreparedSet]) -> None:
-        """Evaluate on these sets from now on.
-
-        Raises:
-            ValueError: a set's windows are longer than the models' context.
-        """
+        """Evaluate on these sets from now on. Raises ValueError as the class does."""
         self._sets = {s.name: self._load(s, load_windows(s.folder)) for s in sets}
         for loaded in self._sets.values():
             length = loaded.windows.inputs.shape[1]

@@ -91,7 +91,9 @@ def build(
     rows = sorted(
         documents.read_columns(inputs["documents"], ["digest", "text"]), key=itemgetter("digest")
     )
-    groups = _groups([row["digest"] for row in rows], config.groups)
+    groups = list(range(len(rows)))
+    if len(rows) > config.groups:
+        groups = [int(row["digest"][:12], 16) % config.groups for row in rows]
     windows: list[tuple[np.ndarray, int, int]] = []
     counts = np.zeros((max(groups, default=0) + 1, 3), dtype=np.int64)
     position = 0
@@ -131,12 +133,6 @@ def save_windows(
     (output / "windows.json").write_text(json.dumps(facts, sort_keys=True))
     workspace.meter.add(tokens=tokens)
     return facts
-
-
-def _groups(digests: list[str], limit: int) -> list[int]:
-    if len(digests) <= limit:
-        return list(range(len(digests)))
-    return [int(digest[:12], 16) % limit for digest in digests]
 
 
 def _document_windows(

@@ -24,11 +24,8 @@ def devices_of(runtime: Runtime) -> list[str]:
 
 
 def choose_device(runtime: Runtime) -> str:
-    """The one torch device that this process computes on: the first of the runtime's.
-
-    Raises:
-        ValueError: torch knows no such device, or a GPU is asked for and there is none.
-    """
+    """The one torch device that this process computes on: the first of ``devices_of``, whose errors
+    it raises."""
     import torch
 
     if runtime.threads is not None:

@@ -31,15 +31,10 @@ def facts_of(folder: Path) -> Facts:
 
 def fact_differences(one: Facts, other: Facts) -> list[str]:
     """The facts in which two models differ, in words, with both values shortened for people."""
-    labels = {
-        "architecture": "architecture",
-        "tokenizer": "tokenizer",
-        "base": "base model",
-        "steps": "number of steps",
-    }
+    labels = {"base": "base model", "steps": "number of steps"}
 
     def shown(value: object) -> object:
         return value[:10] if isinstance(value, str) else value
 
-    pairs = ((label, getattr(one, f), getattr(other, f)) for f, label in labels.items())
-    return [f"{label}: {shown(a)} and {shown(b)}" for label, a, b in pairs if a != b]
+    pairs = ((name, getattr(one, name), getattr(other, name)) for name in Facts.model_fields)
+    return [f"{labels.get(n, n)}: {shown(a)} and {shown(b)}" for n, a, b in pairs if a != b]

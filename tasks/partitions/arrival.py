@@ -51,7 +51,11 @@ def look_for_files(
     files, growing = list_files(corpus.source, corpus.marker), list[SourceFile]()
     new = _new(files, previous, is_marked=True)
     if new and settle_seconds:
-        _check_stamps(new)
+        if unknown := [file for file in new if not has_stamp(file)]:
+            raise ValueError(
+                f"whether {unknown[0].url} still changes cannot be seen, as its file system tells "
+                "neither version nor time: set settle_seconds to 0, and have a marker (corpus.marker)"
+            )
         LOG.info(
             "%d new files: looking again in %g s whether they change", len(new), settle_seconds
         )
@@ -84,15 +88,6 @@ def unread_digest(files: Iterable[SourceFile], stamps: Mapping[str, str]) -> str
     unread = sorted((f.path, f.stamp) for f in files if stamps.get(f.path) != f.stamp)
     text = repr(unread).encode(errors="backslashreplace")
     return hashlib.sha256(text).hexdigest() if unread else ""
-
-
-def _check_stamps(files: list[SourceFile]) -> None:
-    for file in files:
-        if not has_stamp(file):
-            raise ValueError(
-                f"whether {file.url} still changes cannot be seen, as its file system tells neither "
-                "version nor time: set settle_seconds to 0, and have a marker (corpus.marker)"
-            )
 
 
 def _note(files: list[SourceFile], what: str) -> Iterator[str]:

@@ -78,7 +78,9 @@ def _training(job: ScanJob, documents: Iterable[Counted], heldout: HeldOut) -> I
         digest, origin = document.digest, document.origin
         entry = job.index.get(digest)
         if entry is not None:
-            job.counts[_count_name(job, entry, document)] += 1
+            # The first scan meets each base document a second time.
+            again = job.state.number == 0 and entry.role == Role.BASE and entry.origin == origin
+            job.counts[Role.BASE if again else f"known as {entry.role}"] += 1
         elif job.is_refused(document, digest, origin):
             continue
         # Base documents of the first scan are known by now; later ones go to partitions.
@@ -89,12 +91,6 @@ def _training(job: ScanJob, documents: Iterable[Counted], heldout: HeldOut) -> I
             # Written before it is assigned: the same text may stand again in this very batch.
             job.index.write(IndexEntry(digest, Role.TRAIN, open_place(document.domain), origin))
             yield document, num_tokens
-
-
-def _count_name(job: ScanJob, entry: IndexEntry, document: Document) -> str:
-    # The first scan meets each base document a second time.
-    again = job.state.number == 0 and entry.role == Role.BASE and entry.origin == document.origin
-    return Role.BASE if again else f"known as {entry.role}"
 
 
 def _hold_out(job: ScanJob, document: Document, heldout: HeldOut) -> None:

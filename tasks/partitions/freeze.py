@@ -47,7 +47,11 @@ def freeze_set(job: ScanJob, config: EvaluationSetConfig, *, again: bool = False
             if len(chosen.taken) == config.max_documents:
                 break
     if not chosen.taken:
-        raise ValueError(_nothing_left(job, config, len(chosen.removed)))
+        raise ValueError(
+            f"evaluation set {config.name!r} has no document left: training data already holds all "
+            f"{len(chosen.removed)} that can be used; give documents of its own, or take it out of the "
+            "recipe" + (f"\n{problems}" if (problems := job.problems.text()) else "")
+        )
     sizes = {"num_documents": len(chosen.taken), "removed": len(chosen.removed)}
     artifact = job.deposit("evaluation-set", config.name, writer.folder, {**sizes})
     identity = set_identity(config)
@@ -79,14 +83,6 @@ class _Chosen:
         if entry is None or not entry.place:
             job.index.write(IndexEntry(digest, Role.EVALUATION, self._name, document.origin))
         return True
-
-
-def _nothing_left(job: ScanJob, config: EvaluationSetConfig, removed: int) -> str:
-    return (
-        f"evaluation set {config.name!r} has no document left: training data already holds all "
-        f"{removed} that can be used; give documents of its own, or take it out of the recipe"
-        + (f"\n{problems}" if (problems := job.problems.text()) else "")
-    )
 
 
 def collect_base(job: ScanJob, files: list[SourceFile]) -> Artifact | None:

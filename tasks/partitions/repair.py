@@ -202,17 +202,13 @@ class _Texts:
                 digest, origin = entry.digest, entry.origin
                 writer.add(StoredDocument(digest, domain or own_domain, origin, tokens, text))
         if gone:
-            raise ValueError(_gone(label, gone))
+            raise ValueError(
+                f"{label} was damaged in the store, and {len(gone)} of its documents are no longer in "
+                f"the corpus, such as {gone[0].digest}, once at {gone[0].origin}: bring the files back, "
+                "or list the digests in corpus.withdraw: " + " ".join(e.digest for e in gone[:20])
+            )
         return writer
 
     def close(self) -> None:
         """Let go of the scratch file."""
         self._database.close()
-
-
-def _gone(label: str, gone: list[IndexEntry]) -> str:
-    return (
-        f"{label} was damaged in the store, and {len(gone)} of its documents are no longer in the "
-        f"corpus, such as {gone[0].digest}, once at {gone[0].origin}: bring the files back, or list "
-        "the digests in corpus.withdraw: " + " ".join(entry.digest for entry in gone[:20])
-    )

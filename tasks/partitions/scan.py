@@ -222,9 +222,12 @@ def _advance(
     job.update(domains=assign(job, arrivals.new, encoders))
     report_unknown(job)
     _check_some_partition(job, arrivals.notes)
+    folder, index = job.folder(), job.state.index
+    if job.index.save_new(folder):
+        index = [*index, job.deposit("index", job.state.chain, folder, {})]
     waiting = _waiting(job.state.domains, job.corpus)
     job.update(
-        index=[*job.state.index, *_save_index(job)],
+        index=index,
         counts=dict(sorted((Counter(job.state.counts) + job.counts).items())),
         problems=[*job.problems.text().splitlines(), *waiting],
     )
@@ -256,13 +259,6 @@ def _tokenizer(job: ScanJob, make_tokenizer: MakeTokenizer) -> Artifact:
             "corpus.name"
         )
     return made
-
-
-def _save_index(job: ScanJob) -> list[Artifact]:
-    folder = job.folder()
-    if not job.index.save_new(folder):
-        return []
-    return [job.deposit("index", job.state.chain, folder, {})]
 
 
 def _check_some_partition(job: ScanJob, notes: list[str]) -> None:

@@ -5,6 +5,7 @@ and evaluation sets of their own are pinned: they cannot lose a document without
 anew, and the scan reports that.
 """
 
+import itertools
 from collections import defaultdict
 
 from tasks.corpus import documents
@@ -21,7 +22,9 @@ Gone = dict[tuple[str, str], set[str]]
 def withdraw(job: ScanJob) -> dict[str, DomainState]:
     """Take out what the recipe withdraws and the chain holds; what is unknown stays pending."""
     gone: Gone = defaultdict(set)
-    in_sets = _in_sets(job) if job.pending else set()
+    folders = [job.store.fetch(entry.documents) for entry in job.state.sets if job.pending]
+    rows = itertools.chain.from_iterable(documents.read_columns(f, ["digest"]) for f in folders)
+    in_sets = {row["digest"] for row in rows}
     for name in sorted(job.pending):
         entry = _movable(job, name, in_sets)
         if entry is not None and entry.role != Role.WITHDRAWN:
@@ -52,13 +55,6 @@ def _movable(job: ScanJob, name: str, in_sets: set[str]) -> IndexEntry | None:
     else:
         return free[0]
     return None
-
-
-def _in_sets(job: ScanJob) -> set[str]:
-    folders = [job.store.fetch(entry.documents) for entry in job.state.sets]
-    return {
-        row["digest"] for folder in folders for row in documents.read_columns(folder, ["digest"])
-    }
 
 
 def report_unknown(job: ScanJob) -> None:

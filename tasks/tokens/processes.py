@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tasks.corpus.documents import batches
 from tasks.machine.child import program_of, start_child
@@ -129,15 +129,15 @@ class _Process:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
-        self._child: _Child | None = None
+        self._child: tuple[subprocess.Popen[bytes], Connection] | None = None
         self._end: Callable[[], object] = bool
         self.is_lost = False
 
     def ask(self, order: tuple[str, list[str]]) -> Any:
         """The answer to an order. Raises OSError or EOFError where there can be none."""
         if self._child is None:
-            self._child = _Child.start(self._vocabulary)
-            self._end = weakref.finalize(self, self._child.end)
+            self._child = _started(self._vocabulary)
+            self._end = weakref.finalize(self, _end, *self._child)
         process, line = self._child
         try:
             line.send(order)
@@ -150,28 +150,22 @@ class _Process:
         return self.ask(order)
 
 
-class _Child(NamedTuple):
-    """A running process, and the line to it."""
+def _started(vocabulary: Vocabulary) -> tuple[subprocess.Popen[bytes], "Connection"]:
+    """A new process for one tokenizer, and the line to it."""
+    alone = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
+    process, line = start_child(_ENTRY, {**os.environ, **alone})
+    line.send(vocabulary)
+    return process, line
 
-    process: subprocess.Popen[bytes]
-    line: "Connection"
 
-    @classmethod
-    def start(cls, vocabulary: Vocabulary) -> Self:
-        """A new process for one tokenizer."""
-        alone = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-        child = cls(*start_child(_ENTRY, {**os.environ, **alone}))
-        child.line.send(vocabulary)
-        return child
-
-    def end(self) -> None:
-        """Have it end, or kill it."""
-        self.line.close()
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(END_SECONDS)
-            return
-        self.process.kill()
-        self.process.wait()
+def _end(process: subprocess.Popen[bytes], line: "Connection") -> None:
+    """Have a process end, or kill it."""
+    line.close()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(END_SECONDS)
+        return
+    process.kill()
+    process.wait()
 
 
 def _cores() -> int:

@@ -6,7 +6,7 @@ it. Trained ones are byte-level BPE: any text has an encoding, so bits per byte 
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -65,14 +65,9 @@ class Encoder:
         """The library's, without padding, truncation and post-processor."""
         return self._ids.tokenizer
 
-    @property
-    def dtype(self) -> str:
-        """Smallest unsigned integer type that holds every id."""
-        return self.vocabulary.dtype
-
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """Token ids of each text, end-of-text last; nothing else is added."""
-        return [np.frombuffer(ids, dtype=self.dtype) for ids in self._ids.encode(texts)]
+        return [np.frombuffer(ids, dtype=self.vocabulary.dtype) for ids in self._ids.encode(texts)]
 
     def encode_starts(self, texts: list[str], limit: int | None) -> list[tuple[str, np.ndarray]]:
         """Like ``encode``, cut after ``limit`` tokens, each with the text that these stand for.
@@ -88,7 +83,9 @@ class Encoder:
             covered = (
                 text if count == len(e.ids) else text[: e.offsets[count - 1][1] if count else 0]
             )
-            starts.append((covered, np.array([*e.ids[:count], self.end_of_text], dtype=self.dtype)))
+            starts.append(
+                (covered, np.array([*e.ids[:count], self.end_of_text], dtype=self.vocabulary.dtype))
+            )
         return starts
 
 
@@ -120,13 +117,10 @@ def build_trained(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(inputs["documents"]), trainer)
+    rows = documents.read_columns(inputs["documents"], ["text"])
+    tokenizer.train_from_iterator((row["text"] for row in rows), trainer)
     workspace.progress(1, 1, "tokenizer")
     return _save(tokenizer, END_OF_TEXT, output)
-
-
-def _texts(folder: Path) -> Iterator[str]:
-    return (row["text"] for row in documents.read_columns(folder, ["text"]))
 
 
 def import_given(config: GivenTokenizer, source: Path, output: Path) -> Mapping[str, object]:

@@ -10,8 +10,9 @@ import json
 import logging
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from storage.checkpoint import BackgroundSaves
 from storage.step import Workspace
@@ -26,22 +27,6 @@ PATIENT_SECONDS = 10.0
 """A training that is stopped is saved first, unless an earlier save of it took longer than this."""
 
 
-class Snapshot(NamedTuple):
-    """The state of a training at one moment, in host memory and no longer the model's own."""
-
-    tensors: dict[str, dict[str, "torch.Tensor"]]
-    """By the file they are for, without its suffix."""
-    losses: list[float]
-
-    def write(self, folder: Path) -> None:
-        """Write what ``load_state`` reads."""
-        from safetensors.torch import save_file
-
-        for name, tensors in self.tensors.items():
-            save_file(tensors, folder / f"{name}.safetensors")
-        (folder / "losses.json").write_text(json.dumps(self.losses))
-
-
 def save_state(
     model: "PreTrainedModel",
     optimizer: "torch.optim.AdamW",
@@ -54,23 +39,34 @@ def save_state(
         Exception: whatever made the save before this one fail.
     """
     saves.wait()  # before the copy: host memory need not hold two
-    saves.save(_snapshot(model, optimizer, losses).write, len(losses))
+    saves.save(partial(_write, _snapshot(model, optimizer), [*losses]), len(losses))
+
+
+def _write(
+    tensors: "dict[str, dict[str, torch.Tensor]]", losses: list[float], folder: Path
+) -> None:
+    """Write what ``load_state`` reads."""
+    from safetensors.torch import save_file
+
+    for name, of_file in tensors.items():
+        save_file(of_file, folder / f"{name}.safetensors")
+    (folder / "losses.json").write_text(json.dumps(losses))
 
 
 def _snapshot(
-    model: "PreTrainedModel", optimizer: "torch.optim.AdamW", losses: list[float]
-) -> Snapshot:
+    model: "PreTrainedModel", optimizer: "torch.optim.AdamW"
+) -> "dict[str, dict[str, torch.Tensor]]":
+    """The state at one moment, in host memory and no longer the model's own, by file."""
     import torch
 
     random = {"cpu": torch.get_rng_state()}
     if model.device.type == "cuda":
         random["cuda"] = torch.cuda.get_rng_state(model.device)
-    tensors = {
+    return {
         "weights": _copied(_weights(model)),
         "optimizer": _copied(_moments(optimizer)),
         "random": random,
     }
-    return Snapshot(tensors, [*losses])
 
 
 def _copied(tensors: dict[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
