@@ -34,13 +34,17 @@ class Reporter(Protocol):
         """One line that stays."""
 
 
+def ignore(done: int, total: int, unit: str) -> None:
+    """Progress that nobody wants to see."""
+
+
 class Quiet:
     """Shows nothing."""
 
     def task(self, name: str) -> Progress:
         """A function that ignores progress."""
         del name
-        return lambda done, total, unit: None
+        return ignore
 
     def say(self, message: str) -> None:
         """Log the line."""
@@ -70,6 +74,12 @@ class Ledger:
     num_known: int = 0
     """Pairs that the losses table had."""
     sweep_costs: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def add_sweep(self, part: "Ledger") -> None:
+        """Add the losses of a part of a sweep."""
+        self.num_evaluated += part.num_evaluated
+        self.num_known += part.num_known
+        self.sweep_costs += part.sweep_costs
 
     def built(self, step: Step[Any]) -> list[Entry]:
         """The calls of one step that were built now."""

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -36,7 +36,6 @@ from flows.command.store import export, gc, show, verify
 
 if TYPE_CHECKING:
     from flows.runners.planner import Plan
-    from storage.cache import Explanation
 
 app = typer.Typer(
     name="mixpool",
@@ -130,7 +129,7 @@ def plan(
     ] = False,
 ) -> None:
     """Say what is stored, what would be built, at most how many, and at what cost."""
-    from tasks.readable import listed
+    from tasks.readable import duration, joules, listed
     from tasks.training.train import TRAIN
 
     planned = _plan(recipe, store, overrides, runtime, references=references, search=search)
@@ -150,11 +149,15 @@ def plan(
     ]
     rows.append({"step": "losses", "in the store": tree["losses_from_store"], "to build": missing})
     print_rows(out, rows)
+    cost = "no earlier record to go by"
+    if planned.seconds is not None:
+        cost = f"about {duration(planned.seconds)}"
+        cost += f", {joules(planned.joules)} for training" if planned.joules else ""
     at_most = "at most " if tree["upper_bound"] else ""
     out.print(
         f"{tree['partitions']} partitions, {tree['mixtures']:,} mixtures; {at_most}"
         f"{len(planned.to_build(TRAIN))} trainings of {planned.training_tokens:,} tokens and "
-        f"{missing:,} losses{planned.then}; {_cost(planned)}",
+        f"{missing:,} losses{planned.then}; {cost}",
         soft_wrap=True,
     )
     if references:
@@ -193,15 +196,6 @@ def _plan(
             )
 
 
-def _cost(planned: "Plan") -> str:
-    from tasks.readable import duration, joules
-
-    if planned.seconds is None:
-        return "no earlier record to go by"
-    energy = f", {joules(planned.joules)} for training" if planned.joules else ""
-    return f"about {duration(planned.seconds)}{energy}"
-
-
 @app.command()
 def explain(
     recipe: RecipeFile,
@@ -215,7 +209,15 @@ def explain(
 
     planned = _plan(recipe, store, overrides, runtime)
     if as_json:
-        steps = [_explanation(explanation) for explanation in planned.explanations]
+        steps = [
+            {
+                "step": explanation.call.step.name,
+                "label": explanation.call.label,
+                "nearest": explanation.nearest and explanation.nearest.key,
+                "differences": [difference._asdict() for difference in explanation.differences],
+            }
+            for explanation in planned.explanations
+        ]
         print_json({"steps": steps, "losses_to_evaluate": planned.pairs_missing})
         return
     for explanation in planned.explanations:
@@ -227,16 +229,6 @@ def explain(
         out.print(f"losses: {lacking}{why}{planned.then}", soft_wrap=True)
     elif not planned.explanations:
         out.print("everything is in the store")
-
-
-def _explanation(explanation: "Explanation") -> dict[str, Any]:
-    nearest = explanation.nearest
-    return {
-        "step": explanation.call.step.name,
-        "label": explanation.call.label,
-        "nearest": None if nearest is None else nearest.key,
-        "differences": [difference._asdict() for difference in explanation.differences],
-    }
 
 
 @app.command()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class What(StrEnum):
-    """What ``mixpool show`` lists."""
+    """What ``mixpool show`` lists; most are functions of ``flows.run.views``."""
 
     RUNS = "runs"
     PARTITIONS = "partitions"
@@ -76,13 +76,7 @@ def show(
             if (race := chosen.content["summary"].get("race")) and not as_json:
                 _print_lines(race["words"])
         else:
-            listed = {
-                What.RUNS: views.runs,
-                What.PARTITIONS: views.partitions,
-                What.MODELS: views.models,
-                What.LOSSES: views.losses,
-            }
-            rows = listed[what](opened)
+            rows = getattr(views, what)(opened)
             print_json(rows) if as_json else _print_table(opened, what, rows)
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, OverflowMethod
 from rich.table import Table
 
 from tasks import readable
@@ -37,6 +37,9 @@ BEST: Columns = {
     "perplexity": ("perplexity", number(3)),
     "ties": ("tied with it", str),
 }
+OF_PEARSON = (
+    "by number of partitions (references); 95 % intervals; at fixed k: each k's mean taken off"
+)
 
 
 def show_result(console: Console, result: "RunResult", top: int = 10) -> None:
@@ -56,7 +59,9 @@ def show_result(console: Console, result: "RunResult", top: int = 10) -> None:
         console.print(_table("Single changes to the best mixture", result.changes, CHANGES))
     if result.report.validation is not None:
         _show_words(console, "Trust", result.report.validation.words)
-        console.print(_validation_table(result.report.validation.table))
+        title = "Merged models against really trained ones: Pearson for the macro mean"
+        shown = trust_tables.predictors_table(result.report.validation.table)
+        console.print(_drawn(title, shown, OF_PEARSON))
     cost = result.report.cost
     console.print(_table("Cost", cost, tables.present_columns(tables.COST, cost)))
     for note in [*result.report.notes, *result.report.remarks]:
@@ -123,8 +128,7 @@ def show_frame(console: Console, title: str, frame: "pd.DataFrame") -> None:
         str(name): (str(name), figure if is_float_dtype(column) else text)
         for name, column in frame.items()
     }
-    shown = tables.table_of(frame, columns)
-    console.print(_drawn(title, shown, overflow="fold"))
+    console.print(_drawn(title, tables.table_of(frame, columns), overflow="fold"))
 
 
 def figure(value: float) -> str:
@@ -149,22 +153,12 @@ def _show_words(console: Console, title: str, words: list[str]) -> None:
         console.print(sentence, soft_wrap=True, markup=False)
 
 
-def _validation_table(figures: "pd.DataFrame") -> Table:
-    shown = trust_tables.predictors_table(figures)
-    caption = (
-        "by number of partitions (references); 95 % intervals; at fixed k: each k's mean taken off"
-    )
-    return _drawn(
-        "Merged models against really trained ones: Pearson for the macro mean", shown, caption
-    )
-
-
 def _table(title: str, frame: "pd.DataFrame", columns: Columns, caption: str = "") -> Table:
     return _drawn(title, tables.table_of(frame, columns), caption)
 
 
 def _drawn(
-    title: str, shown: tables.Table, caption: str = "", overflow: "OverflowMethod" = "ellipsis"
+    title: str, shown: tables.Table, caption: str = "", overflow: OverflowMethod = "ellipsis"
 ) -> Table:
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for head, numeric in zip(shown.heads, shown.numeric, strict=True):

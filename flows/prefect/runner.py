@@ -145,9 +145,7 @@ class PrefectRunner:
             with self.devices.take(stop) as device:
                 swept = device.sweep(work, chunk, shown.part(number), stop)
             shown.part(number)(len(chunk), len(chunk), "mixtures")
-            self.ledger.num_evaluated += swept.num_evaluated
-            self.ledger.num_known += swept.num_known
-            self.ledger.sweep_costs.extend(swept.costs)
+            self.ledger.add_sweep(swept)
             return not swept.num_evaluated
 
         return [

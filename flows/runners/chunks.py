@@ -52,9 +52,8 @@ def run_chunk(
     table: LossesTable,
     chunk: list[Job],
     sweeper: ResidentSweeper,
-    ledger: Ledger,
     progress: Progress,
-) -> None:
+) -> Ledger:
     """Evaluate one chunk under a lease, unless another run has done it meanwhile. Raises Busy."""
     names = [[identity(job.mixture), list(job.sets)] for job in chunk]
     with store.lease(f"sweep/{fingerprint('chunk', [table.key, names])[:32]}"):
@@ -67,6 +66,5 @@ def run_chunk(
         cost = meter.cost.model_dump()
         if rows:
             table.append(rows, cost)
-            ledger.sweep_costs.append(cost)
-        ledger.num_evaluated += len(rows)
-        ledger.num_known += sum(len(job.sets) for job in chunk) - len(rows)
+        num_known = sum(len(job.sets) for job in chunk) - len(rows)
+        return Ledger([], len(rows), num_known, [cost] if rows else [])

@@ -11,15 +11,14 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from functools import cached_property
 from typing import Any, Protocol, Self
 
+from flows.chain.runner import Ledger
 from flows.chain.work import SweepWork
-from flows.runners.process import DeviceProcess, DeviceProcessError
-from flows.runners.stopping import Stopped, TimeLimitError, Watch, check, checked
-from flows.runners.worker import Swept, Worker
+from flows.runners.process import DeviceProcess
+from flows.runners.stopping import Watch, check, checked
+from flows.runners.worker import Worker
 from storage.step import Call, Handle, Progress, Runtime
 from tasks.evaluation.sweep import Job
 from tasks.machine.device import devices_of
-
-__all__ = ["Device", "DeviceProcessError", "Devices", "Stopped", "Swept", "TimeLimitError", "check"]
 
 WAIT_SECONDS = 0.5
 """Seconds between two checks whether another run has given back a device."""
@@ -47,8 +46,12 @@ class Device(Protocol):
 
     def sweep(
         self, work: SweepWork, chunk: list[Job], progress: Progress, stop: threading.Event
-    ) -> Swept:
-        """Evaluate a chunk of a sweep into the losses table. Raises what ``build`` raises."""
+    ) -> Ledger:
+        """Evaluate a chunk of a sweep into the losses table; raises what ``build`` raises.
+
+        Returns:
+            Numbers of losses, and what evaluating cost; what another run had meanwhile is known.
+        """
 
     def close(self) -> None:
         """Give the device back, after the work that goes on."""
@@ -68,7 +71,7 @@ class DeviceHere:
 
     def sweep(
         self, work: SweepWork, chunk: list[Job], progress: Progress, stop: threading.Event
-    ) -> Swept:
+    ) -> Ledger:
         """See ``Device``; stop and time limit are looked at in reports of progress only."""
         watch = Watch("a chunk of the sweep", self._runtime, stop)
         return self._worker.sweep(work, chunk, checked(progress, watch.check))

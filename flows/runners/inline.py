@@ -1,19 +1,22 @@
 """``InlineRunner``: carries out every step at once, in this process."""
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
-from flows.chain.runner import POLL_SECONDS, Ledger, Quiet, Reporter, note
+from flows.chain.runner import POLL_SECONDS, Ledger, Quiet, Reporter, ignore, note
 from flows.chain.work import SweepPlan, SweepWork
 from flows.runners.chunks import ResidentSweeper, run_chunk
 from storage.cache import build, look_ahead, lookup
 from storage.lease import Busy
-from storage.step import Call, Handle, Progress, Runtime
+from storage.step import Call, Handle, Runtime
 from storage.store import Store
 from tasks.evaluation.losses import LossRows
+from tasks.evaluation.sweep import Job
 from tasks.machine.device import choose_device
 from tasks.machine.meter import Meter, energy_source
+
+T = TypeVar("T")
 
 
 class InlineRunner:
@@ -33,20 +36,28 @@ class InlineRunner:
         """Look up or build every call; work that another run holds is left for last."""
         look_ahead(self.store, calls)
         results: dict[int, Handle] = {}
-        waiting = dict(enumerate(calls))
-        said: set[str] = set()
-        while waiting:
-            for number, call in list(waiting.items()):
-                try:
-                    handle = self.obtain(call)
-                except Busy as busy:
-                    say_once(self.reporter, said, f"{call.name}: {busy.holder} is at it; waiting")
-                    continue
-                results[number] = note(self.ledger, call, handle)
-                del waiting[number]
-            if waiting:
-                time.sleep(POLL_SECONDS)
+
+        def obtain(number: int) -> None:
+            results[number] = note(self.ledger, calls[number], self.obtain(calls[number]))
+
+        self._do_all([(call.name, number) for number, call in enumerate(calls)], obtain)
         return [results[number] for number in range(len(calls))]
+
+    def _do_all(self, works: Sequence[tuple[str, T]], do: Callable[[T], None]) -> None:
+        """Do all works, each with its name; what another run holds is said once and left for last."""
+        said: set[str] = set()
+        while works:
+            left = []
+            for name, work in works:
+                try:
+                    do(work)
+                except Busy as busy:
+                    left.append((name, work))
+                    if (message := f"{name}: {busy.holder} is at it; waiting") not in said:
+                        said.add(message)
+                        self.reporter.say(message)
+            if works := left:
+                time.sleep(POLL_SECONDS)
 
     def obtain(self, call: Call[Any]) -> Handle:
         """One result, from the store or built now. Raises Busy."""
@@ -62,23 +73,23 @@ class InlineRunner:
         """Evaluate what the losses table lacks, chunk by chunk."""
         plan = SweepPlan.of(self.store, work, self.runtime.scratch)
         self.ledger.num_known += plan.num_known
-        progress = self.reporter.task(work.title) if plan.jobs else _ignore
-        waiting = plan.chunks(self.runtime.chunk)
+        progress = self.reporter.task(work.title) if plan.jobs else ignore
         sweeper = self._sweeper_for(work)
-        done, said = 0, set[str]()
-        while waiting:
-            left = []
-            for chunk in waiting:
-                try:
-                    shown = offset(progress, done, len(plan.jobs))
-                    run_chunk(self.store, plan.table, chunk, sweeper, self.ledger, shown)
-                    done += len(chunk)
-                except Busy as busy:
-                    say_once(self.reporter, said, f"sweep: {busy.holder} is at it; waiting")
-                    left.append(chunk)
-            waiting = left
-            if waiting:
-                time.sleep(POLL_SECONDS)
+        done = 0
+
+        def evaluate(chunk: list[Job]) -> None:
+            nonlocal done
+            swept = run_chunk(
+                self.store,
+                plan.table,
+                chunk,
+                sweeper,
+                lambda part, _, unit: progress(done + part, len(plan.jobs), unit),
+            )
+            self.ledger.add_sweep(swept)
+            done += len(chunk)
+
+        self._do_all([("sweep", chunk) for chunk in plan.chunks(self.runtime.chunk)], evaluate)
         return plan.rows(self.runtime.scratch)
 
     def rest(self) -> None:
@@ -93,22 +104,6 @@ class InlineRunner:
             self._raced = ResidentSweeper(self.store, work, self.runtime)
         self._raced.turn_to(work)
         return self._raced
-
-
-def _ignore(done: int, total: int, unit: str) -> None:
-    """No progress to show."""
-
-
-def say_once(reporter: Reporter, said: set[str], message: str) -> None:
-    """Say a line unless it is in ``said``."""
-    if message not in said:
-        said.add(message)
-        reporter.say(message)
-
-
-def offset(progress: Progress, before: int, whole: int) -> Progress:
-    """Progress of a part, shown as progress of the whole."""
-    return lambda done, total, unit: progress(before + done, whole, unit)
 
 
 def step_meter(call: Call[Any], runtime: Runtime) -> Meter:

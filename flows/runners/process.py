@@ -17,9 +17,10 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
+from flows.chain.runner import Ledger, ignore
 from flows.chain.work import SweepWork
 from flows.runners.stopping import Watch
-from flows.runners.worker import STOP, STOP_SECONDS, Build, Done, Failed, Shown, Sweep, Swept, main
+from flows.runners.worker import STOP, STOP_SECONDS, Build, Done, Failed, Shown, Sweep, main
 from storage.step import Call, Handle, Progress, Runtime
 from tasks.evaluation.sweep import Job
 from tasks.machine.child import program_of, start_child
@@ -90,13 +91,13 @@ class DeviceProcess:
 
     def sweep(
         self, work: SweepWork, chunk: list[Job], progress: Progress, stop: threading.Event
-    ) -> Swept:
+    ) -> Ledger:
         """See ``flows.runners.devices.Device``."""
         # The mixtures of a sweep are many, and the chunk has those that are meant. A sweep that
         # differs in nothing else finds the pool resident.
         order = Sweep(work._replace(mixtures=[], stage=None), chunk)
         swept = self._ask(order, "a chunk of the sweep", progress, stop)
-        assert isinstance(swept, Swept)
+        assert isinstance(swept, Ledger)
         return swept
 
     def close(self) -> None:
@@ -179,10 +180,6 @@ class DeviceProcess:
     def _end(self, patience: float) -> int | None:
         child, self._child = self._child, None
         return None if child is None else child.end(patience)
-
-
-def ignore(done: int, total: int, unit: str) -> None:
-    """Progress that nobody wants to see."""
 
 
 def _in_words(status: int | None) -> str:

@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -44,17 +44,6 @@ STOP = b"stop"
 """The one message to a worker that is no order."""
 
 
-class Swept(NamedTuple):
-    """The result of one chunk of a sweep."""
-
-    num_evaluated: int
-    """(mixture, evaluation set) pairs evaluated now."""
-    num_known: int
-    """Pairs that another run had evaluated meanwhile."""
-    costs: list[Mapping[str, Any]]
-    """Cost of evaluating; empty where nothing was evaluated."""
-
-
 class Worker:
     """Builds and evaluates on one device; the pool of a sweep stays from chunk to chunk."""
 
@@ -74,7 +63,7 @@ class Worker:
         meter = step_meter(call, self._runtime)
         return build(self._store, call, self._runtime, meter, progress)
 
-    def sweep(self, work: SweepWork, chunk: list[Job], progress: Progress) -> Swept:
+    def sweep(self, work: SweepWork, chunk: list[Job], progress: Progress) -> Ledger:
         """Evaluate a chunk. Raises Busy and what ``tasks.evaluation.sweep.Sweeper`` raises."""
         if self._resident is None:
             self._resident = ResidentSweeper(self._store, work, self._runtime)
@@ -82,9 +71,7 @@ class Worker:
             self._resident.turn_to(work)
             self._table = LossesTable(self._store, work.config, self._runtime.scratch)
             self._work = work
-        ledger = Ledger()
-        run_chunk(self._store, self._table, chunk, self._resident, ledger, progress)
-        return Swept(ledger.num_evaluated, ledger.num_known, ledger.sweep_costs)
+        return run_chunk(self._store, self._table, chunk, self._resident, progress)
 
     def rest(self) -> None:
         """Make room on the device for others."""
@@ -108,7 +95,7 @@ class Sweep(NamedTuple):
     work: SweepWork
     chunk: list[Job]
 
-    def carry_out(self, worker: Worker, progress: Progress) -> Swept:
+    def carry_out(self, worker: Worker, progress: Progress) -> Ledger:
         """Do it with a worker."""
         return worker.sweep(self.work, self.chunk, progress)
 

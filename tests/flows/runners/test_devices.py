@@ -23,7 +23,6 @@ import psutil
 import pytest
 from botocore.exceptions import ClientError
 
-from flows.chain.runner import Ledger
 from flows.chain.work import SweepPlan, SweepWork
 from flows.runners.chunks import ResidentSweeper, run_chunk
 from flows.runners.devices import Device, Devices
@@ -198,8 +197,8 @@ def test_sweep_is_that_of_one_process(
         assert other.sweep(beside, first, silent, quiet()).num_evaluated == 2
         assert device.sweep(beside, second, silent, quiet()).num_evaluated == 2
     assert told == [(1, 2, "mixtures"), (2, 2, "mixtures")] * 2
-    assert [(f.num_evaluated, f.num_known, len(f.costs)) for f in found] == [(2, 0, 1)] * 2
-    assert (again.num_evaluated, again.num_known, again.costs) == (0, 2, [])
+    assert [(f.num_evaluated, f.num_known, len(f.sweep_costs)) for f in found] == [(2, 0, 1)] * 2
+    assert (again.num_evaluated, again.num_known, again.sweep_costs) == (0, 2, [])
     inline = new_bench(str(tmp_path))
     assert plan.rows() == inline_rows(inline.store, sweep_work(inline, inline.inline, folder))
 
@@ -243,7 +242,7 @@ def inline_rows(store: Store, work: SweepWork) -> LossRows:
     """All rows of a sweep, those that are missing evaluated in this process."""
     plan, runtime = SweepPlan.of(store, work), Runtime(device="cpu", threads=1)
     sweeper = ResidentSweeper(store, work, runtime)
-    run_chunk(store, plan.table, plan.jobs, sweeper, Ledger(), silent)
+    run_chunk(store, plan.table, plan.jobs, sweeper, silent)
     return plan.rows()
 
 
