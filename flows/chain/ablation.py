@@ -5,7 +5,7 @@ given looks each up, builds it, or counts it.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from flows.chain.race import RaceOutcome, run_race
@@ -66,18 +66,6 @@ class Outcome(Prepared):
     race: RaceOutcome | None = None
     """How the mixtures were screened; None where each was evaluated in full."""
 
-    @classmethod
-    def of(
-        cls,
-        prepared: Prepared,
-        mixtures: list[Mixture],
-        rows: LossRows | None,
-        race: RaceOutcome | None = None,
-    ) -> "Outcome":
-        """The outcome of judging ``mixtures`` with what was prepared."""
-        values = {field.name: getattr(prepared, field.name) for field in fields(Prepared)}
-        return cls(**values, mixtures=mixtures, rows=rows, race=race)
-
     @property
     def judged(self) -> list[Mixture]:
         """The mixtures that were evaluated in full: all, or the finalists of a race."""
@@ -103,7 +91,7 @@ def ablate(run: Runner, recipe: Recipe, corpus: Manifest | None = None) -> Outco
     rules = recipe.evaluation.race
     race = None if rules is None else run_race(run, rules, work)
     rows = race.rows if race else run.sweep(work)
-    return Outcome.of(prepared, mixtures, rows, race)
+    return Outcome(**vars(prepared), mixtures=mixtures, rows=rows, race=race)
 
 
 def prepare(run: Runner, recipe: Recipe, corpus: Manifest) -> Prepared:
@@ -115,23 +103,14 @@ def prepare(run: Runner, recipe: Recipe, corpus: Manifest) -> Prepared:
     tokenizer = Handle("tokenizer", "tokenizer", corpus.tokenizer)
     partitions = partitions_of(corpus, recipe)
     base = base_model(run, recipe, corpus, tokenizer)
-    tokens = dict(
-        zip(
-            (entry.name for entry in partitions),
-            run.map([tokenize(manifest.handle(entry), tokenizer) for entry in partitions]),
-            strict=True,
-        )
-    )
-    trainings = [train(recipe, base, {"tokens": tokens[e.name]}, e.name) for e in partitions]
-    pool = dict(zip(tokens, run.map(trainings), strict=True))
+    names = [entry.name for entry in partitions]
+    documents = [tokenize(manifest.handle(entry), tokenizer) for entry in partitions]
+    tokens = dict(zip(names, run.map(documents), strict=True))
+    trainings = [train(recipe, base, {"tokens": tokens[name]}, name) for name in names]
+    pool = dict(zip(names, run.map(trainings), strict=True))
     sets = wanted_sets(corpus, recipe)
-    windows = dict(
-        zip(
-            (entry.name for entry in sets),
-            run.map([window(recipe, entry, tokenizer) for entry in sets]),
-            strict=True,
-        )
-    )
+    handles = run.map([window(recipe, entry, tokenizer) for entry in sets])
+    windows = {entry.name: handle for entry, handle in zip(sets, handles, strict=True)}
     return Prepared(corpus, tokenizer, base, partitions, tokens, pool, sets, windows)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from flows.chain.runner import Runner
-from flows.chain.work import Stage, SweepPlan, SweepWork, artifact_of
+from flows.chain.runner import Runner, swept_rows
+from flows.chain.work import Stage, SweepWork, artifact_of
 from storage.step import Call, Handle
 from tasks.arrays import Floats, Ints
 from tasks.evaluation.losses import LossRows
@@ -80,10 +80,8 @@ def run_race(run: Runner, config: RaceConfig, work: SweepWork) -> RaceOutcome:
     if not result.is_complete:
         return RaceOutcome(config, result, None, None)
     finalists = [work.mixtures[number] for number in result.finalists]
-    # Not swept once more, or losses evaluated just now would be counted as stored.
-    scratch = run.runtime.scratch
-    plan = SweepPlan.of(run.store, work._replace(mixtures=finalists), scratch)
-    return RaceOutcome(config, result, finalists, plan.rows(scratch))
+    rows = swept_rows(run, work._replace(mixtures=finalists))
+    return RaceOutcome(config, result, finalists, rows)
 
 
 def _look_at_opening(run: Runner, config: RaceConfig, work: SweepWork) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from flows.chain.work import SweepWork
+from flows.chain.work import SweepPlan, SweepWork
 from storage.artifact import Record
 from storage.step import Call, Handle, Progress, Runtime, Step
 from storage.store import Store
@@ -106,6 +106,11 @@ class Runner(Protocol):
 
     def rest(self) -> None:
         """Give back the memory that the stages of a race share."""
+
+
+def swept_rows(run: Runner, work: SweepWork) -> LossRows:
+    """Losses of work that was swept. Swept once more, those evaluated just now would count as stored."""
+    return SweepPlan.of(run.store, work, run.runtime.scratch).rows()
 
 
 def note(ledger: Ledger, call: Call[Any], handle: Handle) -> Handle:

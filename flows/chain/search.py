@@ -22,16 +22,16 @@ from flows.chain.ablation import (
     wanted_sets,
 )
 from flows.chain.recipe import Recipe
-from flows.chain.runner import Runner
-from flows.chain.work import Stage, SweepPlan, SweepWork, artifact_of
+from flows.chain.runner import Runner, swept_rows
+from flows.chain.work import Stage, SweepWork, artifact_of
 from storage.step import Call, Handle
 from tasks.arrays import Floats
 from tasks.evaluation.losses import LossRows
 from tasks.evaluation.window import Windows, load_windows
 from tasks.mixtures.constraints import Feasible
-from tasks.mixtures.mixture import Mixture, Unit, Units
+from tasks.mixtures.mixture import Mixture, Units
 from tasks.mixtures.units import by_domain
-from tasks.partitions.manifest import Manifest, PartitionEntry
+from tasks.partitions.manifest import Manifest
 from tasks.search.account import account
 from tasks.search.descent import (
     DESCEND,
@@ -77,8 +77,9 @@ def search(run: Runner, recipe: Recipe, corpus: Manifest) -> SearchOutcome:
     check_labels(mixtures)
     if not is_done:
         left = max(0, state.left - sweeps.asked)
-        return SearchOutcome(Outcome.of(prepared, mixtures, None), None, state.left, left)
-    outcome = Outcome.of(prepared, mixtures, sweeps.rows())
+        planned = Outcome(**vars(prepared), mixtures=mixtures, rows=None)
+        return SearchOutcome(planned, None, state.left, left)
+    outcome = Outcome(**vars(prepared), mixtures=mixtures, rows=sweeps.rows())
     return SearchOutcome(outcome, account(state, sweeps.landings, sweeps.price))
 
 
@@ -89,8 +90,9 @@ def scope(recipe: Recipe, corpus: Manifest) -> Search:
         ValueError: constraints or objective contradict, or name an unknown unit or set.
     """
     rules, partitions = recipe.search, partitions_of(corpus, recipe)
-    units = _units(partitions, rules.unit)
     domains = {entry.name: entry.domain for entry in partitions}
+    alone: Units = {name: (name,) for name in domains}
+    units = by_domain(domains) if rules.unit == "domain" else alone
     sizes = {entry.name: entry.num_tokens for entry in partitions}
     feasible = Feasible(
         rules.constraints,
@@ -99,12 +101,6 @@ def scope(recipe: Recipe, corpus: Manifest) -> Search:
     )
     sets = [entry.name for entry in wanted_sets(corpus, recipe)]
     return Search(rules, feasible, Objective(rules.objective, sets, feasible.names), units)
-
-
-def _units(partitions: Sequence[PartitionEntry], unit: Unit) -> Units:
-    if unit == "domain":
-        return by_domain({entry.name: entry.domain for entry in partitions})
-    return {entry.name: (entry.name,) for entry in partitions}
 
 
 class SearchSweeps:
@@ -138,15 +134,11 @@ class SearchSweeps:
     def rows(self) -> LossRows:
         """The losses of every mixture that was evaluated."""
         mixtures = [trial.judged for trial in self._state.tried]
-        scratch = self._run.runtime.scratch
-        # Not swept once more, or losses evaluated just now would be counted as stored.
-        plan = SweepPlan.of(self._run.store, self._work._replace(mixtures=mixtures), scratch)
-        return plan.rows(scratch)
+        return swept_rows(self._run, self._work._replace(mixtures=mixtures))
 
     def _base(self) -> bool:
         alone, pool = [Mixture.uniform([BASE])], {BASE: self._prepared.base}
-        work = self._work._replace(mixtures=alone, pool=pool, stage=Stage(BASE))
-        rows = self._run.sweep(work)
+        rows = self._run.sweep(self._work._replace(mixtures=alone, pool=pool, stage=Stage(BASE)))
         if rows is not None:
             self._state.base = self._bits(rows)[0]
         return rows is not None

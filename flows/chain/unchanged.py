@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 from flows.chain.ablation import Given
 from flows.chain.recipe import Recipe, TrainBase
@@ -26,17 +26,8 @@ from tasks.tokens.tokenizer import GivenTokenizer
 LOG = logging.getLogger("mixpool.landing")
 
 
-class Unchanged(NamedTuple):
-    """Nothing is to be done: the result of a finished run is still up to date."""
-
-    run: str
-    """Name of the run: its folder in the store is ``runs/<name>``."""
-    num_files: int
-    """Files of the corpus that it knows."""
-
-
-def is_unchanged(store: Store, recipe: Recipe, settle_seconds: float = 0.0) -> Unchanged | None:
-    """The finished run of exactly this recipe after which nothing has landed; None to run the chain.
+def is_unchanged(store: Store, recipe: Recipe, settle_seconds: float = 0.0) -> str | None:
+    """Name of the finished run of exactly this recipe after which nothing has landed; None to run.
 
     A run that crashed or was cancelled is no finished run. New files that wait for their marker do
     not count, nor does a damaged file that the run could not read. A given base model is assumed to
@@ -66,7 +57,7 @@ def is_unchanged(store: Store, recipe: Recipe, settle_seconds: float = 0.0) -> U
     if not is_whole(store, previous):
         LOG.info("since run %s the store has lost something that is to be made anew", name)
         return None
-    return Unchanged(name, len(previous.files))
+    return name
 
 
 def _finished_run(store: Store, recipe: Recipe) -> tuple[str, Mapping[str, Any]] | None:

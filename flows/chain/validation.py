@@ -9,14 +9,13 @@ evaluations alone: partition models by themselves, midpoints of pairs, the base 
 import random
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flows.chain.ablation import BASE, Outcome, partitions_of, train
 from flows.chain.recipe import Recipe
-from flows.chain.runner import REFERENCE, Runner
-from flows.chain.work import SweepPlan, SweepWork, losses_of
+from flows.chain.runner import REFERENCE, Runner, swept_rows
+from flows.chain.work import SweepWork, losses_of
 from storage.step import Call, Handle
 from tasks.evaluation.group_sums import GroupSums
 from tasks.evaluation.losses import Losses, LossRows
@@ -34,26 +33,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
-class Validation:
-    """References and how well the proxies agree with them."""
-
-    chosen: list[Mixture]
-    """The mixtures that were really trained."""
-    references: dict[str, Handle]
-    """Model of each, by the mixture's label."""
-    trust: Trust
-    """How far they agree, and a verdict in words."""
-
-
 class References(NamedTuple):
     """Mixtures that were really trained, and the models they are compared with."""
 
     chosen: list[Mixture]
-    models: dict[str, Handle]
-    """Model of each, by the mixture's label."""
-    repeats: dict[int, Handle]
-    """Models of the first of them under other seeds, by seed."""
+    seeds: list[int]
+    """Other seeds with which the first of them was trained too."""
     trained: LossRows | None
     """Losses of all of these; None in a plan."""
     proxies: SweepWork
@@ -76,8 +61,6 @@ def train_references(run: Runner, recipe: Recipe, outcome: Outcome) -> Reference
     calls = [_reference(recipe, outcome, mixture) for mixture in chosen]
     again = [_reference(recipe, outcome, chosen[0], seed) for seed in seeds]
     handles = run.map([*calls, *again])
-    models = {m.label: handle for m, handle in zip(chosen, handles[: len(chosen)], strict=True)}
-    repeats = dict(zip(seeds, handles[len(chosen) :], strict=True))
     # A race may have screened out a mixture that is now to be compared: its losses are lacking.
     judged = {mixture.label for mixture in outcome.judged}
     compared = dict.fromkeys([*map(_alone, outcome.pool), *chosen, *_pairs(recipe, outcome)])
@@ -88,7 +71,7 @@ def train_references(run: Runner, recipe: Recipe, outcome: Outcome) -> Reference
     trained = {call.label: handle for call, handle in zip([*calls, *again], handles, strict=True)}
     rows = run.sweep(_as_they_are(trained, outcome, recipe))
     base = run.sweep(_as_they_are({BASE: outcome.base}, outcome, recipe))
-    return References(chosen, models, repeats, rows, proxies, base)
+    return References(chosen, seeds, rows, proxies, base)
 
 
 def _as_they_are(models: Mapping[str, Handle], outcome: Outcome, recipe: Recipe) -> SweepWork:
@@ -187,39 +170,33 @@ def _reference(
     return train(recipe, outcome.base, inputs, label, mixture.size)
 
 
-def validate(run: Runner, recipe: Recipe, outcome: Outcome) -> Validation:
+def validate(run: Runner, recipe: Recipe, outcome: Outcome) -> Trust:
     """Train references and compare. Raises ValueError where there are too few mixtures."""
     references = train_references(run, recipe, outcome)
     assert references.trained is not None, "a plan has no losses to compare"
     assert references.base is not None
-    # Not swept once more, or losses evaluated just now would be counted as stored.
-    scratch = run.runtime.scratch
-    merged = SweepPlan.of(run.store, references.proxies, scratch).rows(scratch)
+    merged = swept_rows(run, references.proxies)
     proxies, trained, base = (
         losses_of(run.store, rows, outcome.windows)
         for rows in (merged, references.trained, references.base)
     )
-    number = len(references.chosen)
-    reference_losses = _named(
-        trained, [mixture.label for mixture in references.chosen], range(number)
-    )
+    members = {mixture.label: mixture.members for mixture in references.chosen}
+    number = len(members)
     pairs = pair_up(
         proxies,
-        reference_losses,
+        _named(trained, [*members], range(number)),
         references.chosen,
         outcome.domains,
         {entry.name: entry.domain for entry in outcome.sets},
         {entry.name: entry.num_tokens for entry in outcome.partitions},
     )
-    members = {mixture.label: mixture.members for mixture in references.chosen}
-    seeds = [recipe.train.seed, *references.repeats]
+    seeds = [recipe.train.seed, *references.seeds]
     again = _named(
         trained, [str(seed) for seed in seeds], [0, *range(number, len(trained.mixtures))]
     )
-    repeats = _repeats(references.chosen[0].label, again) if references.repeats else None
+    repeats = _repeats(references.chosen[0].label, again) if references.seeds else None
     barred = _barriers(references.proxies, proxies, base)
-    trust = judge(pairs, members, repeats, barred, seed=recipe.validation.seed)
-    return Validation(references.chosen, references.models, trust)
+    return judge(pairs, members, repeats, barred, seed=recipe.validation.seed)
 
 
 def _named(losses: Losses, names: list[str], places: Iterable[int]) -> Losses:

@@ -55,6 +55,8 @@ class SweepPlan(NamedTuple):
     """Identity of each mixture."""
     jobs: list[Job]
     num_known: int
+    scratch: str | None
+    """Folder for the sums of many rows; None is the system's temporary folder."""
 
     @classmethod
     def of(cls, store: Store, work: SweepWork, scratch: str | None = None) -> "SweepPlan":
@@ -67,17 +69,17 @@ class SweepPlan(NamedTuple):
             lacking = tuple(s for s, digest in sets.items() if (name, digest) not in table)
             jobs.append(Job(work.resolved(mixture), mixture.label, lacking))
         pairs = sum(len(job.sets) for job in jobs)
-        return cls(work, table, names, jobs, len(names) * len(sets) - pairs)
+        return cls(work, table, names, jobs, len(names) * len(sets) - pairs, scratch)
 
     def chunks(self, size: int) -> list[list[Job]]:
         """The jobs in chunks of at most ``size`` mixtures."""
         return [self.jobs[start : start + size] for start in range(0, len(self.jobs), size)]
 
-    def rows(self, scratch: str | None = None) -> LossRows:
+    def rows(self) -> LossRows:
         """Every row, under the names that mixtures and sets have in this run."""
         self.table.refresh()
         labels = [mixture.label for mixture in self.work.mixtures]
-        return self.table.rows(self.names, labels, digests(self.work.sets), scratch)
+        return self.table.rows(self.names, labels, digests(self.work.sets), self.scratch)
 
 
 def digests(handles: Mapping[str, Handle]) -> dict[str, str]:

@@ -139,7 +139,7 @@ def ingest_flow(
         # A store that is only looked at need not prove that it is fit for writers.
         before = is_unchanged(Store(store, create=False), chosen, settle_seconds)
         if before is not None:
-            return Completed(name="Unchanged", message=f"nothing is new since run {before.run}")
+            return Completed(name="Unchanged", message=f"nothing is new since run {before}")
     settled = runtime.model_copy(update={"settle_seconds": settle_seconds})
     return carry_out_recipe(chosen, Store(store), settled)
 

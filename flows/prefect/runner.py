@@ -132,9 +132,9 @@ class PrefectRunner:
         chunks = plan.chunks(self.runtime.chunk)
         if not chunks:
             self.reporter.say(f"{work.title}: all {plan.num_known:,} losses are in the store")
-            return plan.rows(self.runtime.scratch)
-        carry_out_all(self._sweep_pieces(plan, chunks), len(self.devices.names))
-        return plan.rows(self.runtime.scratch)
+        else:
+            carry_out_all(self._sweep_pieces(plan, chunks), len(self.devices.names))
+        return plan.rows()
 
     def _sweep_pieces(self, plan: SweepPlan, chunks: list[list[Job]]) -> list[Piece]:
         title = plan.work.title

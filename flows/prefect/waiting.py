@@ -46,7 +46,9 @@ def cover_waiting() -> int:
     with get_client(sync_client=True) as client:
         mine = client.read_flow_run(UUID(own))
         while waiting := [
-            run for run in _due(client, UUID(deployment)) if _asks_the_same(run, mine)
+            run
+            for run in _due(client, UUID(deployment))
+            if run.id != mine.id and _asked(run) == _asked(mine)
         ]:
             for run in waiting:
                 message = f"flow run {mine.name!r} looks at everything that had landed"
@@ -69,12 +71,8 @@ def _due(client: SyncPrefectClient, deployment: UUID) -> list[FlowRun]:
     )
 
 
-def _asks_the_same(run: FlowRun, mine: FlowRun) -> bool:
-    """Whether another run has the same parameters; the ``uri`` that landed does not count."""
-    return run.id != mine.id and _asked(run) == _asked(mine)
-
-
 def _asked(run: FlowRun) -> dict[str, object]:
+    """What a run was asked for; which ``uri`` landed does not count."""
     return {name: value for name, value in run.parameters.items() if name != "uri"}
 
 

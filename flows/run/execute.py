@@ -21,7 +21,7 @@ from flows.chain.recipe import Recipe
 from flows.chain.recipe_file import to_yaml
 from flows.chain.runner import POLL_SECONDS, Runner
 from flows.chain.search import search
-from flows.chain.validation import Validation, refuse_early, validate
+from flows.chain.validation import refuse_early, validate
 from flows.run.folder import texts_of, write_files
 from flows.run.index import refresh_index
 from flows.run.report_data import rank_judged, report_of, summary_of
@@ -36,7 +36,6 @@ from tasks.partitions.manifest import Manifest
 from tasks.ranking.effects import best_changes
 from tasks.ranking.rank import MACRO_MEAN
 from tasks.report.data import ReportData
-from tasks.search.result import SearchResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +51,6 @@ class RunResult:
     """Folder in the store."""
     outcome: Outcome
     report: ReportData
-    validation: Validation | None
     summary: dict[str, Any]
     """What ``run.json`` has under ``summary``: plain JSON."""
     content: dict[str, Any]
@@ -89,11 +87,11 @@ def execute(
             announce(corpus)
         if with_references:
             refuse_early(run, recipe, corpus)
-        outcome, search_result = _judged(run, recipe, corpus, with_search)
-        validation = validate(run, recipe, outcome) if with_references else None
-        trust = None if validation is None else validation.trust
+        searched = search(run, recipe, corpus) if with_search else None
+        outcome = ablate(run, recipe, corpus) if searched is None else searched.outcome
+        trust = validate(run, recipe, outcome) if with_references else None
         ranked = rank_judged(run.store, outcome)
-        report = report_of(run, recipe, outcome, ranked, trust, search_result)
+        report = report_of(run, recipe, outcome, ranked, trust, searched and searched.result)
         summary = summary_of(run, outcome, report)
         files = write_files(run.store, folder, report)
         files["recipe.yaml"] = hashlib.sha256(to_yaml(recipe).encode()).hexdigest()
@@ -114,17 +112,7 @@ def execute(
         }
         run.store.backend.create(f"{folder}/run.json", seal(content))
         refresh_index(run.store)
-    return RunResult(folder, outcome, report, validation, summary, content)
-
-
-def _judged(
-    run: Runner, recipe: Recipe, corpus: Manifest, with_search: bool
-) -> tuple[Outcome, SearchResult | None]:
-    """Judge every mixture, or those that a search looks at."""
-    if not with_search:
-        return ablate(run, recipe, corpus), None
-    searched = search(run, recipe, corpus)
-    return searched.outcome, searched.result
+    return RunResult(folder, outcome, report, summary, content)
 
 
 @contextlib.contextmanager

@@ -90,7 +90,7 @@ class InlineRunner:
             done += len(chunk)
 
         self._do_all([("sweep", chunk) for chunk in plan.chunks(self.runtime.chunk)], evaluate)
-        return plan.rows(self.runtime.scratch)
+        return plan.rows()
 
     def rest(self) -> None:
         """Free the pool that the stages of a race share."""

@@ -77,7 +77,7 @@ class PlannerRunner:
             sweep_plan = SweepPlan.of(self.store, work, self.runtime.scratch)
             num_known = sweep_plan.num_known
             is_wanted = num_known == pairs and (work.stage is not None or self.gives_rows)
-            rows = sweep_plan.rows(self.runtime.scratch) if is_wanted else None
+            rows = sweep_plan.rows() if is_wanted else None
         else:
             num_known, rows = _known_pairs(self.store, work), None
         self.pairs_known += num_known

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from flows.chain.runner import Ledger, ignore
 from flows.chain.work import SweepWork
 from flows.runners.stopping import Watch
-from flows.runners.worker import STOP, STOP_SECONDS, Build, Done, Failed, Shown, Sweep, main
+from flows.runners.worker import STOP, STOP_SECONDS, Done, Failed, Order, Shown, Worker, main
 from storage.step import Call, Handle, Progress, Runtime
 from tasks.evaluation.sweep import Job
 from tasks.machine.child import program_of, start_child
@@ -85,7 +85,7 @@ class DeviceProcess:
 
     def build(self, call: Call[Any], progress: Progress, stop: threading.Event) -> Handle:
         """See ``flows.runners.devices.Device``."""
-        handle = self._ask(Build(call), call.name, progress, stop)
+        handle = self._ask(Order(Worker.build, (call,)), call.name, progress, stop)
         assert isinstance(handle, Handle)
         return handle
 
@@ -95,7 +95,7 @@ class DeviceProcess:
         """See ``flows.runners.devices.Device``."""
         # The mixtures of a sweep are many, and the chunk has those that are meant. A sweep that
         # differs in nothing else finds the pool resident.
-        order = Sweep(work._replace(mixtures=[], stage=None), chunk)
+        order = Order(Worker.sweep, (work._replace(mixtures=[], stage=None), chunk))
         swept = self._ask(order, "a chunk of the sweep", progress, stop)
         assert isinstance(swept, Ledger)
         return swept
@@ -105,9 +105,7 @@ class DeviceProcess:
         with self._turn:
             self._end(STOP_SECONDS)
 
-    def _ask(
-        self, order: Build | Sweep, title: str, progress: Progress, stop: threading.Event
-    ) -> Any:
+    def _ask(self, order: Order, title: str, progress: Progress, stop: threading.Event) -> Any:
         watch = Watch(title, self._runtime, stop)
         with self._turn:
             watch.check()

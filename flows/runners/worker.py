@@ -79,25 +79,13 @@ class Worker:
         free_memory()
 
 
-class Build(NamedTuple):
-    """An order: one use of a step."""
+class Order(NamedTuple):
+    """What a worker is to do: one use of a step, or one chunk of a sweep."""
 
-    call: Call[Any]
-
-    def carry_out(self, worker: Worker, progress: Progress) -> Handle:
-        """Do it with a worker."""
-        return worker.build(self.call, progress)
-
-
-class Sweep(NamedTuple):
-    """An order: one chunk of a sweep."""
-
-    work: SweepWork
-    chunk: list[Job]
-
-    def carry_out(self, worker: Worker, progress: Progress) -> Ledger:
-        """Do it with a worker."""
-        return worker.sweep(self.work, self.chunk, progress)
+    act: Callable[..., Handle | Ledger]
+    """A method of ``Worker``."""
+    given: tuple[Any, ...]
+    """Its arguments, without the progress."""
 
 
 class Shown(NamedTuple):
@@ -202,9 +190,9 @@ def listen(connection: Connection, inbox: Inbox) -> None:
 def obey(worker: Worker, line: ParentLine, message: bytes, stop: threading.Event) -> Done | Failed:
     """Carry out one order."""
     try:
-        order: Build | Sweep = pickle.loads(message)
+        order: Order = pickle.loads(message)
         progress = checked(lambda *report: line.send(Shown(*report)), lambda: check(stop))
-        return Done(order.carry_out(worker, progress))
+        return Done(order.act(worker, *order.given, progress))
     except BaseException as error:
         return Failed.of(error)
 

@@ -20,7 +20,6 @@ from prefect.client.schemas.objects import (
     ConcurrencyLimitConfig,
     ConcurrencyLimitStrategy,
     StateType,
-    WorkPool,
 )
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events.actions import ChangeFlowRunState
@@ -104,12 +103,13 @@ def deployments_of(options: DeployOptions) -> Iterator[RunnerDeployment]:
     schedule = schedule_of(options)
     for flow in FLOWS:
         is_ingest = flow is ingest_flow
+        recipe = {"recipe": options.recipe} if flow in WITH_RECIPE else {}
         deployment = RunnerDeployment.from_flow(
             flow,
             name=options.name,
             description=describe(flow),
             tags=["mixpool", *TAGS[flow.name]],
-            parameters=_parameters(flow, options),
+            parameters={**recipe, "store": options.store},
             schedule=schedule if is_ingest else None,
             triggers=[landed_trigger(options)] if is_ingest else [],
             # The run that works cancels those that wait for the same (flows.prefect.waiting).
@@ -133,17 +133,10 @@ def describe(flow: Flow[..., Any]) -> str:
     return (flow.description or "").split("Args:")[0].strip()
 
 
-def _parameters(flow: Flow[..., Any], options: DeployOptions) -> dict[str, Any]:
-    recipe = {"recipe": options.recipe} if flow in WITH_RECIPE else {}
-    return {**recipe, "store": options.store}
-
-
 def _job_variables(options: DeployOptions) -> dict[str, Any]:
     variables = {"working_dir": options.folder, "command": options.command, "image": options.image}
-    return {
-        "env": CLIENT,
-        **{name: value for name, value in variables.items() if value is not None},
-    }
+    given = {name: value for name, value in variables.items() if value is not None}
+    return {"env": CLIENT, **given}
 
 
 def schedule_of(options: DeployOptions) -> Schedule | None:
@@ -184,30 +177,25 @@ def landed_trigger(options: DeployOptions) -> DeploymentEventTrigger:
 
 
 def _make_pool(client: SyncPrefectClient, options: DeployOptions) -> None:
-    pool = _find_pool(client, options.pool)
-    if pool is None:
+    try:
+        pool = client.read_work_pool(options.pool)
+    except ObjectNotFound:
         make = get_default_base_job_template_for_infrastructure_type
         template = options.job_template or asyncio.run(make(options.pool_type))
         if template is None:
             raise ValueError(
                 f"Prefect knows no work pools of the type {options.pool_type!r}: give process, docker "
                 "or kubernetes"
-            )
+            ) from None
         client.create_work_pool(
             WorkPoolCreate(name=options.pool, type=options.pool_type, base_job_template=template)
         )
-    elif pool.type != options.pool_type:
+        return
+    if pool.type != options.pool_type:
         raise ValueError(
             f"the work pool {options.pool!r} has the type {pool.type!r}, not {options.pool_type!r}: "
             "give another name, or that type"
         )
-
-
-def _find_pool(client: SyncPrefectClient, name: str) -> WorkPool | None:
-    try:
-        return client.read_work_pool(name)
-    except ObjectNotFound:
-        return None
 
 
 def _make_limits() -> None:
@@ -250,13 +238,9 @@ def _end_runs_that_are_gone(client: SyncPrefectClient) -> None:
     )
     standing = client.read_automations_by_name(GONE)
     for existing in standing:
+        says, should_say = ((a.description, a.trigger, a.actions) for a in (existing, automation))
         # An automation that is written again forgets the beats that it has heard.
-        if not _says_the_same(existing, automation):
+        if says != should_say:
             client.update_automation(existing.id, automation)
     if not standing:
         client.create_automation(automation)
-
-
-def _says_the_same(existing: AutomationCore, automation: AutomationCore) -> bool:
-    one, other = ((a.description, a.trigger, a.actions) for a in (existing, automation))
-    return one == other

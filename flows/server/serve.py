@@ -97,9 +97,11 @@ def serve(options: ServeOptions, say: Say) -> None:
     _check_address(options)
     os.environ.pop("PREFECT_PROFILE", None)
     os.environ.update(options.environment)
+    from flows.server.deployments import schedule_of
+
     options.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with alone_in(options.home), _asked_to_end() as end, contextlib.ExitStack() as started:
-        _check_schedule(options)
+        schedule_of(options.deploy)  # refuses one that cannot be read, before anything starts
         end_left_over(options.home, say)
         _check_port(options)
         server = started.enter_context(prefect_service(options.home, "server", ["server", "start"]))
@@ -112,9 +114,17 @@ def serve(options: ServeOptions, say: Say) -> None:
         # go on when there is none that would take them up at once.
         ended: list[FlowRun] = []
         started.callback(_schedule_again, ended, say)
-        worker = started.enter_context(
-            prefect_service(options.home, "worker", _worker_command(options))
-        )
+        pool = ["--pool", options.deploy.pool, "--type", "process"]
+        command = [
+            "worker",
+            "start",
+            *pool,
+            "--limit",
+            str(options.runs),
+            "--name",
+            "mixpool-serve",
+        ]
+        worker = started.enter_context(prefect_service(options.home, "worker", command))
         started.callback(_end_runs, options, ended, say)
         _await("the worker", worker, lambda: _has_worker(options), end)
         _show_pages(options)
@@ -153,12 +163,6 @@ def _check_port(options: ServeOptions) -> None:
                 ) from error
 
 
-def _check_schedule(options: ServeOptions) -> None:
-    from flows.server.deployments import schedule_of
-
-    schedule_of(options.deploy)
-
-
 @contextlib.contextmanager
 def _asked_to_end() -> Iterator[threading.Event]:
     """Set by the first signal; the second one ends this process at once."""
@@ -176,11 +180,6 @@ def _asked_to_end() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _worker_command(options: ServeOptions) -> list[str]:
-    pool = ["--pool", options.deploy.pool, "--type", "process"]
-    return ["worker", "start", *pool, "--limit", str(options.runs), "--name", "mixpool-serve"]
 
 
 def _await(name: str, service: Service, is_there: Callable[[], bool], end: threading.Event) -> None:

@@ -68,8 +68,8 @@ def _row(home: Path, corpus: Path, rate: str, steps: str) -> list[str]:
     recipe = override_recipe(demo_recipe(str(corpus)), changes)
     run = InlineRunner(Store(str(home / "store"), create=True), Runtime(threads=1))
     found = execute(run, recipe, with_references=True)
-    assert found.validation is not None
-    return [rate, steps, *_cells(found.validation.trust)]
+    assert found.report.validation is not None
+    return [rate, steps, *_cells(found.report.validation)]
 
 
 def _cells(trust: "Trust") -> list[str]:

@@ -221,9 +221,9 @@ def test_validation_compares_also_what_was_screened_out(
     recipe = tiny_recipe(place, *RACE, RULES, "validation={references: 4, sizes: [2, 3]}")
     runner = InlineRunner(Store(str(place / "raced")), RUNTIME)
     result = execute(runner, recipe, with_references=True)
-    assert result.validation is not None
-    labels = {mixture.label for mixture in result.validation.chosen}
-    assert set(result.validation.trust.pairs["mixture"]) == labels
+    assert result.report.validation is not None
+    labels = {*result.report.validation.pairs["mixture"]}
+    assert len(labels) == 4
     assert labels - {mixture.label for mixture in result.outcome.judged}
     content = json.loads((place / "raced" / result.folder / "run.json").read_text())
     assert content["content"]["summary"]["race"]["finalists"] == len(result.outcome.judged)

@@ -28,7 +28,7 @@ from flows.runners.chunks import ResidentSweeper, run_chunk
 from flows.runners.devices import Device, Devices
 from flows.runners.process import DeviceChild, DeviceProcess, DeviceProcessError
 from flows.runners.stopping import Stopped, TimeLimitError
-from flows.runners.worker import Build, Failed
+from flows.runners.worker import Failed, Order, Worker
 from storage.artifact import Artifact, CorruptError
 from storage.cache import OutOfSpaceError, build, deposit, lookup
 from storage.garbage import live_work
@@ -432,7 +432,7 @@ def test_work_that_never_reports_ends_some_time_after_the_parent(
 ) -> None:
     monkeypatch.setattr("flows.runners.process.ENTRY", ENDLESS)
     child = DeviceChild.start(bench.store.url, TWO)
-    child.send(pickle.dumps(Build(bench.call(90))))
+    child.send(pickle.dumps(Order(Worker.build, (bench.call(90),))))
     assert child.end(30) == 1
     assert "Timeout" in capfd.readouterr().err, "and tells where it was"
 

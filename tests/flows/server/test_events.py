@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.chain.unchanged import Unchanged, is_unchanged
+from flows.chain.unchanged import is_unchanged
 from storage.artifact import seal, unseal
 from storage.lineage import run_folders
 from storage.store import Store
@@ -87,10 +87,10 @@ def files(place: Place) -> dict[str, bytes]:
 def test_with_nothing_new_the_newest_run_stands_and_nothing_is_written(place: Place) -> None:
     store, before = Store(place.store), files(place)
     newest = max(run_folders(store))
-    assert is_unchanged(store, place.load()) == Unchanged(newest, 6)
+    assert is_unchanged(store, place.load()) == newest
     found = is_unchanged(store, place.load(MARKED))
     assert found is not None
-    assert found.run < newest
+    assert found < newest
     assert files(place) == before
 
 
@@ -102,7 +102,7 @@ def test_new_data_is_something_to_do_until_a_run_has_used_it(
     assert is_unchanged(Store(place.store), place.load()) is None
     assert f"1 new files ({len(LINE)} bytes)" in caplog.text
     name = run(place)
-    assert is_unchanged(Store(place.store), place.load()) == Unchanged(name, 7)
+    assert is_unchanged(Store(place.store), place.load()) == name
     # The other recipe shares the chain of manifests and has not run with the newest.
     assert is_unchanged(Store(place.store), place.load(MARKED)) is None
     assert "another manifest than the newest" in caplog.text
@@ -122,7 +122,7 @@ def test_a_new_file_without_its_marker_is_nothing_new(place: Place, template: Pl
     name = run(place, *overrides)
     (landed / "second").mkdir()
     (landed / "second" / "birds.jsonl").write_text(LINE)
-    assert is_unchanged(Store(place.store), place.load(*overrides)) == Unchanged(name, 6)
+    assert is_unchanged(Store(place.store), place.load(*overrides)) == name
     (landed / "second" / "_SUCCESS").touch()
     assert is_unchanged(Store(place.store), place.load(*overrides)) is None
 
@@ -134,7 +134,7 @@ def test_what_cannot_be_read_is_tried_once_for_each_version(place: Place, templa
     damaged.write_bytes(b"no gzip")
     assert is_unchanged(store, place.load(*wanted)) is None
     name = run(place, *wanted)
-    assert is_unchanged(store, place.load(*wanted)) == Unchanged(name, 6)
+    assert is_unchanged(store, place.load(*wanted)) == name
     damaged.write_bytes(b"no gzip either")
     assert is_unchanged(store, place.load(*wanted)) is None
 
@@ -175,7 +175,7 @@ def test_a_run_that_never_ended_does_not_count(place: Place) -> None:
     assert is_unchanged(store, place.load()) is None
     found = is_unchanged(store, place.load(MARKED))
     assert found is not None
-    assert found.run == older
+    assert found == older
 
 
 def test_the_newest_of_many_runs_is_found_by_name(place: Place) -> None:
@@ -193,7 +193,7 @@ def test_the_newest_of_many_runs_is_found_by_name(place: Place) -> None:
         store.backend.create(f"runs/{name}/run.json", seal(written))
     found = is_unchanged(store, place.load())
     assert found is not None
-    assert found.run == f"{newest}-2"
+    assert found == f"{newest}-2"
     store.backend.create(f"runs/{newest}-3/run.json", seal(stale))
     assert is_unchanged(store, place.load()) is None
 
@@ -207,7 +207,7 @@ def test_a_search_of_the_same_recipe_is_no_run_of_it(place: Place) -> None:
     newest = run(place, *words)
     found = is_unchanged(Store(place.store), recipe)
     assert found is not None
-    assert found.run == newest
+    assert found == newest
 
 
 def test_a_damaged_run_is_passed_over_with_a_warning(
@@ -218,7 +218,7 @@ def test_a_damaged_run_is_passed_over_with_a_warning(
     data = store.backend.read(f"runs/{newest}/run.json")
     store.backend.create(f"runs/{newest}-2/run.json", data.replace(b'"tiny"', b'"tinx"'))
     store.backend.create(f"runs/{newest}-3/run.json", b"{")
-    assert is_unchanged(store, place.load()) == Unchanged(newest, 6)
+    assert is_unchanged(store, place.load()) == newest
     assert caplog.text.count("that run is passed over") == 2
 
 
@@ -238,7 +238,7 @@ def test_a_given_tokenizer_is_looked_at(place: Place, tmp_path: Path) -> None:
     override = f"tokenizer={{kind: given, path: {folder}}}"
     name = run(place, override)
     before = files(place)
-    assert is_unchanged(store, place.load(override)) == Unchanged(name, 6)
+    assert is_unchanged(store, place.load(override)) == name
     text = (folder / "tokenizer.json").read_text()
     (folder / "tokenizer.json").write_text(
         text.replace('"byte_fallback": false', '"byte_fallback": true')
@@ -261,7 +261,7 @@ def test_a_look_costs_one_listing_of_the_corpus_and_one_read_of_a_run(
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         store = Store(f"{url}/store", create=False)
         opened = proxy.requests
-        assert is_unchanged(store, place.load(*overrides)) == Unchanged(name, 6)
+        assert is_unchanged(store, place.load(*overrides)) == name
         log = proxy.log[opened:]
     assert {method for method, _, _ in log} == {"GET", "HEAD"}
     lists = [target for _, target, _ in log if "list-type=2" in target]
