@@ -83,7 +83,7 @@ def _build(
 
 
 def _run(store: Store, call: Call[Any], digests: dict[str, str], workspace: Workspace) -> Record:
-    inputs = {name: _fetched(store, handle) for name, handle in call.inputs.items()}
+    inputs = {name: store.fetch(handle.built) for name, handle in call.inputs.items()}
     with tempfile.TemporaryDirectory(dir=workspace.runtime.scratch, prefix="mixpool-") as scratch:
         output = Path(scratch) / "output"
         output.mkdir()
@@ -104,11 +104,6 @@ def _run(store: Store, call: Call[Any], digests: dict[str, str], workspace: Work
             provenance=provenance(str(cost.get("device", os.uname().machine))),
         )
         return store.commit(record, output)
-
-
-def _fetched(store: Store, handle: Handle) -> Path:
-    assert handle.artifact is not None
-    return store.fetch(handle.artifact)
 
 
 @dataclass(frozen=True)

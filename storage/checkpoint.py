@@ -55,28 +55,22 @@ class Checkpoints:
 
         Where it is damaged, that is logged, ``target`` holds none of it, and the answer is None.
         """
+        names: list[str] = []
         try:
-            position, artifact = self._read()
+            content = unseal(self._backend.read(self._index), self._index)
+            assert isinstance(content, dict)
+            position = int(str(content["position"]))
+            artifact = Artifact.model_validate(content["artifact"])
+            names += artifact.files
+            self._copy(artifact, position, target)
         except FileNotFoundError:
             return None
         except CorruptError as error:
-            return self._unusable(error)
-        try:
-            self._copy(artifact, position, target)
-        except CorruptError as error:
-            for name in artifact.files:
+            LOG.warning("%s; starting from the beginning", error)
+            for name in names:
                 (target / name).unlink(missing_ok=True)
-            return self._unusable(error)
+            return None
         return position
-
-    def _read(self) -> tuple[int, Artifact]:
-        content = unseal(self._backend.read(self._index), self._index)
-        assert isinstance(content, dict)
-        return int(str(content["position"])), Artifact.model_validate(content["artifact"])
-
-    @staticmethod
-    def _unusable(error: CorruptError) -> None:
-        LOG.warning("%s; starting from the beginning", error)
 
     def _copy(self, artifact: Artifact, position: int, target: Path) -> None:
         for name, entry in artifact.files.items():
@@ -91,13 +85,12 @@ class Checkpoints:
     def clear(self) -> None:
         """Remove every resume point, once the step's output is committed."""
         self._backend.delete(self._index)
-        self._delete_all(keep=None)
+        self._delete_all(keep=self._index)
 
-    def _delete_all(self, keep: str | None) -> None:
+    def _delete_all(self, keep: str) -> None:
         for path in self._backend.list(self._folder):
             is_checkpoint = path.startswith(f"{self._folder}/checkpoint.")
-            kept = path == self._index or (keep is not None and path.startswith(keep))
-            if is_checkpoint and not kept:
+            if is_checkpoint and not path.startswith((self._index, keep)):
                 self._backend.delete(path)
 
     def _at(self, position: int) -> str:

@@ -61,8 +61,12 @@ def canonical(value: object, where: str = "value") -> Json:
             return value
         case str():
             return _canonical_text(value, where)
+        case float() if math.isfinite(value):
+            return float(value) + 0.0  # -0.0 and 0.0 are equal, so they have one form
         case float():
-            return _canonical_float(value, where)
+            raise NotCanonicalError(
+                f"{where} is {value}: give a finite number, or None for 'not set'"
+            )
         case Mapping():
             return {
                 _canonical_key(key, where): canonical(item, f"{where}.{key}")
@@ -98,12 +102,6 @@ def _canonical_text(value: str, where: str) -> str:
             "decode it from bytes as UTF-8 first"
         ) from error
     return value
-
-
-def _canonical_float(value: float, where: str) -> float:
-    if not math.isfinite(value):
-        raise NotCanonicalError(f"{where} is {value}: give a finite number, or None for 'not set'")
-    return float(value) + 0.0  # -0.0 and 0.0 are equal, so they have one form
 
 
 def _canonical_key(key: object, where: str) -> str:

@@ -68,11 +68,6 @@ def collector(store: Store) -> str | None:
     return next(filter(None, (live_holder(store.backend, path) for path in paths)), None)
 
 
-def _check_idle(store: Store) -> None:
-    if busy := live_work(store):
-        raise InUseError(f"the store is in use by {'; '.join(busy)}: wait, or stop it first")
-
-
 def find_garbage(store: Store, keep: Iterable[str] | None) -> Garbage:
     """Everything that the runs named in ``keep`` do not reach; None keeps every finished run.
 
@@ -83,14 +78,18 @@ def find_garbage(store: Store, keep: Iterable[str] | None) -> Garbage:
     """
     # Before it is known that nobody works: the lease of a run that waits is none of these.
     work = store.backend.list("work")
-    _check_idle(store)
+    if busy := live_work(store):
+        raise InUseError(f"the store is in use by {'; '.join(busy)}: wait, or stop it first")
     kept = _chosen(run_folders(store), keep)
     tables = {key for run in kept.values() for key in run["losses"]}
     used = {path for run in kept.values() for path in run["manifests"]}
     chains = {second_part(path) for path in used}
-    listed = {"work": work, **{top: store.backend.list(top) for top in TOPS}}
+    tops = ("runs", "manifests", "records", "losses", "artifacts")
+    listed = {"work": work, **{top: store.backend.list(top) for top in tops}}
     manifests = [path for path in listed["manifests"] if second_part(path) in chains]
-    digests = _named_digests(store, _needed(manifests, used))
+    # From the last manifest of each chain the next scan starts.
+    newest = {second_part(path): path for path in sorted(manifests)}.values()
+    digests = _named_digests(store, sorted(used.intersection(manifests) | {*newest}))
     records = {record.path: record for record in store.records()}
     reached = _reach(records, {path for run in kept.values() for path in run["records"]}, digests)
     folders = {records[path].output.prefix for path in reached}
@@ -107,9 +106,6 @@ def find_garbage(store: Store, keep: Iterable[str] | None) -> Garbage:
     doomed["artifacts"] = sorted({_folder(path) for path in doomed["artifacts"]})
     freed = sum(sizes) + sum(info.num_bytes for info in unfinished.values())
     return Garbage(**doomed, unfinished=list(unfinished), num_bytes=freed)
-
-
-TOPS = ("runs", "manifests", "records", "losses", "artifacts")
 
 
 def _folder(path: str) -> str:
@@ -129,12 +125,6 @@ def _chosen(
         if name not in finished:
             raise ValueError(f"there is no finished run {name!r} to keep; there are: {choices}")
     return {name: finished[name] for name in keep}
-
-
-def _needed(manifests: list[str], used: set[str]) -> list[str]:
-    """The manifests that the runs used and the last of each chain, from which the next scan starts."""
-    newest = {second_part(path): path for path in sorted(manifests)}
-    return sorted(used.intersection(manifests) | {*newest.values()})
 
 
 def _named_digests(store: Store, paths: Iterable[str]) -> set[str]:

@@ -65,8 +65,13 @@ class Lease:
             self._renewed = time.monotonic()
             created = self._backend.create(self._path, self._content()) or self._is_mine()
             if created and self._is_alone(mine):
-                self._drop(numbers)
-                self._start()
+                for number in numbers:
+                    self._backend.delete(f"{self._folder}/lease.{number}")
+                self._stop.clear()
+                self._thread = threading.Thread(
+                    target=self._renew, name="mixpool-lease", daemon=True
+                )
+                self._thread.start()
                 return self
         raise Busy(self._folder, "many others at once")
 
@@ -91,11 +96,6 @@ class Lease:
         except Exception as failure:
             # The work is done, and the lease ends by itself: no reason to fail.
             LOG.warning("could not release %s (%s)", self._path, failure)
-
-    def _start(self) -> None:
-        self._stop.clear()
-        self._thread = threading.Thread(target=self._renew, name="mixpool-lease", daemon=True)
-        self._thread.start()
 
     def _renew(self) -> None:
         while not self._stop.wait(self._time_to_live / 3):
@@ -126,10 +126,6 @@ class Lease:
         paths = (f"{self._folder}/lease.{number}" for number in sorted(numbers, reverse=True))
         holders = (live_holder(self._backend, path, self._time_to_live) for path in paths)
         return next((holder for holder in holders if holder), None)
-
-    def _drop(self, numbers: list[int]) -> None:
-        for number in numbers:
-            self._backend.delete(f"{self._folder}/lease.{number}")
 
 
 def lease_numbers(backend: Backend, folder: str) -> list[int]:

@@ -56,7 +56,8 @@ class Records:
         writers used different labels, the first by name counts.
         """
         ahead = self._ahead.pop(key, {})
-        for path in self._paths(step, key, fresh=fresh):
+        # In a list of their own: records may be set aside meanwhile.
+        for path in [*self._names(step, fresh=fresh).get(key, ())]:
             try:
                 return self._record(path, None if fresh else ahead.get(path))
             except FileNotFoundError:
@@ -86,23 +87,16 @@ class Records:
                 contents[owners[path]][path] = data
         self._ahead |= contents
 
-    def _paths(self, step: str, key: str, *, fresh: bool = False) -> list[str]:
-        """Where a key's records are, in a list of its own: records may be set aside meanwhile."""
-        return [*self._names(step, fresh=fresh).get(key, ())]
-
     def _names(self, step: str, *, fresh: bool = False) -> dict[str, list[str]]:
         with self._lock:
             if fresh or step not in self._listings:
-                self._listings[step] = _Listing(self._list_names(step), time.monotonic())
+                names: dict[str, list[str]] = {}
+                # Every build lists the folder once, so that must not ask for size and time of each.
+                for path in self.backend.names(f"records/{step}"):
+                    if path.endswith(".json"):
+                        names.setdefault(path.split(".")[-2], []).append(path)
+                self._listings[step] = _Listing(names, time.monotonic())
             return self._listings[step].names
-
-    def _list_names(self, step: str) -> dict[str, list[str]]:
-        names: dict[str, list[str]] = {}
-        # Every build lists the folder once, so that must not ask for size and time of each file.
-        for path in self.backend.names(f"records/{step}"):
-            if path.endswith(".json"):
-                names.setdefault(path.split(".")[-2], []).append(path)
-        return names
 
     def read_record(self, path: str) -> Record:
         """The record at ``path``. Raises CorruptError, StoreFormatError, FileNotFoundError."""

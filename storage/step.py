@@ -122,6 +122,12 @@ class Handle:
     hit: bool = True
 
     @property
+    def built(self) -> Artifact:
+        """The artifact, where it is known to be built."""
+        assert self.artifact is not None, f"{self.label} is not built"
+        return self.artifact
+
+    @property
     def digest(self) -> str | None:
         """Digest of the artifact, None in a plan."""
         return None if self.artifact is None else self.artifact.digest

@@ -162,8 +162,7 @@ def scan_corpus(run: Runner, recipe: Recipe) -> Manifest:
             )
         inputs = {"documents": Handle("base", "documents", documents)}
         (made,) = run.map([Call(TRAIN_TOKENIZER, recipe.tokenizer, inputs, recipe.corpus.name)])
-        assert made.artifact is not None
-        return made.artifact
+        return made.built
 
     source = recipe.base.source if isinstance(recipe.base, TrainBase) else None
     return scan(

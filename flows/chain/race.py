@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from flows.chain.runner import Runner, swept_rows
-from flows.chain.work import Stage, SweepWork, artifact_of
+from flows.chain.work import Stage, SweepWork
 from storage.step import Call, Handle
 from tasks.arrays import Floats, Ints
 from tasks.evaluation.losses import LossRows
@@ -122,7 +122,7 @@ class RaceSweeps:
 
     def __init__(self, run: Runner, config: RaceConfig, work: SweepWork) -> None:
         self._run, self._config, self._work = run, config, work
-        folders = [run.store.fetch(artifact_of(handle)) for handle in work.sets.values()]
+        folders = [run.store.fetch(handle.built) for handle in work.sets.values()]
         self._sets = [_SetGroups(load_windows(folder)) for folder in folders]
         self._looks = self._cut()
         self.text = self._text()

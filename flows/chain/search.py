@@ -23,7 +23,7 @@ from flows.chain.ablation import (
 )
 from flows.chain.recipe import Recipe
 from flows.chain.runner import Runner, swept_rows
-from flows.chain.work import Stage, SweepWork, artifact_of
+from flows.chain.work import Stage, SweepWork
 from storage.step import Call, Handle
 from tasks.arrays import Floats
 from tasks.evaluation.losses import LossRows
@@ -181,7 +181,7 @@ class SearchSweeps:
     @cached_property
     def _windows(self) -> list[Windows]:
         handles = self._prepared.windows.values()
-        return [load_windows(self._run.store.fetch(artifact_of(handle))) for handle in handles]
+        return [load_windows(self._run.store.fetch(handle.built)) for handle in handles]
 
 
 def descent_call(

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from storage.artifact import Artifact
 from storage.step import Handle
 from storage.store import Store
 from tasks.evaluation.losses import Counts, Losses, LossRows
@@ -43,7 +42,7 @@ class SweepWork(NamedTuple):
 
     def resolved(self, mixture: Mixture) -> Mixture:
         """A mixture over model digests; all models of its partitions must be built."""
-        return mixture.renamed({n: artifact_of(self.pool[n]).digest for n in mixture.members})
+        return mixture.renamed({n: self.pool[n].built.digest for n in mixture.members})
 
 
 class SweepPlan(NamedTuple):
@@ -84,18 +83,12 @@ class SweepPlan(NamedTuple):
 
 def digests(handles: Mapping[str, Handle]) -> dict[str, str]:
     """Digests of handles that are all built."""
-    return {name: artifact_of(handle).digest for name, handle in handles.items()}
-
-
-def artifact_of(handle: Handle) -> Artifact:
-    """The artifact of a handle that is built."""
-    assert handle.artifact is not None, f"{handle.label} is not built"
-    return handle.artifact
+    return {name: handle.built.digest for name, handle in handles.items()}
 
 
 def losses_of(store: Store, rows: LossRows, windows: Mapping[str, Handle]) -> Losses:
     """Rows with the counts of their sets."""
-    artifacts = [artifact_of(handle) for handle in windows.values()]
+    artifacts = [handle.built for handle in windows.values()]
     return rows.counted({a.digest: _counts(store.fetch(a)) for a in artifacts})
 
 

@@ -1,11 +1,9 @@
 """Chunks of a sweep: each is evaluated under a lease, by a sweeper that keeps the pool in memory."""
 
-from pathlib import Path
-
 from flows.chain.runner import Ledger
-from flows.chain.work import SweepWork, artifact_of
+from flows.chain.work import SweepWork
 from storage.fingerprint import fingerprint
-from storage.step import Handle, Progress, Runtime
+from storage.step import Progress, Runtime
 from storage.store import Store
 from tasks.evaluation.losses_table import LossesTable, identity
 from tasks.evaluation.sweep import Job, PreparedSet, Sweeper
@@ -22,7 +20,7 @@ class ResidentSweeper:
     def get(self) -> Sweeper:
         """The sweeper, with the whole pool and all sets."""
         if self._sweeper is None:
-            models = {artifact_of(h).digest: self._fetch(h) for h in self._work.pool.values()}
+            models = {h.built.digest: self._store.fetch(h.built) for h in self._work.pool.values()}
             self._sweeper = Sweeper(models, self._sets(), self._work.config, self.runtime)
         return self._sweeper
 
@@ -39,12 +37,9 @@ class ResidentSweeper:
 
     def _sets(self) -> list[PreparedSet]:
         return [
-            PreparedSet(name, artifact_of(handle).digest, self._fetch(handle))
+            PreparedSet(name, handle.built.digest, self._store.fetch(handle.built))
             for name, handle in self._work.sets.items()
         ]
-
-    def _fetch(self, handle: Handle) -> Path:
-        return self._store.fetch(artifact_of(handle))
 
 
 def run_chunk(

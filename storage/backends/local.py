@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from storage.backends.backend import Backend, FileInfo
@@ -47,7 +47,9 @@ class LocalBackend(Backend):
         target = Path(self.full(path))
         if not replace and target.exists():
             return False
-        with self._temporary(target) as temporary:
+        temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+        _touch(temporary)
+        try:
             write(temporary)
             _sync(temporary)
             if replace:
@@ -58,16 +60,9 @@ class LocalBackend(Backend):
                 except FileExistsError:
                     return False
             _sync(target.parent)
-        return True
-
-    @contextlib.contextmanager
-    def _temporary(self, target: Path) -> Iterator[Path]:
-        temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
-        _touch(temporary)
-        try:
-            yield temporary
         finally:
             temporary.unlink(missing_ok=True)
+        return True
 
     def delete(self, path: str) -> None:
         target = Path(self.full(path))

@@ -37,10 +37,7 @@ class OverlayBackend(Backend):
             above = {path for path in batch if self._is_above(path) or path in self._deleted}
             below = dict(self._lower.read_each(path for path in batch if path not in above))
             for path in batch:
-                yield self._one(path) if path in above else (path, below[path])
-
-    def _one(self, path: str) -> tuple[str, bytes | None]:
-        return next(super().read_each([path]))
+                yield from super().read_each([path]) if path in above else [(path, below[path])]
 
     def exists(self, path: str) -> bool:
         return path not in self._deleted and (self._is_above(path) or self._lower.exists(path))

@@ -92,10 +92,7 @@ class S3Backend(S3Requests):
         self, path: str, file: int, start: int, size: "asyncio.Future[int] | None" = None
     ) -> str:
         async with self._streams:
-            etag: str = await self.fs.copy(
-                self.full(path), file, start, start + RANGE_BYTES - 1, size
-            )
-            return etag
+            return await self.fs.copy(self.full(path), file, start, start + RANGE_BYTES - 1, size)
 
     # Writing -----------------------------------------------------------------------------------
 

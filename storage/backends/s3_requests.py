@@ -29,6 +29,7 @@ class S3Requests(Backend):
     """The objects below one bucket and prefix."""
 
     is_remote = True
+    fs: PatientS3
 
     def __init__(self, fs: PatientS3, root: str) -> None:
         super().__init__(fs, root)
@@ -38,14 +39,10 @@ class S3Requests(Backend):
         return f"{self.prefix}/{path}" if self.prefix and path else self.prefix or path
 
     def _call(self, method: str, path: str, **arguments: Any) -> Awaitable[Any]:
-        call: Awaitable[Any] = self.fs._call_s3(
-            method, Bucket=self.bucket, Key=self._key(path), **arguments
-        )
-        return call
+        return self.fs._call_s3(method, Bucket=self.bucket, Key=self._key(path), **arguments)
 
     def _run(self, work: Callable[[], Awaitable[T]]) -> T:
-        done: T = self.fs.run(work)
-        return done
+        return self.fs.run(work)
 
     def hurry(self) -> None:
         self.fs.hurry()
@@ -64,11 +61,8 @@ class S3Requests(Backend):
 
         return self._run(all_of_them)
 
-    def _get(
-        self, path: str, first: int | None = None, last: int | None = None
-    ) -> Awaitable[ObjectBytes]:
-        part: Awaitable[ObjectBytes] = self.fs.get(self.full(path), first, last)
-        return part
+    def _get(self, path: str) -> Awaitable[ObjectBytes]:
+        return self.fs.get(self.full(path))
 
     async def _read_or_none(self, path: str) -> bytes | None:
         with contextlib.suppress(FileNotFoundError):

@@ -26,7 +26,7 @@ from flows.chain.ablation import Outcome, ablate
 from flows.chain.race import run_race
 from flows.chain.recipe import Recipe
 from flows.chain.recipe_file import parse_recipe
-from flows.chain.work import SweepWork, artifact_of
+from flows.chain.work import SweepWork
 from flows.command.demo_corpus import gather
 from flows.runners.inline import InlineRunner
 from storage.step import Runtime
@@ -121,7 +121,7 @@ def stored_losses(store: Path, full: Outcome) -> Losses:
     names = sorted(full.pool)
     shares = np.array([[float(m.weights.get(n, 0)) for n in names] for m in full.mixtures])
     opened = Store(str(store))
-    windows = [load_windows(opened.fetch(artifact_of(h))) for h in full.windows.values()]
+    windows = [load_windows(opened.fetch(h.built)) for h in full.windows.values()]
     size = len(full.mixtures)
     nats = [full.rows.sums.read(place, 0, size) for place in range(len(windows))]
     return Losses(shares, nats, [one.num_tokens.astype(float) for one in windows])

@@ -24,7 +24,7 @@ from flows.chain.ablation import Outcome, ablate
 from flows.chain.recipe import Recipe
 from flows.chain.recipe_file import parse_recipe
 from flows.chain.search import descent_call
-from flows.chain.work import SweepWork, artifact_of
+from flows.chain.work import SweepWork
 from flows.command.demo_corpus import gather
 from flows.runners.inline import InlineRunner
 from storage.step import Runtime
@@ -118,7 +118,7 @@ def compared(
 
 def in_bits(run: InlineRunner, full: Outcome, rows: LossRows) -> Floats:
     """Bits per byte, shape (mixtures, sets)."""
-    folders = [run.store.fetch(artifact_of(handle)) for handle in full.windows.values()]
+    folders = [run.store.fetch(handle.built) for handle in full.windows.values()]
     sizes = np.array([load_windows(folder).num_bytes.sum() for folder in folders])
     found: Floats = rows.nll / sizes / math.log(2)
     return found
@@ -214,7 +214,7 @@ def landed(
     rules, means = SearchConfig(), np.sort(bits.mean(axis=1))
     search = state(full, rules, even=False)
     (made,) = run.map([descent_call(full, search, descent)])
-    landings = load_descents(run.store.fetch(artifact_of(made)))
+    landings = load_descents(run.store.fetch(made.built))
     weights = [landing.weights for landing in landings]
     free = _means(run, recipe, full, search.landed(weights))
     even = _means(run, recipe, full, state(full, rules, even=True).landed(weights))
@@ -238,5 +238,5 @@ def _means(run: InlineRunner, recipe: Recipe, full: Outcome, mixtures: list[Mixt
 
 
 def _tokens(run: InlineRunner, full: Outcome) -> int:
-    folders = [run.store.fetch(artifact_of(handle)) for handle in full.windows.values()]
+    folders = [run.store.fetch(handle.built) for handle in full.windows.values()]
     return sum(int(load_windows(folder).length.sum()) for folder in folders)
