@@ -6,7 +6,8 @@ The chain (``flows.chain.ablation``) says what is needed, and a runner looks it 
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -111,6 +112,13 @@ class Runner(Protocol):
 def swept_rows(run: Runner, work: SweepWork) -> LossRows:
     """Losses of work that was swept. Swept once more, those evaluated just now would count as stored."""
     return SweepPlan.of(run.store, work, run.runtime.scratch).rows()
+
+
+def median_per_token(records: Iterable[Record], what: str) -> float | None:
+    """What a token of a training cost, ``seconds`` or ``joules``; None where no record says it."""
+    costs = [record.cost for record in records]
+    rates = [cost[what] / cost["tokens"] for cost in costs if cost.get(what) and cost.get("tokens")]
+    return float(statistics.median(rates)) if rates else None
 
 
 def note(ledger: Ledger, call: Call[Any], handle: Handle) -> Handle:

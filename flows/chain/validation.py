@@ -7,14 +7,13 @@ evaluations alone: partition models by themselves, midpoints of pairs, the base 
 """
 
 import random
-import statistics
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flows.chain.ablation import BASE, Outcome, partitions_of, train
 from flows.chain.recipe import Recipe
-from flows.chain.runner import REFERENCE, Runner, swept_rows
+from flows.chain.runner import REFERENCE, Runner, median_per_token, swept_rows
 from flows.chain.work import SweepWork, losses_of
 from storage.step import Call, Handle
 from tasks.evaluation.group_sums import GroupSums
@@ -147,14 +146,13 @@ def _price(run: Runner, recipe: Recipe, mixture: Mixture, budget: Budget) -> flo
 
 
 def _joules_per_token(run: Runner) -> float:
-    costs = [record.cost for record in run.store.records(TRAIN.name)]
-    measured = [c["joules"] / c["tokens"] for c in costs if c.get("joules") and c.get("tokens")]
-    if not measured:
+    joules = median_per_token(run.store.records(TRAIN.name), "joules")
+    if joules is None:
         raise ValueError(
             "validation.budget is in joules, and no training in the store has measured any: give "
             "it in trainings or tokens, or run the recipe first"
         )
-    return float(statistics.median(measured))
+    return joules
 
 
 def _reference(

@@ -115,7 +115,13 @@ def gather(folder: Path, *, domains: Sequence[str] | None = None) -> dict[str, G
     Raises:
         ValueError: a name is unknown, or this environment holds too little text of a domain.
     """
-    wanted = [domain for domain in DOMAINS if domain.name in _chosen_names(domains)]
+    names = [domain.name for domain in DOMAINS]
+    for name in domains or ():
+        if name not in names:
+            raise ValueError(f"there is no demo domain {name!r}: choose from {', '.join(names)}")
+    wanted = [
+        domain for domain in DOMAINS if domain.name in (names if domains is None else domains)
+    ]
     missing = {domain for domain in wanted if not _path(folder, domain).exists()}
     taken: set[str] = set()
     for domain in DOMAINS:
@@ -129,16 +135,6 @@ def gather(folder: Path, *, domains: Sequence[str] | None = None) -> dict[str, G
             _write(path, domain.name, documents)
             missing.remove(domain)
     return {domain.name: _counted(_path(folder, domain)) for domain in wanted}
-
-
-def _chosen_names(names: Sequence[str] | None) -> Sequence[str]:
-    all_names = [domain.name for domain in DOMAINS]
-    for name in names or ():
-        if name not in all_names:
-            raise ValueError(
-                f"there is no demo domain {name!r}: choose from {', '.join(all_names)}"
-            )
-    return all_names if names is None else names
 
 
 def _path(folder: Path, domain: Domain) -> Path:

@@ -66,7 +66,7 @@ def export_model(store: Store, run: RunContent, mixture: Mixture, folder: Path) 
 
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: give a new folder")
-    trained = _trainings(store, run, mixture)
+    trained = _records(store, TRAIN.name, {name: run.models[name] for name in mixture.members})
     models = {name: store.fetch(record.output) for name, record in trained.items()}
     check_mergeable({name: facts_of(path) for name, path in models.items()})
     merged = average_weights({n: load_weights(p) for n, p in models.items()}, dict(mixture.parts))
@@ -79,7 +79,9 @@ def export_model(store: Store, run: RunContent, mixture: Mixture, folder: Path) 
         for file in ("config.json", "generation_config.json"):
             if (first / file).exists():
                 shutil.copyfile(first / file, output / file)
-        copy_files(_tokenizer_folder(store, facts_of(first).tokenizer), output)
+        named = {"tokenizer": facts_of(first).tokenizer}
+        tokenizer = _records(store, TRAIN_TOKENIZER.name, named)["tokenizer"]
+        copy_files(store.fetch(tokenizer.output), output)
         facts = weights_tree(run, mixture)
         exact = {
             "parts": dict(mixture.parts),
@@ -94,21 +96,15 @@ def export_model(store: Store, run: RunContent, mixture: Mixture, folder: Path) 
         output.rename(folder)
 
 
-def _trainings(store: Store, run: RunContent, mixture: Mixture) -> dict[str, Record]:
-    """How each member's model was made, by name."""
-    records = {record.output.digest: record for record in store.records(TRAIN.name)}
-    return {name: _record_of(records, run.models[name], name) for name in mixture.members}
-
-
-def _tokenizer_folder(store: Store, digest: str) -> Path:
-    records = {record.output.digest: record for record in store.records(TRAIN_TOKENIZER.name)}
-    return store.fetch(_record_of(records, digest, "tokenizer").output)
-
-
-def _record_of(records: Mapping[str, Record], digest: str, name: str) -> Record:
-    if digest not in records:
-        raise ValueError(f"the store no longer has {name} ({short(digest)}): run the recipe again")
-    return records[digest]
+def _records(store: Store, step: str, digests: Mapping[str, str]) -> dict[str, Record]:
+    """How each artifact was made, by name."""
+    records = {record.output.digest: record for record in store.records(step)}
+    for name, digest in digests.items():
+        if digest not in records:
+            raise ValueError(
+                f"the store no longer has {name} ({short(digest)}): run the recipe again"
+            )
+    return {name: records[digest] for name, digest in digests.items()}
 
 
 def weights_tree(run: RunContent, mixture: Mixture) -> dict[str, Any]:

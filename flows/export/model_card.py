@@ -7,7 +7,6 @@ base model, which mixpool knows nothing about.
 import importlib.metadata
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -58,7 +57,7 @@ def model_card(
         PROXY if len(trained) > 1 else SINGLE,
         "## What it is made of",
         _members(run, facts, trained),
-        _domains(facts["domains"]),
+        _table(("domain", "weight"), [(n, f"{w:f}") for n, w in facts["domains"].items()]),
         _origin(run, facts, trained),
         "## How good it was in that run",
         _losses(ranked(store, run, facts["mixture"])),
@@ -81,17 +80,13 @@ def _members(run: RunContent, facts: Mapping[str, Any], trained: Mapping[str, Re
         (
             name,
             run.content["domains"][name],
-            _weight(facts["weights"][name]),
+            f"{facts['weights'][name]:f}",
             f"{record.details['num_tokens']:,}",
             short(record.output.digest),
         )
         for name, record in trained.items()
     ]
     return _table(("partition", "domain", "weight", "tokens trained on", "model"), rows)
-
-
-def _domains(domains: Mapping[str, Decimal]) -> str:
-    return _table(("domain", "weight"), [(name, _weight(w)) for name, w in domains.items()])
 
 
 def _origin(run: RunContent, facts: Mapping[str, Any], trained: Mapping[str, Record]) -> str:
@@ -119,10 +114,6 @@ def _losses(rows: "pd.DataFrame") -> str:
         for row in rows.to_dict("records")
     ]
     return _table(("evaluation set", "perplexity", "bits per byte"), shown)
-
-
-def _weight(weight: Decimal) -> str:
-    return f"{weight:f}"
 
 
 def _table(heads: Sequence[str], rows: Iterable[Iterable[str]]) -> str:

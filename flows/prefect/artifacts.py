@@ -5,14 +5,15 @@ does not take is only a warning: it must not end a run whose work is done and ke
 """
 
 import functools
+import html
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from flows.prefect.links import is_clickable, link
-from flows.prefect.text import markdown_table, plain
 from flows.run.stored import RunContent, ranking
 from flows.runners.planner import Plan
 from storage.artifact import dashed
@@ -201,6 +202,16 @@ def leave_garbage(store: Store, garbage: Garbage, deleted: bool) -> None:
 
 
 # Text --------------------------------------------------------------------------------------------
+
+
+def plain(value: str) -> str:
+    """Names come from data: they may hold what Markdown or a browser would read as markup."""
+    return re.sub(r"([\\`*_{}\[\]|])", r"\\\1", html.escape(value, quote=False))
+
+
+def markdown_table(heads: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a table."""
+    return [f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *rows]]
 
 
 def _rows(table: tables.Table) -> list[dict[str, Any]]:

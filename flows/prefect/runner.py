@@ -23,7 +23,7 @@ from flows.runners.inline import step_meter
 from flows.runners.stopping import check, checked
 from storage.cache import build, look_ahead, lookup
 from storage.lease import Busy
-from storage.step import Call, Handle, Progress, Runtime
+from storage.step import Call, Handle, Runtime
 from storage.store import Store
 from tasks.evaluation.losses import LossRows
 from tasks.evaluation.sweep import Job
@@ -46,14 +46,13 @@ class PrefectRunner:
         self,
         store: Store,
         runtime: Runtime | None = None,
-        reporter: Reporter | None = None,
         *,
         may_train: bool = True,
     ) -> None:
         self.store = store
         self.runtime = runtime or Runtime()
-        self.reporter: Reporter = reporter or PrefectReporter()
-        self._close = getattr(self.reporter, "close", lambda: None)
+        self._shown = PrefectReporter()
+        self.reporter: Reporter = self._shown
         self.ledger = Ledger()
         self.devices = Devices(store.url, self.runtime, self._hold)
         self._may_train = may_train
@@ -63,7 +62,7 @@ class PrefectRunner:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        self._shown.close()
         self.devices.close()
 
     def _hold(self, device: str) -> Any:
@@ -139,12 +138,19 @@ class PrefectRunner:
     def _sweep_pieces(self, plan: SweepPlan, chunks: list[list[Job]]) -> list[Piece]:
         title = plan.work.title
         work = plan.work._replace(mixtures=[])  # sent with every chunk, which names its own
-        shown = Together(self.reporter.task(title), len(plan.jobs))
+        progress = self.reporter.task(title)
+        done: dict[int, int] = {}
+
+        def show(number: int, part: int, total: int, unit: str) -> None:
+            """Progress of a chunk, of which several go on at once, as progress of the whole."""
+            del total
+            done[number] = part
+            progress(sum(done.copy().values()), len(plan.jobs), unit)
 
         def act(number: int, chunk: list[Job], stop: threading.Event) -> bool:
             with self.devices.take(stop) as device:
-                swept = device.sweep(work, chunk, shown.part(number), stop)
-            shown.part(number)(len(chunk), len(chunk), "mixtures")
+                swept = device.sweep(work, chunk, functools.partial(show, number), stop)
+            show(number, len(chunk), len(chunk), "mixtures")
             self.ledger.add_sweep(swept)
             return not swept.num_evaluated
 
@@ -154,24 +160,6 @@ class PrefectRunner:
             for number, chunk in enumerate(chunks, 1)
             if (name := f"{title} chunk {number} of {len(chunks)}")
         ]
-
-
-class Together:
-    """Progress of parts that go on at the same time, shown as progress of the whole."""
-
-    def __init__(self, progress: Progress, total: int) -> None:
-        self._progress, self._total = progress, total
-        self._done: dict[int, int] = {}
-
-    def part(self, number: int) -> Progress:
-        """Progress of one part."""
-
-        def show(done: int, total: int, unit: str) -> None:
-            del total
-            self._done[number] = done
-            self._progress(sum(self._done.copy().values()), self._total, unit)
-
-        return show
 
 
 def forward_logs() -> None:

@@ -11,10 +11,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from prefect import task
+from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Cancelled, Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -24,11 +25,6 @@ from storage.backends.deadline import UnreachableError
 from storage.cache import OutOfSpaceError
 from storage.lease import Busy
 from tasks.readable import duration
-
-if TYPE_CHECKING:
-    from prefect import Task
-    from prefect.client.schemas.objects import State, TaskRun
-
 
 LOG = logging.getLogger("mixpool.run")
 
@@ -57,7 +53,7 @@ class Piece(NamedTuple):
     """Whether to try again: the other run has ended the work, or its lease has expired."""
 
 
-def may_pass(task: "Task[..., Any]", task_run: "TaskRun", state: "State[Any]") -> bool:
+def may_pass(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
     """Whether another attempt can help: errors of disks, networks and devices may pass."""
     del task, task_run
     error = state.data
@@ -92,7 +88,7 @@ def carry_out(name: str, act: Callable[[], bool]) -> Any:
 
 
 @functools.cache
-def task_of(step: str) -> "Task[..., Any]":
+def task_of(step: str) -> Task[..., Any]:
     """The one task function under a step's name; its tags may be given limits in Prefect."""
     return carry_out.with_options(name=step, tags={"mixpool", f"mixpool-{step}"})
 

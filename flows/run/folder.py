@@ -6,6 +6,7 @@ folder alone, by a newer mixpool or as pictures and tables for a paper. Rankings
 from the losses.
 """
 
+import functools
 import hashlib
 import io
 import tempfile
@@ -41,17 +42,13 @@ def write_files(store: Store, folder: str, report: ReportData) -> dict[str, str]
         "members.parquet": lambda path: write_tables(path, [report.members]),
     }
     for name, frame in report.frames().items():
-        writers[_file_name(name)] = _writer(frame)
+        writers[_file_name(name)] = functools.partial(write_tables, frames=[frame])
     writers["report.html"] = lambda path: write_report(path, report)
     return {name: _write(store, f"{folder}/{name}", write) for name, write in writers.items()}
 
 
 def _file_name(name: str) -> str:
     return f"{name}.parquet" if name in BESIDE else f"tables/{name}.parquet"
-
-
-def _writer(frame: "pd.DataFrame") -> Callable[[Path], object]:
-    return lambda path: write_tables(path, [frame])
 
 
 def _write(store: Store, path: str, write: Callable[[Path], object]) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from flows.run import stored, views
-from storage.artifact import Artifact, Record
+from storage.artifact import Record
 from storage.backends.backend import FileInfo
 from storage.lineage import run_folders
 from storage.provenance import now
@@ -184,15 +184,11 @@ def _record(record: Record) -> dict[str, Any]:
         "when": record.provenance.get("created", ""),
         "record": Link("record", record.path),
         "folder": record.output.prefix,
-        "files": _files(record.output),
+        "files": [
+            Link(name, f"{record.output.prefix}/{name}", entry.num_bytes)
+            for name, entry in sorted(record.output.files.items())
+        ],
     }
-
-
-def _files(artifact: Artifact) -> list[Link]:
-    return [
-        Link(name, f"{artifact.prefix}/{name}", entry.num_bytes)
-        for name, entry in sorted(artifact.files.items())
-    ]
 
 
 def _parts(files: Mapping[str, FileInfo]) -> Iterator[dict[str, Any]]:
@@ -207,17 +203,9 @@ def _parts(files: Mapping[str, FileInfo]) -> Iterator[dict[str, Any]]:
 # Numbers for people ------------------------------------------------------------------------------
 
 
-def _minute(when: str) -> str:
-    return when[:16].replace("T", " ") or "–"
-
-
-def _size(num_bytes: int) -> str:
-    return readable.count(num_bytes, " kMGTPE", "B")
-
-
 FILTERS: dict[str, Callable[[Any], str]] = {
-    "minute": _minute,
-    "size": _size,
+    "minute": lambda when: when[:16].replace("T", " ") or "–",
+    "size": lambda num_bytes: readable.count(num_bytes, " kMGTPE", "B"),
     "count": readable.count,
     "duration": readable.duration,
     "digits3": readable.number(3),

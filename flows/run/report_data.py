@@ -61,7 +61,11 @@ def report_of(
         trust: of a validation, else None.
         search_result: of a search, else None.
     """
-    trainings = _trainings(run, outcome)
+    trainings = {
+        entry.label: entry
+        for entry in run.ledger.entries
+        if entry.step == TRAIN and entry.label in outcome.pool
+    }
     return ReportData(
         title=recipe.name,
         created=now(),
@@ -77,14 +81,6 @@ def report_of(
         search=search_result,
         cost_words=stated(run.runtime),
     )
-
-
-def _trainings(run: Runner, outcome: Outcome) -> dict[str, Entry]:
-    return {
-        entry.label: entry
-        for entry in run.ledger.entries
-        if entry.step == TRAIN and entry.label in outcome.pool
-    }
 
 
 def _members(outcome: Outcome) -> "pd.DataFrame":

@@ -5,7 +5,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from flows.run.stored import RunContent
-from storage.artifact import Record
 from storage.fingerprint import short
 from storage.lineage import producers, run_folders, tree
 from storage.store import Store
@@ -55,20 +54,19 @@ def partitions(store: Store) -> Listing:
 
 def models(store: Store) -> Listing:
     """Every trained model: base, partition models, references."""
-    return [_model_row(record) for record in store.records(TRAIN.name)]
-
-
-def _model_row(record: Record) -> dict[str, Any]:
-    return {
-        "model": record.label,
-        "steps": record.config["steps"],
-        "final loss": round(record.details["final_loss"], 4),
-        "repeats": round(record.details["repeats"], 2),
-        "seconds": round(record.cost["seconds"], 1),
-        "key": short(record.key),
-        "digest": short(record.output.digest),
-        "folder": record.output.prefix,
-    }
+    return [
+        {
+            "model": record.label,
+            "steps": record.config["steps"],
+            "final loss": round(record.details["final_loss"], 4),
+            "repeats": round(record.details["repeats"], 2),
+            "seconds": round(record.cost["seconds"], 1),
+            "key": short(record.key),
+            "digest": short(record.output.digest),
+            "folder": record.output.prefix,
+        }
+        for record in store.records(TRAIN.name)
+    ]
 
 
 def losses(store: Store) -> Listing:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from flows.chain.ablation import Prepared, ablate, scan_corpus
 from flows.chain.recipe import Recipe
-from flows.chain.runner import REFERENCE, Ledger, Quiet, Reporter, note
+from flows.chain.runner import REFERENCE, Ledger, Quiet, Reporter, median_per_token, note
 from flows.chain.search import SearchOutcome, search
 from flows.chain.validation import train_references
 from flows.chain.work import SweepPlan, SweepWork
@@ -162,27 +162,21 @@ class Plan:
     @property
     def joules(self) -> float | None:
         """Estimate for what would be trained, from earlier records; None where none has measured any."""
-        measured = [
-            r.cost["joules"] / r.cost["tokens"] for r in self.train_records if r.cost["joules"]
-        ]
-        return self.training_tokens * statistics.median(measured) if measured else None
+        per_token = median_per_token(self.train_records, "joules")
+        return None if per_token is None else self.training_tokens * per_token
 
     @property
     def seconds(self) -> float | None:
         """Estimate from the costs of earlier records; None where there is none to go by."""
-        per_token = [
-            record.cost["seconds"] / record.cost["tokens"]
-            for record in self.train_records
-            if record.cost.get("tokens")
-        ]
-        is_known = bool(per_token) or not self.training_tokens
+        per_token = median_per_token(self.train_records, "seconds")
+        trained = (self.training_tokens, per_token)
         evaluated = (self.pairs_missing, self.seconds_per_pair)
         descended = (self.descent_tokens, self.seconds_per_token)
-        if not is_known or any(count and rate is None for count, rate in (evaluated, descended)):
+        if any(count and rate is None for count, rate in (trained, evaluated, descended)):
             return None
-        trained = self.training_tokens * statistics.median(per_token) if per_token else 0.0
         descent = self.descent_tokens * (self.seconds_per_token or 0.0)
-        return trained + self.effort * (self.seconds_per_pair or 0.0) + descent
+        pairs = self.effort * (self.seconds_per_pair or 0.0)
+        return self.training_tokens * (per_token or 0.0) + pairs + descent
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON."""
@@ -250,7 +244,7 @@ def plan(
             is_open=outcome.race is not None and not outcome.race.result.is_complete,
             mixtures=len(outcome.mixtures) + (searched.pending if searched else 0),
             partitions=len(outcome.partitions),
-            train_records=[r for r in records.get(TRAIN, []) if r.cost.get("tokens")],
+            train_records=records.get(TRAIN, []),
             seconds_per_pair=_seconds_per_pair(store, recipe, outcome),
             seconds_per_token=_seconds_per_token(LossesTable(store, recipe.evaluation.evaluate)),
             explanations=[
