@@ -114,7 +114,7 @@ class Record(Config):
     @property
     def path(self) -> str:
         """Where it lies in the store."""
-        return record_path(self.step, self.label, self.key)
+        return f"records/{self.step}/{slug(self.label)}.{self.key}.json"
 
     def recomputed_key(self) -> str:
         """The key that its own content gives."""
@@ -135,11 +135,6 @@ def slug(label: str) -> str:
 def dashed(*names: str) -> str:
     """``names`` in lower case letters, digits and dashes; ids of events depend on it."""
     return re.sub(r"[^a-z0-9]+", "-", "-".join(names).lower()).strip("-") or "unnamed"
-
-
-def record_path(step: str, label: str, key: str) -> str:
-    """Where the record of a key lies."""
-    return f"records/{step}/{slug(label)}.{key}.json"
 
 
 class Sealed(Config):

@@ -82,15 +82,15 @@ def _identity_fields(model: BaseModel) -> dict[str, object]:
     for name, info in type(model).model_fields.items():
         value = getattr(model, name)
         extra = info.json_schema_extra
-        if isinstance(extra, dict) and NEUTRAL in extra and _is_same(value, extra[NEUTRAL]):
+        # Compared as bytes: Python holds 0, 0.0 and False to be equal, and a list never equal to a tuple.
+        if (
+            isinstance(extra, dict)
+            and NEUTRAL in extra
+            and canonical_bytes(value) == canonical_bytes(extra[NEUTRAL])
+        ):
             continue
         fields[name] = value
     return fields
-
-
-def _is_same(one: object, other: object) -> bool:
-    # Python holds 0, 0.0 and False to be equal, and a list never equal to a tuple.
-    return canonical_bytes(one) == canonical_bytes(other)
 
 
 def _canonical_text(value: str, where: str) -> str:

@@ -55,7 +55,8 @@ class Store(Records):
     ) -> None:
         self.url = url
         super().__init__(backend or open_backend(url))
-        self.cache = cache or _default_cache()
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        self.cache = cache or Path(caches) / "mixpool"
         self._verified: set[str] = set()
         self._open(create)
 
@@ -207,11 +208,6 @@ class Store(Records):
 def number_of(path: str) -> int:
     """The number of a file of a chain."""
     return int(PurePosixPath(path).stem)
-
-
-def _default_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "mixpool"
 
 
 @contextmanager

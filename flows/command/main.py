@@ -21,13 +21,12 @@ from flows.command.options import (
     RecipeFile,
     RuntimeOptions,
     StoreUrl,
+    carry_out,
     err,
     faults,
     out,
-    print_report_place,
     read_recipe,
     read_runtime,
-    run_here,
 )
 from flows.command.report import report
 from flows.command.search import search
@@ -60,7 +59,9 @@ def run(
     prefect: WithPrefect = False,
 ) -> None:
     """Train what is missing, evaluate what is missing, rank every mixture."""
-    _run(recipe, store, overrides, runtime, as_json=as_json, prefect=prefect, references=False)
+    with faults():
+        loaded, settings = read_recipe(recipe, overrides), read_runtime(runtime)
+        carry_out(loaded, store, settings, as_json=as_json, prefect=prefect)
 
 
 @app.command()
@@ -85,33 +86,9 @@ def validate(
         changes.append(f"validation.references={references}")
     if budget is not None:
         changes.append(f"validation.budget={json.dumps(budget)}")
-    _run(recipe, store, changes, runtime, as_json=as_json, prefect=prefect, references=True)
-
-
-def _run(
-    recipe: str,
-    store: str,
-    overrides: list[str] | None,
-    runtime: list[str] | None,
-    *,
-    as_json: bool,
-    prefect: bool,
-    references: bool,
-) -> None:
     with faults():
-        loaded, settings = read_recipe(recipe, overrides), read_runtime(runtime)
-        if not prefect:
-            run_here(loaded, store, settings, as_json=as_json, with_references=references)
-            return
-        from flows.command.summary import show_ledger
-        from flows.prefect.flow_runs import run_with_prefect
-
-        summary = run_with_prefect(loaded, store, settings, with_references=references)
-        if as_json:
-            print_json(summary)
-            return
-        show_ledger(out, summary)
-        print_report_place(store, summary["run"])
+        loaded, settings = read_recipe(recipe, changes), read_runtime(runtime)
+        carry_out(loaded, store, settings, as_json=as_json, prefect=prefect, with_references=True)
 
 
 @app.command()

@@ -133,34 +133,41 @@ def open_store(url: str, *, create: bool = False) -> "Store":
     return Store(url, create=create)
 
 
-def run_here(
+def carry_out(
     recipe: "Recipe",
     store: str,
     settings: "Runtime",
     *,
     as_json: bool,
+    prefect: bool = False,
     with_references: bool = False,
     with_search: bool = False,
 ) -> None:
-    """Carry out a recipe in this process, with progress bars, and print the result.
+    """Carry out a recipe in this process, or as a Prefect flow, and print the result.
 
     Raises:
         ValueError: data, recipe or store cannot be used; everything committed stays.
     """
-    from flows.command.summary import show_result
-    from flows.run.execute import execute
-    from flows.runners.inline import InlineRunner
+    from flows.command.summary import show_ledger, show_result
 
-    with TerminalReporter(err) as reporter:
-        runner = InlineRunner(open_store(store, create=True), settings, reporter)
-        result = execute(runner, recipe, with_references=with_references, with_search=with_search)
+    if prefect:
+        from flows.prefect.flow_runs import run_with_prefect
+
+        summary = run_with_prefect(recipe, store, settings, with_references=with_references)
+        if not as_json:
+            show_ledger(out, summary)
+    else:
+        from flows.run.execute import execute
+        from flows.runners.inline import InlineRunner
+
+        options = {"with_references": with_references, "with_search": with_search}
+        with TerminalReporter(err) as reporter:
+            runner = InlineRunner(open_store(store, create=True), settings, reporter)
+            result = execute(runner, recipe, **options)
+        summary = {"run": result.folder, **result.summary}
+        if not as_json:
+            show_result(out, result)
     if as_json:
-        print_json({"run": result.folder, **result.summary})
-        return
-    show_result(out, result)
-    print_report_place(store, result.folder)
-
-
-def print_report_place(store: str, folder: str) -> None:
-    """Print where the report of a run lies."""
-    out.print(f"report: {store.rstrip('/')}/{folder}/report.html", soft_wrap=True)
+        print_json(summary)
+    else:
+        out.print(f"report: {store.rstrip('/')}/{summary['run']}/report.html", soft_wrap=True)

@@ -1,6 +1,5 @@
 """`mixpool search`: look for the best mixture of a recipe's pool, or by a table of losses."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,15 +12,15 @@ from flows.command.options import (
     Overrides,
     RuntimeOptions,
     StoreUrl,
+    carry_out,
     faults,
     out,
     read_recipe,
     read_runtime,
-    run_here,
 )
 
-FOR_TABLES = ("targets", "weights", "count", "held_out", "constraints", "tokens", "output")
-FOR_RECIPES = ("evaluations", "store", "runtime")
+FOR_TABLES = ["targets", "weights", "count", "held_out", "constraints", "tokens", "output"]
+FOR_RECIPES = ["evaluations", "store", "runtime"]
 """Options that say something about one of the two only."""
 
 
@@ -99,16 +98,21 @@ def search(
     with faults():
         if (recipe is None) == (losses is None):
             raise UsageError("give a recipe, or --losses with a table: one of the two")
+        names, why = FOR_RECIPES, "is for a recipe, and means nothing with --losses"
         if recipe is not None:
-            _refuse(context, FOR_TABLES, "is for --losses, and means nothing for a recipe")
+            names, why = FOR_TABLES, "is for --losses, and means nothing for a recipe"
+        for name in names:
+            source = context.get_parameter_source(name)
+            if source is not None and source.name == "COMMANDLINE":  # it would be ignored
+                raise UsageError(f"--{name.replace('_', '-')} {why}")
+        if recipe is not None:
             changes = [*(overrides or [])]
             if evaluations is not None:
                 changes.append(f"search.evaluations={evaluations}")
             loaded, settings = read_recipe(recipe, changes), read_runtime(runtime)
-            run_here(loaded, store, settings, as_json=as_json, with_search=True)
+            carry_out(loaded, store, settings, as_json=as_json, with_search=True)
             return
         assert losses is not None
-        _refuse(context, FOR_RECIPES, "is for a recipe, and means nothing with --losses")
         rules = by_table.read_rules(constraints, overrides or [])
         token_counts = by_table.read_tokens(tokens, rules)
         result = by_table.search_table(
@@ -120,16 +124,6 @@ def search(
             print_json(by_table.as_json(result))
         else:
             by_table.show(out, result)
-
-
-def _refuse(context: typer.Context, names: Sequence[str], why: str) -> None:
-    """Raise a UsageError for an option that was given and would be ignored."""
-    from flows.chain.recipe_file import UsageError
-
-    for name in names:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            raise UsageError(f"--{name.replace('_', '-')} {why}")
 
 
 def _names(text: str | None) -> list[str] | None:

@@ -1,9 +1,8 @@
 """The commands show, verify, gc and export, which work on a store."""
 
 from collections.abc import Iterable
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -25,26 +24,11 @@ if TYPE_CHECKING:
     from storage.store import Store
 
 
-class What(StrEnum):
-    """What ``mixpool show`` lists; most are functions of ``flows.run.views``."""
-
-    RUNS = "runs"
-    PARTITIONS = "partitions"
-    MODELS = "models"
-    LOSSES = "losses"
-    RANKING = "ranking"
-    LINEAGE = "lineage"
-
-
-class SourceUnit(StrEnum):
-    """What a trainer samples from."""
-
-    DOMAIN = "domain"
-    PARTITION = "partition"
+What = Literal["runs", "partitions", "models", "losses", "ranking", "lineage"]
 
 
 def show(
-    what: Annotated[What, typer.Argument(help="What to list.")] = What.RUNS,
+    what: Annotated[What, typer.Argument(help="What to list.")] = "runs",
     store: StoreUrl = DEFAULT_STORE,
     run: RunName = None,
     objective: Annotated[
@@ -61,10 +45,10 @@ def show(
 
     with faults():
         opened = open_store(store)
-        if what is What.LINEAGE:
+        if what == "lineage":
             lines = list(views.lineage(opened, stored.find_run(opened, run)))
             print_json(lines) if as_json else print("\n".join(lines))
-        elif what is What.RANKING:
+        elif what == "ranking":
             from flows.command.summary import ranking_table
             from tasks.report.tables import to_json
 
@@ -85,7 +69,7 @@ def _print_table(opened: "Store", what: What, rows: "Listing") -> None:
     from flows.run import views
 
     print_rows(out, [{name: row[name] for name in row if name != "folder"} for row in rows])
-    if what is What.RUNS:
+    if what == "runs":
         page = views.location_of(opened, "index.html")
         report = views.location_of(opened, "runs/RUN/report.html")
         _print_lines([f"page with links to everything: {page}", f"report of a run: {report}"])
@@ -182,8 +166,9 @@ def export(
         Path | None, typer.Option(help="File for --format; without it the text is printed.")
     ] = None,
     unit: Annotated[
-        SourceUnit, typer.Option(help="What a trainer samples from; yaml always has both.")
-    ] = SourceUnit.DOMAIN,
+        Literal["domain", "partition"],
+        typer.Option(help="What a trainer samples from; yaml always has both."),
+    ] = "domain",
     paths: Annotated[
         list[str] | None,
         typer.Option(help="A source's data: NAME=PATH, or a YAML file of them. May be repeated."),
@@ -209,7 +194,7 @@ def export(
         opened = open_store(store)
         content = stored.find_run(opened, run)
         chosen = exports.parse_mixture(mixture, content)
-        sampling = exports.sampling_of(content, chosen, unit.value, paths or [])
+        sampling = exports.sampling_of(content, chosen, unit, paths or [])
         texts = [(render(name, sampling), file) for name, file in outputs]
         if model is not None:
             exports.export_model(opened, content, chosen, model)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, OverflowMethod
 from rich.table import Table
 
+from flows.run.views import ledger_lines
 from tasks import readable
 from tasks.ranking.rank import MACRO_MEAN
 from tasks.readable import number, text
@@ -75,14 +76,7 @@ def show_ledger(console: Console, summary: Mapping[str, Any]) -> None:
     Args:
         summary: what ``run.json`` has under ``summary``.
     """
-    trained, stored = summary["trained"], summary["trainings_from_store"]
-    lines = [
-        f"trained now: {len(trained)}" + (f" ({', '.join(trained)})" if trained else ""),
-        f"trainings from the store: {len(stored)}",
-        f"losses evaluated now: {summary['losses_evaluated']:,} (mixture x evaluation set)",
-        f"losses from the store: {summary['losses_from_store']:,}",
-    ]
-    for line in lines:
+    for line in ledger_lines(summary, ", ".join):
         console.print(line, soft_wrap=True)
 
 

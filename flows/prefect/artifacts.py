@@ -15,6 +15,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 
 from flows.prefect.links import is_clickable, link
 from flows.run.stored import RunContent, ranking
+from flows.run.views import ledger_lines
 from flows.runners.planner import Plan
 from storage.artifact import dashed
 from storage.audit import Fault
@@ -130,17 +131,13 @@ def leave_ranking(store: Store, run: RunContent) -> None:
 def summary_page(store: Store, run: RunContent) -> Iterator[str]:
     """Markdown: where things lie, what was trained, what the store had, best mixtures, notes."""
     summary = run.content["summary"]
-    trained = _names(summary["trained"])
     yield f"# {plain(run.content['recipe'])}"
     yield (
         f"{summary['partitions']} partitions, {summary['mixtures']:,} mixtures, "
         f"{summary['evaluation_sets']} evaluation sets"
     )
     yield ""
-    yield f"- trained now: {len(summary['trained'])}" + (f" ({trained})" if trained else "")
-    yield f"- trainings from the store: {len(summary['trainings_from_store'])}"
-    yield f"- losses evaluated now: {summary['losses_evaluated']:,} (mixture x evaluation set)"
-    yield f"- losses from the store: {summary['losses_from_store']:,}"
+    yield from (f"- {line}" for line in ledger_lines(summary, _names))
     if race := summary.get("race"):
         yield from ["", "## Screened", *(plain(sentence) for sentence in race["words"])]
     for heading, field in (("Can it be trusted?", "verdict"), ("Search", "search")):

@@ -1,6 +1,6 @@
 """The tables of `mixpool show`: runs, partitions, models and losses of a store, and lineage."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -35,6 +35,22 @@ def _run_row(name: str, content: dict[str, Any] | None) -> dict[str, Any]:
         "best mixture": summary["best"][MACRO_MEAN]["mixture"],
         "folder": folder,
     }
+
+
+def ledger_lines(summary: Mapping[str, Any], listed: Callable[[list[str]], str]) -> list[str]:
+    """What was trained and evaluated now, and what came from the store.
+
+    Args:
+        summary: what ``run.json`` has under ``summary``.
+        listed: names as text.
+    """
+    trained = summary["trained"]
+    return [
+        f"trained now: {len(trained)}" + (f" ({listed(trained)})" if trained else ""),
+        f"trainings from the store: {len(summary['trainings_from_store'])}",
+        f"losses evaluated now: {summary['losses_evaluated']:,} (mixture x evaluation set)",
+        f"losses from the store: {summary['losses_from_store']:,}",
+    ]
 
 
 def partitions(store: Store) -> Listing:

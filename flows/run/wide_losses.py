@@ -42,7 +42,8 @@ def table_of_run(path: str) -> "tuple[pd.DataFrame, list[str], list[str]]":
         ValueError: there is no ``members.parquet`` beside it, or a mixture lacks a set or members.
     """
     losses = _read(path, [*sorted(LONG)])
-    members = _read(str(_beside(path, "members.parquet")), ["mixture", "partition", "weight"])
+    head, slash, _ = path.rpartition("/")
+    members = _read(f"{head}{slash}members.parquet", ["mixture", "partition", "weight"])
     losses["bits"] = losses["nll"] / losses["num_bytes"] / math.log(2)
     weights = members.pivot_table(
         index="mixture", columns="partition", values="weight", aggfunc="sum", fill_value=0.0
@@ -59,11 +60,6 @@ def table_of_run(path: str) -> "tuple[pd.DataFrame, list[str], list[str]]":
         lacking = [str(name) for name in table.index[table.isna().any(axis=1)]]
         raise ValueError(f"mixture {lacking[0]!r} of {path} lacks a loss: give the file of one run")
     return table, sorted(map(str, weights.columns)), sorted(map(str, bits.columns))
-
-
-def _beside(path: str, name: str) -> str:
-    head, slash, _ = path.rpartition("/")
-    return f"{head}{slash}{name}"
 
 
 def _read(path: str, columns: list[str]) -> "pd.DataFrame":

@@ -141,7 +141,12 @@ class DeviceProcess:
         try:
             message = child.line.recv() if child.line.poll(POLL_SECONDS) else None
         except (EOFError, OSError):
-            raise self._died(title) from None
+            # Its end of the line is closed a moment before it is gone.
+            status = self._end(POLL_SECONDS)
+            raise DeviceProcessError(
+                f"the process of {self.name} {_in_words(status)} while it was at {title}; everything "
+                "committed is kept and unfinished training resumes: run again"
+            ) from None
         if isinstance(message, Done | Failed):
             return message
         if isinstance(message, Shown):
@@ -166,14 +171,6 @@ class DeviceProcess:
             self._end(0)
             raise
         self._end(0)
-
-    def _died(self, title: str) -> DeviceProcessError:
-        # Its end of the line is closed a moment before it is gone.
-        status = self._end(POLL_SECONDS)
-        return DeviceProcessError(
-            f"the process of {self.name} {_in_words(status)} while it was at {title}; everything "
-            "committed is kept and unfinished training resumes: run again"
-        )
 
     def _end(self, patience: float) -> int | None:
         child, self._child = self._child, None

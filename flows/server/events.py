@@ -75,25 +75,21 @@ def look_at(uri: str) -> LandedData:
         raise ValueError(f"nothing has landed at {uri}: there is no such file or folder") from None
     if info["type"] != "directory":
         size, stamp = size_and_stamp(info)
-        return LandedData(uri, _etag(info) or stamp, size)
+        etag = str(info.get("ETag") or info.get("etag") or "").strip('"')
+        return LandedData(uri, etag or stamp, size)
     return _folder(uri, path, filesystem.find(path, detail=True))
 
 
 def _folder(uri: str, path: str, files: Mapping[str, Mapping[str, Any]]) -> LandedData:
-    facts = {_json(name[len(path) :]): size_and_stamp(info) for name, info in files.items()}
+    # A disk may hold a name that is not UTF-8.
+    facts = {
+        name[len(path) :].encode(errors="backslashreplace").decode(): size_and_stamp(info)
+        for name, info in files.items()
+    }
     if not facts:
         raise ValueError(f"nothing has landed at {uri}: the folder is empty")
     size = sum(size for size, _ in facts.values())
     return LandedData(uri, fingerprint("landing", facts), size)
-
-
-def _json(name: str) -> str:
-    # A disk may hold a name that is not UTF-8.
-    return name.encode(errors="backslashreplace").decode()
-
-
-def _etag(info: Mapping[str, Any]) -> str:
-    return str(info.get("ETag") or info.get("etag") or "").strip('"')
 
 
 def send_landed(uri: str, corpus: str) -> UUID:

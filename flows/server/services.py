@@ -86,20 +86,16 @@ def prefect_service(home: Path, name: str, arguments: list[str]) -> Iterator[Ser
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    _note(home, process.pid)
+    # For the next start, which ends it if this process is killed.
+    file = home / NOTE
+    noted = json.loads(file.read_text()) if file.exists() else []
+    noted.append([process.pid, psutil.Process(process.pid).create_time()])
+    file.write_text(json.dumps(noted))
     service = Service(name, process, log)
     try:
         yield service
     finally:
         service.end()
-
-
-def _note(home: Path, pid: int) -> None:
-    """Note a service in the file, so that the next start can end it if this process is killed."""
-    file = home / NOTE
-    noted = json.loads(file.read_text()) if file.exists() else []
-    noted.append([pid, psutil.Process(pid).create_time()])
-    file.write_text(json.dumps(noted))
 
 
 def end_left_over(home: Path, say: Callable[[str], None]) -> None:

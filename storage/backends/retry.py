@@ -139,14 +139,23 @@ class Patience:
                 raise
         self.num_retries += 1
         await asyncio.sleep(random.uniform(0, self.first))
+        attempts = AsyncRetrying(
+            retry=retry_if_exception(is_passing),
+            wait=wait_random_exponential(multiplier=self.first, max=self.longest),
+            stop=lambda state: stop_after_delay(self._limit())(state),
+            before_sleep=lambda state: self._note(operation, state),
+        )
         try:
-            async for attempt in self._attempts(operation):
+            async for attempt in attempts:
                 with attempt:
                     answer = await self._once(request)
         except RetryError as error:
-            raise self._given_up(operation, began, error.last_attempt) from (
-                error.last_attempt.exception()
-            )
+            waited, last = time.monotonic() - began, error.last_attempt
+            raise UnreachableError(
+                f"{operation} failed {last.attempt_number + 1} times in {waited:.0f} s, last with: "
+                f"{_words(last)}. Everything committed is kept: run again when the server is well, "
+                "and check the address (AWS_ENDPOINT_URL) if it never was"
+            ) from last.exception()
         return answer
 
     async def _once(self, request: Callable[[], Awaitable[T]]) -> T:
@@ -168,14 +177,6 @@ class Patience:
         """Retry for ``HURRY`` seconds at most from now on, as the process is about to end."""
         self._hurries_until = time.monotonic() + 5 * HURRY
 
-    def _attempts(self, operation: str) -> AsyncRetrying:
-        return AsyncRetrying(
-            retry=retry_if_exception(is_passing),
-            wait=wait_random_exponential(multiplier=self.first, max=self.longest),
-            stop=lambda state: stop_after_delay(self._limit())(state),
-            before_sleep=lambda state: self._note(operation, state),
-        )
-
     def _limit(self) -> float:
         usual = self.ceiling if self._has_answered else self.introduction
         hurry = HURRY if time.monotonic() < self._hurries_until else usual
@@ -194,15 +195,6 @@ class Patience:
                 _words(state.outcome),
                 self._limit(),
             )
-
-    @staticmethod
-    def _given_up(operation: str, began: float, last: Any) -> UnreachableError:
-        waited = time.monotonic() - began
-        return UnreachableError(
-            f"{operation} failed {last.attempt_number + 1} times in {waited:.0f} s, last with: "
-            f"{_words(last)}. Everything committed is kept: run again when the server is well, and "
-            "check the address (AWS_ENDPOINT_URL) if it never was"
-        )
 
 
 def _words(outcome: Any) -> str:

@@ -57,16 +57,13 @@ class S3Backend(S3Requests):
         return self._run(lambda: self._head(path)) is not None
 
     def fetch(self, path: str, target: Path) -> None:
+        ask, operation = self.fs.patience.ask, f"get_object of s3://{self.full(path)}"
         with target.open("wb") as file:
-            self._run(lambda: self._fetch(path, file.fileno()))
-
-    async def _fetch(self, path: str, file: int) -> None:
-        """Fetch all ranges of one version of an object; starts anew where another version replaces it."""
-        await self.fs.patience.ask(
-            f"get_object of s3://{self.full(path)}", lambda: self._fetch_once(path, file)
-        )
+            # Starts anew where another version of the object replaces the one that is fetched.
+            self._run(lambda: ask(operation, lambda: self._fetch_once(path, file.fileno())))
 
     async def _fetch_once(self, path: str, file: int) -> None:
+        """Fetch all ranges of one version of an object."""
         os.ftruncate(file, 0)
         size: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         head = asyncio.ensure_future(self._copy(path, file, 0, size))

@@ -126,7 +126,8 @@ class PatientS3(S3FileSystem):  # type: ignore[misc] # s3fs has no types
                 f"{operation} is refused ({error}): look at the credentials and what they may do",
             ) from error.__cause__
         except FileNotFoundError as error:
-            if _code_of(error) == "NoSuchBucket":
+            answer = getattr(error.__cause__, "response", {})
+            if answer.get("Error", {}).get("Code") == "NoSuchBucket":
                 raise NoBucketError(
                     errno.ENXIO,
                     f"there is no bucket {kwargs['Bucket']!r}: make it, or correct the URL",
@@ -252,11 +253,6 @@ class PatientFile(AbstractBufferedFile):  # type: ignore[misc] # fsspec has no t
 def crc32(data: bytes) -> str:
     """CRC32 as S3 writes it: base64 of four bytes."""
     return base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
-
-
-def _code_of(error: BaseException) -> str:
-    response = getattr(error.__cause__, "response", {})
-    return str(response.get("Error", {}).get("Code", ""))
 
 
 def _age(answer: Any) -> float:
