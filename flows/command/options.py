@@ -160,10 +160,11 @@ def carry_out(
         from flows.run.execute import execute
         from flows.runners.inline import InlineRunner
 
-        options = {"with_references": with_references, "with_search": with_search}
         with TerminalReporter(err) as reporter:
             runner = InlineRunner(open_store(store, create=True), settings, reporter)
-            result = execute(runner, recipe, **options)
+            result = execute(
+                runner, recipe, with_references=with_references, with_search=with_search
+            )
         summary = {"run": result.folder, **result.summary}
         if not as_json:
             show_result(out, result)
