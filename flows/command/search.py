@@ -94,6 +94,7 @@ def search(
     """
     from flows.chain.recipe_file import UsageError
     from flows.command import table_search as by_table
+    from tasks.report.tables import to_json
 
     with faults():
         if (recipe is None) == (losses is None):
@@ -118,10 +119,12 @@ def search(
         result = by_table.search_table(
             losses, _names(targets), _names(weights), rules, count, held_out, token_counts
         )
+        tables = {name: getattr(result, name) for name in ("surrogates", "held_out", "proposals")}
         if output is not None:
-            by_table.write_tables(output, result)
+            by_table.write_tables(output, tables)
         if as_json:
-            print_json(by_table.as_json(result))
+            found = {name: to_json(table) for name, table in tables.items()}
+            print_json({**found, "notes": result.notes})
         else:
             by_table.show(out, result)
 

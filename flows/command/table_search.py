@@ -123,25 +123,12 @@ def search_table(
     )
 
 
-def _tables(result: "TableSearch") -> "dict[str, pd.DataFrame]":
-    tables = ("surrogates", "held_out", "proposals")
-    return {name: getattr(result, name) for name in tables}
-
-
-def write_tables(folder: Path, result: "TableSearch") -> None:
+def write_tables(folder: Path, tables: "Mapping[str, pd.DataFrame]") -> None:
     """Each table as Parquet and as CSV."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, table in _tables(result).items():
+    for name, table in tables.items():
         table.to_parquet(folder / f"{name}.parquet", index=False)
         table.to_csv(folder / f"{name}.csv", index=False)
-
-
-def as_json(result: "TableSearch") -> dict[str, Any]:
-    """The tables and notes as plain JSON."""
-    from tasks.report.tables import to_json
-
-    tables = {name: to_json(table) for name, table in _tables(result).items()}
-    return {**tables, "notes": result.notes}
 
 
 def show(console: "Console", result: "TableSearch") -> None:

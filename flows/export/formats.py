@@ -60,9 +60,7 @@ def decimals(parts: Mapping[str, int]) -> dict[str, Decimal]:
 
 
 def render(format_name: str, sampling: Sampling) -> str:
-    """The text of a file. ValueError: there is no such format, or it cannot hold these paths."""
-    if format_name not in FORMATS:
-        raise ValueError(unknown_format(format_name))
+    """The text of a file, in one of ``FORMATS``. ValueError: the format cannot hold these paths."""
     return FORMATS[format_name](sampling)
 
 

@@ -245,24 +245,6 @@ def gc_flow(store: StoreUrl, keep: list[str] = [], delete: bool = False) -> Any:
 FLOWS = (ablate_flow, ingest_flow, sweep_flow, search_flow, report_flow, verify_flow, gc_flow)
 
 
-def run_with_prefect(
-    recipe: Recipe,
-    store: str,
-    runtime: Runtime = DEFAULT_RUNTIME,
-    *,
-    with_references: bool = False,
-) -> dict[str, Any]:
-    """Run ``ablate`` here, recorded by the server that ``PREFECT_API_URL`` names or a temporary one.
-
-    Returns:
-        ``run``, the folder in the store, and the summary that its ``run.json`` holds.
-
-    Raises:
-        ValueError: data or recipe cannot be used; everything committed stays.
-    """
-    return ablate_flow(recipe, store, [], with_references, runtime)
-
-
 def chosen_recipe(recipe: str | Recipe, overrides: list[str]) -> Recipe:
     """The recipe that parameters mean. Raises RecipeError."""
     if isinstance(recipe, str):

@@ -88,7 +88,10 @@ def read_report(store: Store, run: RunContent) -> ReportData:
             "needs: run its recipe again (what is in the store is not computed again)"
         )
     read = _Tables(store, run)
-    race = texts["race"]
+    race, search = texts["race"], None
+    if (words := texts["search"]) is not None:
+        tables = {name: read(_file_name(f"search-{name}")) for name in SEARCH_TABLES}
+        search = SearchResult(words, **tables)
     losses, members = Losses.of(read("losses.parquet")), read("members.parquet")
     return ReportData(
         **{name: texts[name] for name in ("title", "created", "notes", "lineage", "provenance")},
@@ -100,7 +103,7 @@ def read_report(store: Store, run: RunContent) -> ReportData:
         cost=read(_file_name("cost")),
         validation=_trust(read, texts["validation"]),
         race=None if race is None else Screening(**race, exits=read(_file_name("screened"))),
-        search=_search_result(read, texts["search"]),
+        search=search,
         cost_words=texts["cost"],
     )
 
@@ -135,14 +138,6 @@ def _trust(read: _Tables, words: list[str] | None) -> "Trust | None":
         pairs=read(_file_name("references")),
         noise=read(noise) if noise in read.files else None,
         barriers=read(_file_name("validation-barriers")),
-    )
-
-
-def _search_result(read: _Tables, words: list[str] | None) -> SearchResult | None:
-    if words is None:
-        return None
-    return SearchResult(
-        words, **{name: read(_file_name(f"search-{name}")) for name in SEARCH_TABLES}
     )
 
 

@@ -74,7 +74,10 @@ class InlineRunner:
         plan = SweepPlan.of(self.store, work, self.runtime.scratch)
         self.ledger.num_known += plan.num_known
         progress = self.reporter.task(work.title) if plan.jobs else ignore
-        sweeper = self._sweeper_for(work)
+        shared = self._raced if work.stage else None
+        sweeper = shared or ResidentSweeper(self.store, work, self.runtime)
+        sweeper.turn_to(work)
+        self._raced = sweeper if work.stage else None
         done = 0
 
         def evaluate(chunk: list[Job]) -> None:
@@ -95,15 +98,6 @@ class InlineRunner:
     def rest(self) -> None:
         """Free the pool that the stages of a race share."""
         self._raced = None
-
-    def _sweeper_for(self, work: SweepWork) -> ResidentSweeper:
-        if work.stage is None:
-            self._raced = None
-            return ResidentSweeper(self.store, work, self.runtime)
-        if self._raced is None:
-            self._raced = ResidentSweeper(self.store, work, self.runtime)
-        self._raced.turn_to(work)
-        return self._raced
 
 
 def step_meter(call: Call[Any], runtime: Runtime) -> Meter:

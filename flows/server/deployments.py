@@ -83,19 +83,19 @@ def deploy(options: DeployOptions) -> dict[str, str]:
         _end_runs_that_are_gone(client)
     deployments = list(deployments_of(options))
     if options.pool_type == PROCESS:
-        _make_limits()
+        # One slot for each device of this host; workers make those of theirs when they need them.
+        for name in map(limit_name, devices_of(Runtime())):
+            if make_limit(name, 1):
+                LOG.info("made the concurrency limit %s", name)
     ids = {deployment.full_name: str(deployment.apply()) for deployment in deployments}
     if schedule is None:
-        _end_schedule(UUID(ids[f"{ingest_flow.name}/{options.name}"]))
+        ingest = UUID(ids[f"{ingest_flow.name}/{options.name}"])
+        # An earlier registration may have made one; Prefect leaves it in force.
+        with get_client(sync_client=True) as client:
+            for entry in client.read_deployment_schedules(ingest):
+                if entry.slug == SCHEDULE:
+                    client.delete_deployment_schedule(ingest, entry.id)
     return ids
-
-
-def _end_schedule(ingest: UUID) -> None:
-    """Take back the schedule that an earlier registration made; Prefect leaves it in force."""
-    with get_client(sync_client=True) as client:
-        for entry in client.read_deployment_schedules(ingest):
-            if entry.slug == SCHEDULE:
-                client.delete_deployment_schedule(ingest, entry.id)
 
 
 def deployments_of(options: DeployOptions) -> Iterator[RunnerDeployment]:
@@ -196,13 +196,6 @@ def _make_pool(client: SyncPrefectClient, options: DeployOptions) -> None:
             f"the work pool {options.pool!r} has the type {pool.type!r}, not {options.pool_type!r}: "
             "give another name, or that type"
         )
-
-
-def _make_limits() -> None:
-    """One slot for each device of this host; workers make those of theirs when they need them."""
-    for name in devices_of(Runtime()):
-        if make_limit(limit_name(name), 1):
-            LOG.info("made the concurrency limit %s", limit_name(name))
 
 
 def _end_runs_that_are_gone(client: SyncPrefectClient) -> None:

@@ -187,21 +187,19 @@ class S3Backend(S3Requests):
 
     # Listing and deleting ----------------------------------------------------------------------
 
-    def list(self, prefix: str) -> dict[str, FileInfo]:
+    def _objects(self, folder: str, **more: str) -> dict[str, Any]:
+        """Entries of a listing by path, without the marks of folders."""
         start = len(self._key("x")) - 1
-        entries = self._run(lambda: self._pages("list_objects_v2", "Contents", prefix))
-        infos = {
-            entry["Key"][start:]: FileInfo(entry["Size"], entry["LastModified"].timestamp())
-            for entry in entries
-            if not entry["Key"].endswith("/")
-        }
-        return dict(sorted(infos.items()))
+        entries = self._run(lambda: self._pages("list_objects_v2", "Contents", folder, **more))
+        return {e["Key"][start:]: e for e in entries if not e["Key"].endswith("/")}
+
+    def list(self, prefix: str) -> dict[str, FileInfo]:
+        entries = sorted(self._objects(prefix).items())
+        return {p: FileInfo(e["Size"], e["LastModified"].timestamp()) for p, e in entries}
 
     def names(self, folder: str, after: str = "") -> Sequence[str]:
-        start = len(self._key("x")) - 1
         behind = {"StartAfter": self._key(after)} if after else {}
-        entries = self._run(lambda: self._pages("list_objects_v2", "Contents", folder, **behind))
-        return sorted(entry["Key"][start:] for entry in entries if not entry["Key"].endswith("/"))
+        return sorted(self._objects(folder, **behind))
 
     def delete(self, path: str) -> None:
         self.delete_each([path])

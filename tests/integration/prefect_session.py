@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from flows.prefect.flow_runs import ablate_flow, run_with_prefect, search_flow, sweep_flow
+from flows.prefect.flow_runs import ablate_flow, search_flow, sweep_flow
 
 # isort: split
 # Prefect reads its settings when it is imported; in a process of ours our defaults are set by then.
@@ -211,7 +211,7 @@ def main(folder: Path) -> None:
     named: dict[str, Any] = {"flow_run_name": "{url}"}
     outcomes = {
         "first": outcome(
-            lambda: run_with_prefect(recipe, store, Runtime(device="cpu", threads=1, chunk=8))
+            lambda: ablate_flow(recipe, store, runtime=Runtime(device="cpu", threads=1, chunk=8))
         ),
         "second": outcome(lambda: ablate_flow(**form, store=store)),
         "sweeping": outcome(lambda: sweep_flow(**other, overrides=["train.steps=6"], store=store)),
