@@ -26,7 +26,7 @@ from tests.flows.conftest import Place, mixpool_json
 from tests.servers import BUCKET
 
 if TYPE_CHECKING:
-    from flows.server.events import Landing
+    from flows.server.events import LandedData
     from tests.servers import S3Server
 
 ROOT = Path(__file__).parents[3]
@@ -37,7 +37,7 @@ MARKED = "corpus.marker=_SUCCESS"
 # These bring Prefect, which no process needs that only collects tests.
 
 
-def look_at(uri: str) -> "Landing":
+def look_at(uri: str) -> "LandedData":
     from flows.server import events
 
     return events.look_at(uri)
