@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from playwright.sync_api import Locator, Page, Response, sync_playwright
+from playwright.sync_api import Locator, Page, Response, TimeoutError, sync_playwright
 
 CHROMIUM = Path(os.environ.get("MIXPOOL_CHROMIUM", "/usr/bin/chromium"))
 """Debian's; Playwright's own builds would have to be downloaded."""
@@ -70,6 +70,21 @@ def list_item(page: Page) -> Locator:
         page.locator("form").get_by_role("group").filter(has=page.get_by_label("Drag to reorder"))
     )
     return item.get_by_role("textbox")
+
+
+def correct(page: Page, text: str, complaint: str) -> None:
+    """Type into that field until the page no longer complains.
+
+    What the server says of something typed before may come late, and is shown until it is typed anew.
+    """
+    for _ in range(MOST_TRIES):
+        list_item(page).fill("")
+        list_item(page).fill(text)
+        with contextlib.suppress(TimeoutError):
+            shown = page.locator("form").get_by_text(complaint)
+            shown.wait_for(state="hidden", timeout=1000 * PATIENCE_SECONDS / MOST_TRIES)
+            return
+    raise TimeoutError(f"the page goes on to say: {complaint}")
 
 
 def press_submit(page: Page) -> Response:

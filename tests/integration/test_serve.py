@@ -25,7 +25,16 @@ from flows.chain.recipe import Recipe
 from flows.chain.recipe_file import to_yaml
 from storage import garbage
 from storage.store import Store
-from tests.browser import CHROMIUM, list_item, new_page, open_form, picture, press_submit, run_page
+from tests.browser import (
+    CHROMIUM,
+    correct,
+    list_item,
+    new_page,
+    open_form,
+    picture,
+    press_submit,
+    run_page,
+)
 from tests.prefect_api import PrefectApi
 from tests.servers import free_port
 from tests.serving import Serving, gone, run_refused
@@ -205,8 +214,7 @@ def submit_what_is_wrong(page: "Page") -> None:
 
 def submit(page: "Page", override: str) -> str:
     """Correct the override and send the form; id of the run that it starts."""
-    list_item(page).fill(override)
-    page.locator("form").get_by_text("does not match").wait_for(state="hidden")
+    correct(page, override, "does not match")
     answer = press_submit(page)
     assert answer.status == http.client.CREATED
     return str(answer.json()["id"])
