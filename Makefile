@@ -37,6 +37,7 @@ check: .venv/installed-dev
 	$(BIN)/mypy
 
 bench: .venv/installed-dev
+	$(BIN)/python -m pytest -m bench
 	$(BIN)/python -m tests.benchmarks
 
 clean:

@@ -8,7 +8,7 @@ import pytest
 from tests.benchmarks import corpus, corpus_text
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_both_sides_write_the_same_ids_of_documents_that_stand_once(tmp_path: Path) -> None:
     texts = list(itertools.islice(corpus_text.documents(), 2_000))
     assert len({*texts}) == len(texts)

@@ -19,7 +19,7 @@ from tests.benchmarks.growth import prepare, run_here
 SPACES = [{"kind": "subsets", "sizes": [1, 3]}]
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_nothing_is_left_to_do(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus", 2, 240)
     recipe = recipe_of(tmp_path / "corpus", SPACES, partitions=3, tokens=300, heldout=5)
@@ -38,7 +38,7 @@ def test_nothing_is_left_to_do(tmp_path: Path) -> None:
     assert [len(groups) for groups in kept["group_nll"]] == [5] * 52
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_a_small_run_is_measured(tmp_path: Path) -> None:
     prepare(tmp_path, 4, SPACES)
     spent = run_here(tmp_path)

@@ -17,7 +17,7 @@ from tests.benchmarks import race, search
 from tests.benchmarks.measure import Ratio
 from tests.benchmarks.race_trials import CONFIDENCES, DRAWS
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.bench
 
 PARTITIONS = (*race.PARTITIONS[:4], "mathematics")
 QUICK = [

@@ -47,7 +47,7 @@ def test_the_task_reads_the_documents_as_they_are(tmp_path: Path) -> None:
     assert [row[task["doc_to_target"]] for row in rows] == texts
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_our_side_gives_the_rolling_perplexity_of_the_averaged_model(tmp_path: Path) -> None:
     size = Size("tiny", 300, 32, 1, 48, 16, mixtures=3, end_to_end=1, in_process=None)
     request = prepare(tmp_path, size, text_bytes=1500)

@@ -6,7 +6,7 @@ from tests.benchmarks.measure import Ratio
 from tests.benchmarks.train import measure
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_every_side_takes_its_turns() -> None:
     *ratios, told = measure(2, ["tiny"])
     assert [r.against for r in ratios if isinstance(r, Ratio)] == [

@@ -438,5 +438,5 @@ def test_on_s3(
     phases = [Phase.explicit, Phase.reuse, Phase.generate]
     run_state_machine_as_test(
         OnS3,
-        settings=settings(max_examples=6, stateful_step_count=12, phases=phases),
+        settings=settings(max_examples=3, stateful_step_count=12, phases=phases),
     )

@@ -397,7 +397,7 @@ def test_a_store_on_s3(
     phases = [Phase.explicit, Phase.reuse, Phase.generate]
     run_state_machine_as_test(
         OnS3,
-        settings=settings(max_examples=10, stateful_step_count=25, phases=phases),
+        settings=settings(max_examples=5, stateful_step_count=25, phases=phases),
     )
 
 
