@@ -1,12 +1,6 @@
-"""The torch devices that a run computes on, and the CPU threads of a small training."""
-
-import contextlib
-from collections.abc import Iterator
+"""The torch devices that a run computes on."""
 
 from storage.step import Runtime
-
-SMALL_STEP = 6e9
-"""FLOPs of a training step below which threads wait for one another longer than they compute."""
 
 
 def devices_of(runtime: Runtime) -> list[str]:
@@ -31,24 +25,6 @@ def choose_device(runtime: Runtime) -> str:
     if runtime.threads is not None:
         torch.set_num_threads(runtime.threads)
     return devices_of(runtime)[0]
-
-
-@contextlib.contextmanager
-def threads_for(runtime: Runtime, device: str, flops: float) -> Iterator[None]:
-    """Compute on one CPU thread where a step has few FLOPs and the runtime does not say how many.
-
-    A step of a small model is hundreds of operations of some 100 microseconds. The number of threads
-    follows from the model and the batch alone, so that a training that goes on has the same bits.
-    """
-    import torch
-
-    before = torch.get_num_threads()
-    if device == "cpu" and runtime.threads is None and flops < SMALL_STEP:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _checked(name: str) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from storage.artifact import describe
 from storage.checkpoint import BackgroundSaves
 from storage.step import Step, Workspace
-from tasks.machine.device import choose_device, threads_for
+from tasks.machine.device import choose_device
 from tasks.machine.flops import Attention, training_flops
 from tasks.machine.memory import kept_heap
 from tasks.models.facts import Facts, facts_of
@@ -124,7 +124,7 @@ def _train(
     saves = BackgroundSaves(workspace.checkpoints, runtime.scratch, resume.PATIENT_SECONDS)
     saved = time.monotonic()
     workspace.progress(start * per_step, training_tokens(config), "tokens")
-    with saves, kept_heap(device.type), threads_for(runtime, device.type, flops * per_step):
+    with saves, kept_heap(device.type):
         for step in range(start, config.steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step)
