@@ -2,9 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint deploy/constraints.txt --editable
-SERVERS := postgresql redis-server chromium
+SERVERS := chromium
 
-.PHONY: demo demo-s3 test test-ceph servers check bench clean
+.PHONY: demo demo-s3 test test-team test-ceph test-models servers check bench clean
 
 # The demo's installation is compiled as it is imported, wherever that is switched off, too.
 demo: export PYTHONDONTWRITEBYTECODE =
@@ -19,14 +19,22 @@ test: export PYTHONDONTWRITEBYTECODE =
 test: .venv/installed-dev servers
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
+test-team: export PYTHONDONTWRITEBYTECODE =
+test-team: SERVERS := postgresql redis-server
+test-team: .venv/installed-dev servers
+	$(BIN)/python -m pytest -m team --numprocesses 2 --dist loadfile
+
 test-ceph: .venv/installed-dev
 	command -v radosgw || { apt-get update -q && \
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends ceph-mon ceph-osd radosgw; }
 	$(BIN)/python -m pytest -m ceph
 
+test-models: .venv/installed-dev
+	$(BIN)/python -m pytest -m models
+
 # What tests start beside Python. Who is not root is told what to install; those tests are skipped.
 servers:
-	@if command -v redis-server && command -v chromium && ls /usr/lib/postgresql/*/bin/postgres; then :; \
+	@if dpkg --status $(SERVERS) >/dev/null 2>&1; then :; \
 	elif [ "$$(id -u)" = 0 ]; then apt-get update -q && \
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(SERVERS); \
 	else echo "some tests are skipped; for them: apt-get install $(SERVERS)"; fi

@@ -6,23 +6,30 @@ own digest, so an edit shows like a flipped bit.
 """
 
 import hashlib
+import hmac
 import re
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 
 from storage.backends.local import TEMPORARY
-from storage.fingerprint import Config, Json, NotCanonicalError, canonical, fingerprint
+from storage.backends.names import CorruptError as CorruptError
+from storage.backends.names import inside
+from storage.fingerprint import KEY, Config, NotCanonicalError, canonical, fingerprint, signature
 
 FORMAT = 1
 """Version of the store's layout; a store of a newer one is refused."""
 
 
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Field(pattern=r"^[\w-]+$")]
+
+
 class FileEntry(Config):
     """One file of an artifact."""
 
-    sha256: str
+    sha256: Digest
     """Sha256 of the content, 64 hex digits."""
     num_bytes: int
     """Size in bytes."""
@@ -31,9 +38,9 @@ class FileEntry(Config):
 class Artifact(Config):
     """An immutable folder of files, named by their digests."""
 
-    kind: str = Field(pattern=r"^[\w-]+$")
+    kind: Name
     """What it is: model, tokens, documents, ..."""
-    digest: str
+    digest: Digest
     """Fingerprint over the sorted files."""
     files: dict[str, FileEntry]
     """Every file by its path inside the folder."""
@@ -42,10 +49,7 @@ class Artifact(Config):
     @classmethod
     def _stay_inside(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
         # A record of a shared store must not make a reader write outside its cache.
-        for name in files:
-            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                raise ValueError(f"the file name {name!r} leads out of the artifact's folder")
-        return files
+        return {inside(name): entry for name, entry in files.items()}
 
     @property
     def num_bytes(self) -> int:
@@ -76,7 +80,7 @@ def describe(kind: str, folder: Path) -> Artifact:
     Temporary files that a killed writer left in a store's folder do not count.
     """
     files = {
-        path.relative_to(folder).as_posix(): hash_file(path)
+        inside(path.relative_to(folder).as_posix()): hash_file(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.name.startswith(TEMPORARY)
     }
@@ -90,17 +94,17 @@ class Record(Config):
 
     format: int = FORMAT
     """Layout version of the store that wrote it."""
-    step: str
+    step: Name
     """Name of the step."""
     version: int
     """Version of the step's code."""
-    key: str
+    key: Digest
     """Fingerprint of step, version, config and input digests."""
     label: str
     """For people; bears no identity."""
     config: Any
     """The step's config, in canonical JSON."""
-    inputs: dict[str, str]
+    inputs: dict[str, Digest]
     """Digest of the artifact behind each input."""
     output: Artifact
     """What was made."""
@@ -114,11 +118,16 @@ class Record(Config):
     @property
     def path(self) -> str:
         """Where it lies in the store."""
-        return f"records/{self.step}/{slug(self.label)}.{self.key}.json"
+        return record_path(self.step, self.label, self.key)
 
     def recomputed_key(self) -> str:
         """The key that its own content gives."""
         return step_key(self.step, self.version, self.config, self.inputs)
+
+
+def record_path(step: str, label: str, key: str) -> str:
+    """Where a record lies in the store."""
+    return f"records/{step}/{slug(label)}.{key}.json"
 
 
 def step_key(step: str, version: int, config: object, inputs: dict[str, str]) -> str:
@@ -142,22 +151,33 @@ class Sealed(Config):
 
     seal: str
     """Fingerprint of ``content``."""
+    signature: str | None = None
+    """See ``storage.fingerprint.signature``; left out where the writer had no key."""
     content: Any
     """The document."""
 
 
 def seal(content: object) -> bytes:
-    """JSON bytes, indented for people, with the fingerprint of the content beside it."""
-    sealed = Sealed(seal=fingerprint("sealed", content), content=canonical(content))
-    return sealed.model_dump_json(indent=1).encode()
+    """JSON bytes, indented for people, with the fingerprint of the content beside it, and the signature."""
+    signed = signature(content)
+    sealed = Sealed(
+        seal=fingerprint("sealed", content), signature=signed, content=canonical(content)
+    )
+    left_out = {"signature"} if signed is None else None
+    return sealed.model_dump_json(indent=1, exclude=left_out).encode()
 
 
-class CorruptError(ValueError):
-    """Something in the store is not what was written; the message names it."""
+class UnsignedError(CorruptError):
+    """A document is intact, and not signed with the environment's key."""
 
 
-def unseal(data: bytes, name: str) -> Json:
-    """The content of sealed JSON. Raises CorruptError naming ``name`` where it was changed."""
+def unseal(data: bytes, name: str, *, believes_unsigned: bool = False) -> dict[str, Any]:
+    """The content of sealed JSON, an object.
+
+    Raises:
+        CorruptError: it was changed, or is no object; the message begins with ``name``.
+        UnsignedError: there is a key, and the signature is not by it.
+    """
     try:
         sealed = Sealed.model_validate_json(data)
     except ValidationError as error:
@@ -168,5 +188,20 @@ def unseal(data: bytes, name: str) -> Json:
         intact = False
     if not intact:
         raise CorruptError(f"{name} was changed after it was written: its seal does not match")
-    content: Json = sealed.content
+    content = sealed.content
+    if not isinstance(content, dict):
+        raise CorruptError(f"{name} is intact, but not what mixpool writes under such a name")
+    expected = None if believes_unsigned else signature(content)
+    given = (sealed.signature or "").encode()
+    if expected is not None and not hmac.compare_digest(expected.encode(), given):
+        raise UnsignedError(
+            f"{name} is not signed with the key in {KEY}, so it is not believed: adopt what the store "
+            "holds with `mixpool verify --sign` where you trust all of it, else move this file away"
+        )
     return content
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first fault of JSON that does not fit its model: where, and what."""
+    fault = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}"

@@ -5,12 +5,15 @@ and every file that a run or a manifest names must exist. A lost part of the los
 and does no harm: its rows are evaluated again.
 """
 
+import contextlib
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-from storage.artifact import Artifact, CorruptError, unseal
+from storage.artifact import Artifact, CorruptError, UnsignedError, digest_of, seal, unseal
+from storage.fingerprint import KEY
 from storage.garbage import named_artifacts
 from storage.records import StoreFormatError
 from storage.stamp import is_intact
@@ -55,12 +58,16 @@ class _Audit:
         kinds = {"records": self._record, "manifests": self._manifest, "losses": self._losses}
         try:
             yield from kinds.get(path.partition("/")[0], self._run)(path)
+        except UnsignedError as error:
+            yield Fault(path, str(error), is_damage=False)
         except CorruptError as error:
             yield Fault(path, str(error))
         except FileNotFoundError:  # set aside by another client since it was listed
             return
         except (OSError, StoreFormatError) as error:
             yield Fault(path, f"cannot be read: {error}", is_damage=False)
+        except (LookupError, TypeError, ValueError, AttributeError):
+            yield Fault(path, "is intact, but not what mixpool writes under such a name")
 
     def _record(self, path: str) -> Iterator[Fault]:
         record = self._store.read_record(path)
@@ -69,23 +76,18 @@ class _Audit:
         if record.output.prefix not in self._checked:
             self._checked.add(record.output.prefix)
             yield from (Fault(path, what) for what in self._store.faults(record.output))
-            yield from self._strays(record.output)
-
-    def _strays(self, artifact: Artifact) -> Iterator[Fault]:
-        files = {f"{artifact.prefix}/{name}" for name in artifact.files}
-        for path in self._store.backend.list(artifact.prefix):
-            if path not in files:
-                yield Fault(path, "is no part of the artifact in whose folder it lies")
+            for stray in self._store.strays(record.output):
+                yield Fault(stray, "is no part of the artifact in whose folder it lies")
 
     def _manifest(self, path: str) -> Iterator[Fault]:
         content = self._unsealed(path)
         if path != f"manifests/{content['chain']}/{content['number']:06d}.json":
             yield Fault(path, f"is number {content['number']} of {content['chain']}")
-        if path in self._newest:
-            for artifact in named_artifacts(content):
-                if artifact["digest"] not in self._digests:
-                    what = f"artifacts/{artifact['kind']}/{artifact['digest']}"
-                    yield _gone(path, f"{what} has no record any more")
+        for artifact in map(Artifact.model_validate, named_artifacts(content)):
+            if digest_of(artifact.files) != artifact.digest:
+                yield Fault(path, f"names {artifact.prefix}, which is not the digest of its files")
+            elif path in self._newest and artifact.digest not in self._digests:
+                yield _gone(path, f"{artifact.prefix} has no record any more")
 
     def _losses(self, path: str) -> Iterator[Fault]:
         if path.endswith(".json"):
@@ -117,13 +119,42 @@ class _Audit:
                 yield Fault(path, "was changed after it was written")
 
     def _unsealed(self, path: str) -> dict[str, Any]:
-        content = unseal(self._store.backend.read(path), path)
-        assert isinstance(content, dict)
-        return dict(content)
+        data, believes_unsigned = self._store.backend.read(path), self._store.believes_unsigned
+        return unseal(data, path, believes_unsigned=believes_unsigned)
 
 
 def _gone(path: str, what: str) -> Fault:
     return Fault(path, f"{what}: run the recipe again, and it is made anew", is_damage=False)
+
+
+def sign(store: Store, faults: Iterable[Fault]) -> list[str]:
+    """Sign, with the environment's key, all documents without damage that are not; their paths."""
+    wrong, done = {fault.path for fault in faults if fault.is_damage}, []
+    for path in ["store.json", *_Audit(store).listed]:
+        # Of runs only this file is sealed: it has the digests of the others.
+        is_sealed = path.endswith(".json") and path.count("/") <= 2
+        with contextlib.suppress(FileNotFoundError, CorruptError):
+            if is_sealed and path not in wrong:
+                data = store.backend.read(path)
+                signed = seal(unseal(data, path, believes_unsigned=True))
+                if signed != data:
+                    store.backend.put(path, signed)
+                    done.append(path)
+    return done
+
+
+def promise() -> str:
+    """What ``verify`` can vouch for, and what it cannot."""
+    if os.environ.get(KEY):
+        return (
+            f"This vouches that every file is as its writer left it, and that records, manifests and runs "
+            f"are by someone who has the key in {KEY}; parts of losses tables are not signed, and "
+            "what was deleted, or put back from an older copy, does not show."
+        )
+    return (
+        "This vouches that every file is as its writer left it, not for who that was: whoever may write to "
+        f"the store can write sound records too, unless your group signs them ({KEY}, docs/store.md)."
+    )
 
 
 def history(faults: Iterable[Fault]) -> list[str]:

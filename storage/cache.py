@@ -15,12 +15,15 @@ from typing import Any
 
 from storage.artifact import Artifact, Record, describe, step_key
 from storage.checkpoint import Checkpoints
-from storage.fingerprint import Difference, Json, canonical, differences
+from storage.fingerprint import Difference, Json, canonical, canonical_bytes, differences
 from storage.provenance import provenance
 from storage.step import Call, Handle, Meter, Progress, Runtime, Workspace
 from storage.store import Store
 
 LOG = logging.getLogger("mixpool.cache")
+
+NOT_BUILT = "not built"
+"""Stands for the digest of an input that is not built."""
 
 
 def lookup(store: Store, call: Call[Any], *, fresh: bool = False) -> Handle | None:
@@ -55,8 +58,8 @@ def build(
     """
     try:
         return _build(store, call, runtime, meter, progress)
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+    except Exception as error:
+        if not is_full(error):
             raise
         raise OutOfSpaceError(
             errno.ENOSPC,
@@ -64,6 +67,15 @@ def build(
             f"{runtime.scratch or tempfile.gettempdir()}): free some and run again; "
             "everything committed is kept and unfinished training resumes",
         ) from error
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a disk, or a share of one, is full."""
+    full = {errno.ENOSPC, errno.EDQUOT}
+    if isinstance(error, OSError):
+        return error.errno in full
+    # A library in Rust, such as safetensors, raises errors of its own, which only quote the system's.
+    return any(f"(os error {number})" in str(error) for number in full)
 
 
 def _build(
@@ -113,32 +125,71 @@ class Explanation:
     call: Call[Any]
     nearest: Record | None
     differences: list[Difference]
+    is_new: bool = False
+    """Whether only inputs differ, and no record has its label: a new thing, made like the others."""
 
     def __str__(self) -> str:
+        # A name may hold line breaks; the lines of this text are its own.
+        name = " ".join(self.call.name.split())
         if self.nearest is None:
-            return f"{self.call.name}: no record of this step yet"
-        nearest = f"{self.nearest.label} ({self.nearest.key[:10]})"
+            return f"{name}: no record of this step yet"
+        nearest = f"{' '.join(self.nearest.label.split())} ({self.nearest.key[:10]})"
         if not self.differences:
-            return f"{self.call.name}: is stored, as {nearest}"
-        lines = [f"{self.call.name}: differs from {nearest} in"]
-        return "\n".join([*lines, *(f"    {difference}" for difference in self.differences)])
+            return f"{name}: is stored, as {nearest}"
+        if self.is_new:
+            return f"{name}: new"
+        lines = [f"{name}: differs from {nearest} in"]
+        return "\n".join([*lines, *(f"    {_told(difference)}" for difference in self.differences)])
 
 
-def explain(call: Call[Any], records: list[Record]) -> Explanation:
-    """Compare a call with the records of its step; an unbuilt input has the digest ``not built``."""
-    target = _pre_image(
-        call.step.version,
-        canonical(call.config),
-        {name: handle.digest or "not built" for name, handle in call.inputs.items()},
-    )
-    compared = [
-        (list(differences(_pre_image(r.version, r.config, r.inputs), target)), r) for r in records
-    ]
-    if not compared:
-        return Explanation(call, None, [])
-    # Of records that are equally near, one with the same label is the more useful.
-    fewest, record = min(compared, key=lambda pair: (len(pair[0]), pair[1].label != call.label))
-    return Explanation(call, record, fewest)
+def _told(difference: Difference) -> str:
+    """A difference for a person, whom two digests would tell nothing."""
+    if not difference.path.startswith("inputs."):
+        return str(difference)
+    return f"{difference.path}: {'not built yet' if difference.new == NOT_BUILT else 'another one'}"
+
+
+class Nearest:
+    """The records of one step, to explain many calls: version and config are compared once for all alike."""
+
+    def __init__(self, records: list[Record]) -> None:
+        self._records = [
+            (canonical_bytes([r.version, r.config]), frozenset(r.inputs.items()), r)
+            for r in records
+        ]
+        self._labels = {record.label for record in records}
+        self._apart: dict[bytes, dict[bytes, int]] = {}
+        """For each version and config of a call: in how many fields those of records differ."""
+
+    def explain(self, call: Call[Any]) -> Explanation:
+        """Compare a call with the records of its step; an unbuilt input has the digest ``not built``."""
+        inputs = {name: handle.digest or NOT_BUILT for name, handle in call.inputs.items()}
+        version, config = call.step.version, canonical(call.config)
+        if not self._records:
+            return Explanation(call, None, [])
+        own = canonical_bytes([version, config])
+        if own not in self._apart:
+            target = _pre_image(version, config, {})
+            self._apart[own] = {
+                text: len([*differences(_pre_image(r.version, r.config, {}), target)])
+                for text, r in {text: record for text, _, record in self._records}.items()
+            }
+        apart = self._apart[own]
+
+        own_inputs = frozenset(inputs.items())
+
+        def distance(known: tuple[bytes, frozenset[tuple[str, str]], Record]) -> tuple[int, bool]:
+            text, items, record = known
+            others = len(inputs.keys() - record.inputs.keys())
+            unequal = len(items) - len(items & own_inputs) + others
+            # Of records that are equally near, one with the same label is the more useful.
+            return apart[text] + unequal, record.label != call.label
+
+        _, _, nearest = min(self._records, key=distance)
+        old = _pre_image(nearest.version, nearest.config, nearest.inputs)
+        fewest = [*differences(old, _pre_image(version, config, inputs))]
+        only_inputs = all(difference.path.startswith("inputs.") for difference in fewest)
+        return Explanation(call, nearest, fewest, only_inputs and call.label not in self._labels)
 
 
 def _pre_image(version: int, config: Json, inputs: dict[str, str]) -> Json:

@@ -58,15 +58,16 @@ class Checkpoints:
         names: list[str] = []
         try:
             content = unseal(self._backend.read(self._index), self._index)
-            assert isinstance(content, dict)
             position = int(str(content["position"]))
             artifact = Artifact.model_validate(content["artifact"])
             names += artifact.files
             self._copy(artifact, position, target)
         except FileNotFoundError:
             return None
-        except CorruptError as error:
-            LOG.warning("%s; starting from the beginning", error)
+        except (ValueError, LookupError, TypeError) as error:
+            is_told = isinstance(error, CorruptError)
+            words = error if is_told else f"{self._index} is no resume point"
+            LOG.warning("%s; starting from the beginning", words)
             for name in names:
                 (target / name).unlink(missing_ok=True)
             return None

@@ -9,8 +9,10 @@ the fingerprint explicitly, so that changing a default later never makes two con
 """
 
 import hashlib
+import hmac
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import NamedTuple, TypeAlias
@@ -22,6 +24,10 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 NEUTRAL = "neutral"
 """Key in a field's ``json_schema_extra``: the value at which a field *added after a release* is left
 out of the fingerprint, so that results from before it stay valid. Never changed once declared."""
+
+
+KEY = "MIXPOOL_STORE_KEY"
+"""Variable of the environment, and of nothing else, with the key of a group that signs its documents."""
 
 
 class Config(BaseModel):
@@ -48,8 +54,13 @@ def canonical(value: object, where: str = "value") -> Json:
     # What most values are, before the slower look at what they might be.
     if type(value) is str:
         return _canonical_text(value, where)
-    if type(value) is int:
-        return value
+    if type(value) in (int, bool, type(None)):
+        return value  # type: ignore[return-value]
+    if type(value) is dict:
+        return {
+            _canonical_key(key, where): canonical(item, f"{where}.{key}")
+            for key, item in value.items()
+        }
     if type(value) is list:
         return [canonical(item, f"{where}[{index}]") for index, item in enumerate(value)]
     match value:
@@ -57,7 +68,7 @@ def canonical(value: object, where: str = "value") -> Json:
             return canonical(_identity_fields(value), where)
         case Enum():
             return canonical(value.value, where)
-        case None | bool() | int():
+        case int():
             return value
         case str():
             return _canonical_text(value, where)
@@ -94,6 +105,8 @@ def _identity_fields(model: BaseModel) -> dict[str, object]:
 
 
 def _canonical_text(value: str, where: str) -> str:
+    if value.isascii():
+        return value
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -139,6 +152,23 @@ def fingerprint(tag: str, value: object) -> str:
     return hashlib.sha256(f"mixpool:{tag}\0".encode() + canonical_bytes(value)).hexdigest()
 
 
+def signature(value: object) -> str | None:
+    """HMAC-SHA256 (64 hex digits) of ``value`` with the environment's key; None where it has none.
+
+    Raises:
+        ValueError: the key is too short.
+    """
+    if not (key := os.environ.get(KEY)):
+        return None
+    if len(key) < 16:
+        raise ValueError(
+            f"the key in {KEY} is too short: give at least 16 characters that nobody can guess, such "
+            "as `openssl rand -hex 32` prints"
+        )
+    signed = b"mixpool:signature\0" + canonical_bytes(value)
+    return hmac.digest(os.fsencode(key), signed, "sha256").hex()
+
+
 class Difference(NamedTuple):
     """One field in which two values differ; ``absent`` stands for a field that is not there."""
 
@@ -146,8 +176,13 @@ class Difference(NamedTuple):
     old: Json
     new: Json
 
+    @property
+    def change(self) -> str:
+        """Both values in words."""
+        return f"{_shown(self.old)} -> {_shown(self.new)}"
+
     def __str__(self) -> str:
-        return f"{self.path}: {_shown(self.old)} -> {_shown(self.new)}"
+        return f"{self.path}: {self.change}"
 
 
 ABSENT = "(absent)"

@@ -1,19 +1,22 @@
 """Garbage collection: find everything that no kept run needs, and delete it.
 
 A run's ``run.json`` names the records, manifests and losses that it used; records name their inputs and
-manifests their artifacts, by digest. What cannot be reached that way from a kept run is garbage. A file
-is deleted before the files that it names, so that an interrupted ``gc`` leaves no dangling name.
+manifests their artifacts, by digest. What cannot be reached that way from a kept run is garbage. A
+validation that never ended counts as a kept run. A file is deleted before the files that it names, so
+that an interrupted ``gc`` leaves no dangling name.
 """
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from storage.artifact import Record
+from pydantic import BaseModel, Field, ValidationError
+
+from storage.artifact import CorruptError, Record, first_fault
 from storage.backends.deadline import limited
 from storage.lease import TIME_TO_LIVE, Busy, Lease, live_holder
-from storage.lineage import run_folders, second_part, unsealed
+from storage.lineage import begun_validations, run_folders, second_part, unsealed
 from storage.store import Store
 
 COLLECTING = "gc"
@@ -80,7 +83,15 @@ def find_garbage(store: Store, keep: Iterable[str] | None) -> Garbage:
     work = store.backend.list("work")
     if busy := live_work(store):
         raise InUseError(f"the store is in use by {'; '.join(busy)}: wait, or stop it first")
-    kept = _chosen(run_folders(store), keep)
+    runs = run_folders(store)
+    kept = _chosen(runs, keep)
+    named = {_key(path) for run in kept.values() for path in run["records"]}
+    # Its references cost hours each. Done again it finds them, and is then a run like the others.
+    unfinished = [name for name, content in runs.items() if content is None]
+    for name, content in begun_validations(store, unfinished).items():
+        begun = _checked(name, content)
+        if not named.issuperset(map(_key, begun["records"])):
+            kept[name] = begun
     tables = {key for run in kept.values() for key in run["losses"]}
     used = {path for run in kept.values() for path in run["manifests"]}
     chains = {second_part(path) for path in used}
@@ -89,23 +100,41 @@ def find_garbage(store: Store, keep: Iterable[str] | None) -> Garbage:
     manifests = [path for path in listed["manifests"] if second_part(path) in chains]
     # From the last manifest of each chain the next scan starts.
     newest = {second_part(path): path for path in sorted(manifests)}.values()
-    digests = _named_digests(store, sorted(used.intersection(manifests) | {*newest}))
-    records = {record.path: record for record in store.records()}
+    needed = used.intersection(manifests) | {*newest}
+    digests = _named_digests(store, sorted(needed))
+    # By the path where it was found: what a record says of itself may be another one's path.
+    records = dict(store.named_records())
+    for path in listed["records"]:
+        if path.endswith(".json") and path not in records:
+            raise CorruptError(
+                f"{path} is damaged or not believed, so what it needs is not known and nothing is "
+                "deleted; `mixpool verify` says more, and with --repair sets aside what is damaged"
+            )
     reached = _reach(records, {path for run in kept.values() for path in run["records"]}, digests)
     folders = {records[path].output.prefix for path in reached}
     doomed = {
         "runs": [path for path in listed["runs"] if second_part(path) not in kept],
-        "manifests": sorted(listed["manifests"].keys() - {*manifests}),
+        "manifests": sorted(listed["manifests"].keys() - needed),
         "records": sorted(listed["records"].keys() - reached),
         "losses": [path for path in listed["losses"] if second_part(path) not in tables],
         "work": [path for path in listed["work"] if second_part(path) != COLLECTING],
-        "artifacts": [path for path in listed["artifacts"] if _folder(path) not in folders],
+        # A file that lies higher is in no artifact's folder, and may have the name of a whole kind's.
+        "artifacts": [
+            path
+            for path in listed["artifacts"]
+            if path.count("/") > 2 and _folder(path) not in folders
+        ],
     }
-    unfinished = store.backend.unfinished(ABANDONED)
+    halves = store.backend.unfinished(ABANDONED)
     sizes = [listed[top][path].num_bytes for top, paths in doomed.items() for path in paths]
     doomed["artifacts"] = sorted({_folder(path) for path in doomed["artifacts"]})
-    freed = sum(sizes) + sum(info.num_bytes for info in unfinished.values())
-    return Garbage(**doomed, unfinished=list(unfinished), num_bytes=freed)
+    freed = sum(sizes) + sum(info.num_bytes for info in halves.values())
+    return Garbage(**doomed, unfinished=list(halves), num_bytes=freed)
+
+
+def _key(path: str) -> str:
+    """The key in a record's path."""
+    return path.split(".")[-2]
 
 
 def _folder(path: str) -> str:
@@ -124,13 +153,31 @@ def _chosen(
     for name in keep:
         if name not in finished:
             raise ValueError(f"there is no finished run {name!r} to keep; there are: {choices}")
-    return {name: finished[name] for name in keep}
+    return {name: _checked(name, finished[name]) for name in keep}
+
+
+class _Needs(BaseModel):
+    """The names in a run's content that say what is kept."""
+
+    records: list[Annotated[str, Field(pattern=r"\.[0-9a-f]{64}\.json$")]]
+    manifests: list[Annotated[str, Field(pattern=r"^manifests/[^/]+/[^/]+$")]]
+    losses: list[str]
+
+
+def _checked(name: str, content: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return _Needs.model_validate(content).model_dump()
+    except ValidationError as error:
+        raise CorruptError(
+            f"runs/{name} does not say what it needs ({first_fault(error)}), so nothing is deleted: move "
+            "it away, or delete it to go on without that run"
+        ) from error
 
 
 def _named_digests(store: Store, paths: Iterable[str]) -> set[str]:
     advice = "what it names is not known, so nothing is deleted; `mixpool verify` says more"
     return {
-        artifact["digest"]
+        str(artifact["digest"])
         for path, data in store.backend.read_each(paths)
         if data is not None
         for artifact in named_artifacts(unsealed(data, path, advice))
@@ -155,7 +202,7 @@ def _reach(records: Mapping[str, Record], names: set[str], digests: set[str]) ->
         by_digest.setdefault(record.output.digest, []).append(path)
         by_key.setdefault(record.key, []).append(path)
     # A record that was set aside may have been made again under another label.
-    todo = [path for name in names for path in by_key.get(name.split(".")[-2], ())]
+    todo = [path for name in names for path in by_key.get(_key(name), ())]
     todo += [path for digest in digests for path in by_digest.get(digest, ())]
     reached: set[str] = set()
     while todo:

@@ -144,7 +144,13 @@ def live_holder(backend: Backend, path: str, time_to_live: float = TIME_TO_LIVE)
     is_dead = owner.get("boot") == _boot() and not _is_running(owner)
     if is_dead or seen.age > time_to_live:
         return None
-    return f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
+    holder = f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
+    if seen.age < -time_to_live:  # a clock was wrong when it was written, or is now
+        holder += (
+            f", until {-seen.age:,.0f} s from now by the time of {path}, which lies ahead: set the clock "
+            "right, or delete that file where no such process runs"
+        )
+    return holder
 
 
 def _owner(data: bytes) -> dict[str, Any]:

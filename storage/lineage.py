@@ -3,13 +3,16 @@
 Records name their inputs by digest, so an artifact's whole history can be followed from its record.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from storage.artifact import CorruptError, Record, unseal
+from storage.artifact import CorruptError, Record, UnsignedError, unseal
 from storage.fingerprint import short
 from storage.store import Store
+
+VALIDATION = "validation.json"
+"""File of a run's folder that names, like ``run.json``, what a validation needs, from its beginning."""
 
 
 def producers(store: Store) -> dict[str, Record]:
@@ -53,17 +56,30 @@ def run_folders(store: Store) -> dict[str, dict[str, Any] | None]:
     for path, data in store.backend.read_each(ended):
         run = second_part(path)
         advice = f"restore it from a copy, or delete runs/{run} to go on without that run"
-        contents[run] = None if data is None else unsealed(data, path, advice)
+        contents[run] = content = None if data is None else unsealed(data, path, advice)
+        if content is not None and content.get("name", run) != run:
+            raise CorruptError(f"{path} is that of run {content['name']!r}: {advice}")
     return dict(sorted({**dict.fromkeys(map(second_part, paths)), **contents}.items()))
 
 
+def begun_validations(store: Store, runs: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What each validation needs that began to train references, by its run. Raises CorruptError."""
+    advice = "restore it from a copy, or delete its folder to let go of its reference models"
+    return {
+        second_part(path): unsealed(data, path, advice)
+        for path, data in store.backend.read_each(f"runs/{run}/{VALIDATION}" for run in runs)
+        if data is not None
+    }
+
+
 def unsealed(data: bytes, path: str, advice: str) -> dict[str, Any]:
+    """The content of a sealed object. Raises CorruptError with ``advice`` at its end."""
     try:
-        content = unseal(data, path)
+        return unseal(data, path)
+    except UnsignedError:
+        raise
     except CorruptError as error:
         raise CorruptError(f"{error}: {advice}") from error
-    assert isinstance(content, dict)
-    return dict(content)
 
 
 def second_part(path: str) -> str:

@@ -34,8 +34,13 @@ def _constant() -> dict[str, object]:
         "host": platform.node(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": packages(),
     }
+
+
+def packages() -> dict[str, str | None]:
+    """Version of each package that results depend on; None where it is not installed."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def _version(name: str) -> str | None:

@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from storage.artifact import FORMAT, CorruptError, Record, digest_of, unseal
+from storage.artifact import FORMAT, CorruptError, Record, digest_of, first_fault, unseal
 from storage.backends.backend import Backend
+from storage.backends.names import OutsideError
 
 LOG = logging.getLogger("mixpool.store")
 
@@ -42,6 +43,9 @@ class _Listing(NamedTuple):
 
 class Records:
     """The folder ``records/`` of a store."""
+
+    believes_unsigned = False
+    """Whether signatures are not looked at, as where a store is adopted."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
@@ -102,17 +106,20 @@ class Records:
         """The record at ``path``. Raises CorruptError, StoreFormatError, FileNotFoundError."""
         return self._parsed(path, self.backend.read(path))
 
-    @staticmethod
-    def _parsed(path: str, data: bytes) -> Record:
-        content = unseal(data, path)
-        version = content.get("format") if isinstance(content, dict) else None
+    def _parsed(self, path: str, data: bytes) -> Record:
+        content = unseal(data, path, believes_unsigned=self.believes_unsigned)
+        version = content.get("format")
         if isinstance(version, int) and version > FORMAT:
             raise StoreFormatError(f"{path} was written by a newer mixpool: upgrade mixpool")
         try:
             record = Record.model_validate(content)
         except ValidationError as error:
-            raise CorruptError(f"{path} is not a record: {error.errors()[0]['msg']}") from error
-        if record.recomputed_key() != record.key or record.key not in path:
+            raise CorruptError(f"{path} is not a record: {first_fault(error)}") from error
+        is_its_key = record.recomputed_key() == record.key
+        folder, _, name = path.rpartition("/")
+        if not (
+            is_its_key and folder == f"records/{record.step}" and f".{record.key}.json" in name
+        ):
             raise CorruptError(f"{path} does not belong to its key")
         if digest_of(record.output.files) != record.output.digest:
             raise CorruptError(f"{path} names an output that is not the digest of its files")
@@ -122,10 +129,20 @@ class Records:
         """Every readable record, of one step or of all; damaged ones are reported and skipped."""
         return (record for _, record in self.named_records(step))
 
+    def newest(self, step: str, most: int) -> tuple[list[Record], int]:
+        """Readable ones of the ``most`` records of a step that were written last; how many are older."""
+        files = self.backend.list(f"records/{step}")
+        paths = [path for path in files if path.endswith(".json")]
+        paths.sort(key=lambda path: (files[path].modified, path), reverse=True)
+        return [record for _, record in self._readable(paths[:most])], len(paths[most:])
+
     def named_records(self, step: str = "") -> Iterator[tuple[str, Record]]:
-        """The same, each with its path."""
+        """As ``records``, each with its path."""
         paths = self.backend.list(f"records/{step}".rstrip("/"))
-        for path, data in self.backend.read_each(p for p in paths if p.endswith(".json")):
+        return self._readable(path for path in paths if path.endswith(".json"))
+
+    def _readable(self, paths: Iterable[str]) -> Iterator[tuple[str, Record]]:
+        for path, data in self.backend.read_each(paths):
             try:
                 if data is not None:  # else set aside by another client since it was listed
                     yield path, self._parsed(path, data)
@@ -160,6 +177,8 @@ class Records:
             self.backend.put(name, self.backend.read(path))
         except FileNotFoundError:
             return
+        except OutsideError as error:  # nothing to keep: what the link names is not the store's
+            LOG.warning("%s; it is deleted", error)
         self.backend.delete(path)
         with self._lock:
             self._listings.clear()

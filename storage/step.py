@@ -40,6 +40,16 @@ class Runtime(BaseModel):
     """Seconds between two resume points of a training."""
     batch_tokens: int | None = Field(default=None, ge=1)
     """Tokens in one forward pass of an evaluation; None is 2,048 on a CPU and 32,768 on a GPU."""
+    micro_batch: int | None = Field(default=None, ge=1)
+    """Blocks in one forward pass of a training, whose gradients are summed; None is a whole batch.
+
+    Where memory runs out it is halved. Results move by rounding.
+    """
+    shards: int = Field(default=1, ge=1)
+    """Devices that train one model together, each with a part of its weights and of every batch.
+
+    For models whose training no single device holds. Results move by rounding.
+    """
     pool_gigabytes: float | None = Field(default=None, ge=0)
     """Memory for the models of a sweep; None is four fifths of what is free.
 

@@ -5,6 +5,7 @@ A crash leaves files that no record names, which ``gc`` deletes. Only the index 
 so readers need no locks. Of two writers of one key the first wins, and the second gets its record.
 """
 
+import errno
 import logging
 import os
 import tempfile
@@ -14,10 +15,20 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from storage import verify
-from storage.artifact import FORMAT, Artifact, CorruptError, Record, seal, unseal
+from storage.artifact import (
+    FORMAT,
+    Artifact,
+    CorruptError,
+    Record,
+    UnsignedError,
+    digest_of,
+    seal,
+    unseal,
+)
 from storage.backends.backend import Backend, in_threads
 from storage.backends.overlay import overlay
 from storage.backends.urls import open_backend
+from storage.fingerprint import KEY
 from storage.lease import Lease
 from storage.records import NoStoreError, Records, StoreFormatError
 
@@ -43,6 +54,7 @@ class Store(Records):
         cache: local folder for verified copies of remote artifacts.
         create: make a new store where there is none; otherwise that is an error.
         backend: where the files are read and written; None opens ``url``.
+        believes_unsigned: do not look at signatures, although there is a key.
     """
 
     def __init__(
@@ -52,17 +64,21 @@ class Store(Records):
         *,
         create: bool = True,
         backend: Backend | None = None,
+        believes_unsigned: bool = False,
     ) -> None:
         self.url = url
         super().__init__(backend or open_backend(url))
+        self.believes_unsigned = believes_unsigned
         caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         self.cache = cache or Path(caches) / "mixpool"
-        self._verified: set[str] = set()
+        self._verified: set[tuple[str, Path | None]] = set()
         self._open(create)
 
     def _open(self, create: bool) -> None:
         try:
-            content = unseal(self.backend.read("store.json"), f"{self.url}/store.json")
+            data = self.backend.read("store.json")
+            name = f"{self.url}/store.json"
+            content = unseal(data, name, believes_unsigned=self.believes_unsigned)
         except FileNotFoundError:
             if not create:
                 raise NoStoreError(
@@ -73,7 +89,12 @@ class Store(Records):
             return
         if create and self.backend.is_remote:
             self.check()
-        version = content["format"] if isinstance(content, dict) else None
+        if create and b'"signature"' in data and not os.environ.get(KEY):
+            raise UnsignedError(
+                f"the store at {self.url} is signed, and who has the key would not believe what is "
+                f"written without it: set {KEY}, or run into a store of your own"
+            )
+        version = content.get("format")
         if not isinstance(version, int) or version > FORMAT:
             raise StoreFormatError(
                 f"the store at {self.url} has format {version}; this mixpool reads up to {FORMAT}: "
@@ -127,11 +148,15 @@ class Store(Records):
         return self._add(record, sealed)
 
     def retract(self, artifact: Artifact) -> list[str]:
-        """Set aside every record that names ``artifact``, then delete its files."""
+        """Set aside every record that names ``artifact``, then delete its files.
+
+        Where no record names it, nothing is deleted: committing it again heals its files.
+        """
         paths = [path for path, r in self.named_records() if r.output.prefix == artifact.prefix]
         for path in paths:
             self.set_aside(path)
-        self.delete_artifact(artifact.prefix)
+        if paths:
+            self.delete_artifact(artifact.prefix)
         return paths
 
     # Artifacts ---------------------------------------------------------------------------------
@@ -149,30 +174,44 @@ class Store(Records):
         """What is wrong with the artifact's files in the store, in words; re-hashes all of them."""
         return verify.faults(self.backend, artifact)
 
+    def strays(self, artifact: Artifact) -> list[str]:
+        """Paths of files that lie in the artifact's folder and are no part of it."""
+        files = {f"{artifact.prefix}/{name}" for name in artifact.files}
+        return [path for path in self.backend.list(artifact.prefix) if path not in files]
+
     def fetch(self, artifact: Artifact) -> Path:
-        """A local folder with the artifact's files, verified (once in each process).
+        """A local folder with the artifact's files, verified (once in each process), and no others.
 
         Raises:
             CorruptArtifactError: a file is missing or differs; the artifact's records are set
                 aside first, so that the next run makes it anew.
+            CorruptError: ``artifact`` has other files than its digest says; nothing is set aside.
             OSError: the disk or the network fails; nothing is set aside.
         """
+        if digest_of(artifact.files) != artifact.digest:
+            raise CorruptError(
+                f"{artifact.prefix} is asked for with files that do not have this digest: what names "
+                "it was not written by mixpool; `mixpool verify` finds it"
+            )
         local = self.backend.local(artifact.prefix)
+        # Where somebody has put another file beside them, a reader of the folder might take it in.
+        if local and any("/." not in path for path in self.strays(artifact)):
+            local = None
         folder = local or self.cache / artifact.kind / artifact.digest
-        if artifact.prefix in self._verified and folder.exists():
+        if (artifact.prefix, local) in self._verified and folder.exists():
             return folder
         faults = self.faults(artifact) if local else verify.fill(self.backend, artifact, folder)
         if faults:
             self.retract(artifact)
             raise CorruptArtifactError(artifact, faults)
-        self._verified.add(artifact.prefix)
+        self._verified.add((artifact.prefix, local))
         return folder
 
     def delete_artifact(self, prefix: str) -> int:
         """Delete every file below ``prefix``; the number of bytes freed."""
         files = self.backend.list(prefix)
         self.backend.delete_each(files)
-        self._verified.discard(prefix)
+        self._verified = {known for known in self._verified if known[0] != prefix}
         return sum(info.num_bytes for info in files.values())
 
     # Chains, work and leases -------------------------------------------------------------------
@@ -208,6 +247,43 @@ class Store(Records):
 def number_of(path: str) -> int:
     """The number of a file of a chain."""
     return int(PurePosixPath(path).stem)
+
+
+class ReadOnlyStore(Store):
+    """A store that may only be read, with what a run writes in a scratch folder; it builds nothing."""
+
+    def lease(self, name: str) -> Lease:
+        """A lease of a run itself. Raises PermissionError for that of a result, which is lacking."""
+        step, _, _ = name.partition("/")
+        if step == "run":
+            return super().lease(name)
+        raise PermissionError(
+            errno.EACCES,
+            f"the store at {self.url} cannot be written, and a result of {step!r} that this run needs is "
+            "not in it: have somebody who may write there run the recipe, or use a store of your own",
+        )
+
+
+@contextmanager
+def store_for_run(url: str) -> Iterator[Store]:
+    """The store at ``url``, made where there is none; a ``ReadOnlyStore`` where it cannot be written."""
+    try:
+        store = Store(url)
+        probe = f"work/check/{uuid.uuid4().hex}"
+        store.backend.create(probe, b"")
+        store.backend.delete(probe)
+    except OSError as error:
+        if error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            raise
+        try:
+            Store(url, create=False)
+        except NoStoreError:
+            raise error from None
+    else:
+        yield store
+        return
+    with tempfile.TemporaryDirectory(prefix="mixpool-read-") as name:
+        yield ReadOnlyStore(url, backend=overlay(url, Path(name)))
 
 
 @contextmanager

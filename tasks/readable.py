@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
+from tasks import shown
+
 _MISSING = "–"
 
 Show: TypeAlias = Callable[[Any], str]
@@ -26,8 +28,8 @@ def _absent(value: Any) -> bool:
 
 
 def text(value: object) -> str:
-    """Any value as it is; a dash where there is none."""
-    return _MISSING if _absent(value) else str(value)
+    """Any value on one line (``tasks.shown.line``); a dash where there is none."""
+    return _MISSING if _absent(value) else shown.line(value)
 
 
 def yes(value: bool) -> str:
@@ -100,8 +102,8 @@ def whole(number: int) -> str:
     return f"{number:,}" if number < 10**9 else f"about 10^{math.log10(number):.0f}"
 
 
-def listed(names: Iterable[str], most: int = 20) -> str:
+def listed(names: Iterable[str], most: int = 20, between: str = ", ") -> str:
     """``a, b``; of more than ``most`` names the first, and how many there are beyond them."""
     names = [*names]
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return between.join(names[:most]) + more

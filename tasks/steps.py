@@ -9,12 +9,15 @@ from typing import Any
 
 from storage.step import Step
 from tasks.evaluation.set_part import PART
+from tasks.evaluation.uphill import FLATNESS
 from tasks.evaluation.window import WINDOW
 from tasks.models.given import IMPORT_MODEL
 from tasks.models.initialise import INITIALISE
+from tasks.models.probe import PROBE
 from tasks.search.descent import DESCEND
 from tasks.tokens.tokenize import TOKENIZE
 from tasks.tokens.tokenizer import TRAIN_TOKENIZER
+from tasks.training.localise import LOCALISE
 from tasks.training.train import TRAIN
 
 STEPS: tuple[Step[Any], ...] = (
@@ -24,7 +27,10 @@ STEPS: tuple[Step[Any], ...] = (
     PART,  # some of the windows of an evaluation set, for a race
     INITIALISE,  # a model with random weights
     IMPORT_MODEL,  # a model that somebody gave
+    PROBE,  # a model that somebody gave to what it does with token ids
+    LOCALISE,  # a model and two texts to the layers in which the first makes larger gradients
     TRAIN,  # a model trained on one or several token files
+    FLATNESS,  # a model and its text to how sharp its minimum is
     DESCEND,  # the pool of a search to mixtures, down the gradient of the merged model
 )
 

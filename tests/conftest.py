@@ -63,7 +63,13 @@ TINY: dict[str, Any] = {
 """Six partitions, 21 mixtures, six held-out sets; a Llama of width 32."""
 
 
-LONGEST = ("test_team.py", "test_serve.py", "test_kill.py", "test_s3_damage.py", "test_s3_runs.py")
+LONGEST = (
+    "test_serve.py",
+    "test_kill.py",
+    "test_prefect.py",
+    "test_s3_damage.py",
+    "test_s3_secrets.py",
+)
 """Files of minutes: who runs some at a time is not to wait for one of them in the end."""
 
 
@@ -136,21 +142,13 @@ def tiny_recipe() -> TinyRecipe:
 
 
 @pytest.fixture(scope="session")
-def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.S3Server]:
-    """An S3 server that keeps objects in memory."""
-    with servers.moto(tmp_path_factory.mktemp("moto")) as server:
-        server.make_bucket(servers.BUCKET)
-        yield server
-
-
-@pytest.fixture(scope="session")
-def ministack_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Ministack]:
-    """An S3 server that keeps objects on disk; a test that kills it starts it again."""
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.S3Server]:
+    """An S3 server with a bucket."""
     ministack = servers.Ministack(tmp_path_factory.mktemp("ministack"))
     try:
         ministack.start()
         ministack.server.make_bucket(servers.BUCKET)
-        yield ministack
+        yield ministack.server
     finally:
         ministack.stop()
 

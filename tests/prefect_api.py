@@ -16,7 +16,7 @@ from typing import Any, Self
 import httpx
 
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
-POLL_SECONDS = 0.3
+POLL_SECONDS = 0.5
 MOST_TRIES = 10
 """With SQLite, whoever reads and then writes is sent away now and then; Prefect's clients ask again."""
 SETTLE_SECONDS = 1.5
@@ -26,11 +26,18 @@ SETTLE_SECONDS = 1.5
 class PrefectApi:
     """A client of one server that knows its token; to be closed, or used as a context."""
 
-    def __init__(self, url: str, trouble: Callable[[], str] = lambda: "") -> None:
-        """``url`` is the server's; what ``trouble`` says is added to the message of a wait in vain."""
+    def __init__(
+        self, url: str, trouble: Callable[[], str] = lambda: "", password: str | None = None
+    ) -> None:
+        """``url`` is the server's; what ``trouble`` says is added to the message of a wait in vain.
+
+        ``password`` is ``user:password``, where the server asks for one.
+        """
         self.url = url
         self._trouble = trouble
-        self._client = httpx.Client(base_url=f"{url}/api", timeout=60)
+        user, _, word = (password or "").partition(":")
+        auth = (user, word) if password else None
+        self._client = httpx.Client(base_url=f"{url}/api", timeout=60, auth=auth)
         asked = str(uuid.uuid4())
         answer = self._client.get("/csrf-token", params={"client": asked}).raise_for_status()
         token = {"Prefect-Csrf-Token": answer.json()["token"], "Prefect-Csrf-Client": asked}
@@ -46,10 +53,12 @@ class PrefectApi:
         """What the server has at a path. Raises httpx.HTTPStatusError."""
         return self._client.get(path).raise_for_status().json()
 
-    def post(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
+    def post(
+        self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
+    ) -> httpx.Response:
         """The server's answer, also where it refuses; asked again while its database is busy."""
         for _ in range(MOST_TRIES):
-            answer = self._client.post(path, json=dict(body))
+            answer = self._client.post(path, json=dict(body), headers=headers)
             if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
                 break
             time.sleep(POLL_SECONDS)

@@ -66,7 +66,7 @@ def _sections(model: type[BaseModel]) -> Iterator[str]:
     for name, paths in places.items():
         # A model has a kind where it is one of several that may stand at a place.
         kind = models[name]["properties"].get("kind", {}).get("const")
-        places_in_words = ", ".join(f"`{path}`" for path in paths)
+        places_in_words = ", ".join(f"`{path}`" for path in dict.fromkeys(paths))
         yield f"## {places_in_words}{f', kind `{kind}`' if kind else ''}\n"
         yield f"{_line(models[name]['description'])}\n"
         yield from _table(models[name], models, f"{paths[0]}." if len(paths) == 1 else ".")

@@ -1,9 +1,9 @@
 """Real S3 servers for tests, as plain processes on this machine's loopback address.
 
-moto keeps its objects in memory and serves the suite; ministack keeps them on disk, so that it can be
-killed and started again in the middle of a test; ``tests.ceph`` starts a real Ceph. A server never
-outlives the process that started it, however that ends: a shell waits beside it on a pipe which the
-kernel closes then. What a server says goes to a file in its folder.
+ministack keeps objects on disk, so that it can be killed and started again in the middle of a test;
+``tests.ceph`` starts a real Ceph. A server never outlives the process that started it, however that
+ends: a shell waits beside it on a pipe which the kernel closes then. What a server says goes to a file
+in its folder.
 
     python -m tests.servers ministack --port 4566 --data DIR      one to play with, until Ctrl-C
 """
@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,19 +177,6 @@ def launch(
         child.kill()
         raise
     return child
-
-
-@contextlib.contextmanager
-def moto(folder: Path) -> Iterator[S3Server]:
-    """A moto server: objects in memory, every conditional write, no authentication."""
-    port = free_port()
-    server = S3Server(f"http://127.0.0.1:{port}", "mixpool", "mixpool-secret")
-    command = [sys.executable, str(Path(__file__).with_name("moto_server.py")), str(port)]
-    child = launch(command, folder / "moto.log", server.endpoint)
-    try:
-        yield server
-    finally:
-        child.stop()
 
 
 class Ministack:

@@ -7,6 +7,7 @@ settings gets in.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from flows.server.guard import PASSWORD, key_of
 from tests.prefect_api import PrefectApi
 from tests.prefect_server import clean_environment
 from tests.servers import free_port
@@ -58,8 +60,23 @@ class Serving:
         self.log = folder / "serve.log"
         self.port = free_port(2)
         self.url = f"http://127.0.0.1:{self.port}"
-        self.pages = f"http://127.0.0.1:{self.port + 1}"
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def password(self) -> str:
+        """What the server asks for, as ``user:password``."""
+        return (self.home / PASSWORD).read_text().strip()
+
+    @property
+    def pages(self) -> str:
+        """Where the store is."""
+        return f"http://127.0.0.1:{self.port + 1}/{key_of(self.password)}"
+
+    @property
+    def door(self) -> str:
+        """The address that is printed for a browser."""
+        (found,) = re.findall(r"mixpool is at (\S+)", self.log.read_text())
+        return str(found)
 
     def command(self, *options: str) -> list[str]:
         """The command line."""
@@ -105,7 +122,7 @@ class Serving:
 
     def api(self) -> PrefectApi:
         """A client; to be closed."""
-        return PrefectApi(self.url, self.said)
+        return PrefectApi(self.url, self.said, self.password)
 
     def family(self) -> list[psutil.Process]:
         """serve and all processes that it started, and those that these started."""

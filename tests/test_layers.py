@@ -23,7 +23,8 @@ tasks
 tasks.corpus tasks.mixtures tasks.machine
 tasks.tokens tasks.surrogates
 tasks.partitions tasks.models
-tasks.merging tasks.training
+tasks.merging
+tasks.training
 tasks.evaluation
 tasks.ranking tasks.search
 tasks.trust

@@ -22,14 +22,14 @@ from tests.s3 import S3Door
 from tests.servers import BUCKET, Ministack, S3Server, free_port, is_answered, launch
 
 ROOT = Path(__file__).parents[1]
-ALL = ["moto", "ministack", pytest.param("ceph", marks=pytest.mark.ceph)]
+ALL = ["s3_server", pytest.param("ceph_server", marks=pytest.mark.ceph)]
 
 
 @pytest.fixture(params=ALL)
 def server(request: pytest.FixtureRequest) -> S3Server:
     """A server of each kind."""
-    found: S3Server | Ministack = request.getfixturevalue(f"{request.param}_server")
-    return found.server if isinstance(found, Ministack) else found
+    found: S3Server = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.fixture

@@ -3,17 +3,22 @@
 A wrong field is refused with its path and the allowed values.
 """
 
+import json
+import math
 import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, cast, get_args, get_origin
+from typing import Annotated, Any, BinaryIO, Union, cast, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
+from yaml.constructor import ConstructorError
 
 from flows.chain.recipe import Recipe
+from storage.backends.secrets import without_secrets
 from storage.backends.urls import file_system
 
 
@@ -34,7 +39,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     try:
         system, location = file_system(str(path))
         with system.open(location, "rb") as file:
-            tree = yaml.load(file.read().decode(), Loader=RecipeLoader)
+            tree = read_yaml(file)
     except FileNotFoundError as error:
         raise RecipeError(f"there is no recipe at {path}") from error
     except OSError as error:
@@ -42,12 +47,30 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
             f"the recipe at {path} cannot be read: {error.strerror or error}"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is no YAML: {error}") from error
+        raise RecipeError(f"{path} is no YAML: correct it at {place_of(error)}") from None
     if not isinstance(tree, dict):
         raise RecipeError(f"{path} holds no mapping of fields; see flows/recipes/demo.yaml")
     for override in overrides:
         apply_override(tree, override)
     return parse_recipe(tree, str(path))
+
+
+def read_yaml(file: BinaryIO) -> Any:
+    """The content of a YAML file. Raises YAMLError, or UnicodeDecodeError."""
+    text = file.read(MOST_BYTES + 1)
+    if len(text) > MOST_BYTES:
+        words = f"it goes on behind {MOST_BYTES:,} bytes, the most that is read"
+        raise _UnfitError(problem=words, problem_mark=yaml.Mark("", 0, 0, 0, "", 0))
+    return yaml.load(text.decode(), Loader=RecipeLoader)
+
+
+def place_of(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    """Where a text is wrong. What stands there is not said, as it may be a secret."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        words = f" ({error.problem})" if isinstance(error, _UnfitError) else ""
+        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}{words}"
+    place = error.start if isinstance(error, UnicodeDecodeError) else getattr(error, "position", 0)
+    return f"position {place}, a character that no recipe may hold"
 
 
 def override_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
@@ -60,8 +83,89 @@ def override_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     return parse_recipe(tree)
 
 
+def with_withdrawn(text: str, ids: list[str]) -> str:
+    """The YAML of a recipe with other ``corpus.withdraw``, and all else as it was.
+
+    Raises:
+        RecipeError: nobody but its writer can change it without a loss.
+    """
+    tree = yaml.load(text, Loader=RecipeLoader)
+    corpus = _node(yaml.compose(text, Loader=RecipeLoader), "corpus")
+    old, value = _node(corpus, "withdraw"), json.dumps(ids, ensure_ascii=False)
+    new = value
+    if old is None:
+        start = end = corpus.start_mark.index + bool(corpus.flow_style)
+        margin = ", " if corpus.flow_style else "\n" + " " * corpus.start_mark.column
+        new = f"withdraw: {value}{margin}"
+    else:
+        start = old.start_mark.index
+        end = start + len(text[start : old.end_mark.index].rstrip())
+    changed = text[:start] + new + text[end:]
+    wanted = {**tree, "corpus": {**tree["corpus"], "withdraw": ids}}
+    try:
+        is_safe = "#" not in text[start:end] and yaml.load(changed, Loader=RecipeLoader) == wanted
+    except yaml.YAMLError:
+        is_safe = False
+    if not is_safe:
+        raise RecipeError(
+            f"corpus.withdraw cannot be changed without a loss: set it to {value} by hand"
+        )
+    return changed
+
+
+def _node(mapping: Any, name: str) -> Any:
+    """The node of a field of a mapping; None where it is not given."""
+    return next((value for key, value in mapping.value if key.value == name), None)
+
+
+class _UnfitError(ConstructorError):
+    """YAML that is not read for a reason of ours, in words that hold nothing of it."""
+
+
 class RecipeLoader(yaml.SafeLoader):
-    """YAML 1.1 of PyYAML, in which 5e-4 is a number, as people who write recipes expect."""
+    """YAML 1.1 of PyYAML, in which 5e-4 is a number, as people who write recipes expect.
+
+    Whatever it cannot read is a YAMLError, with its place.
+    """
+
+    def get_single_data(self) -> Any:
+        """The document, as plain data."""
+        node = None
+        try:
+            if (node := self.get_single_node()) is None:
+                return None
+            if _size(node, {}) > MOST_VALUES:
+                words = f"its aliases stand for more than {MOST_VALUES:,} values, or for themselves"
+                raise _UnfitError(problem=words, problem_mark=node.start_mark)
+            return self.construct_document(node)
+        except RecursionError:
+            mark = node.start_mark if node else self.get_mark()
+            raise _UnfitError(problem="it is nested too deeply", problem_mark=mark) from None
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        """The value of a node."""
+        try:
+            return super().construct_object(node, deep)
+        except (yaml.YAMLError, RecursionError):
+            raise
+        except Exception as error:  # of a date or a number that is none; it may be a secret
+            words = f"it is no {node.tag.rpartition(':')[2]}"
+            raise _UnfitError(problem=words, problem_mark=node.start_mark) from error
+
+
+MOST_BYTES = 2_000_000
+MOST_VALUES = 1_000_000
+"""Values in a YAML file, an alias counted as what it stands for."""
+
+
+def _size(node: Any, sizes: dict[Any, float]) -> float:
+    """Values below a node and itself, aliases written out; infinite where it holds itself."""
+    if node not in sizes:
+        sizes[node] = math.inf
+        below = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = [part for item in below for part in (item if isinstance(item, tuple) else (item,))]
+        sizes[node] = 1 + sum(_size(part, sizes) for part in parts)
+    return sizes[node]
 
 
 class RecipeDumper(yaml.SafeDumper):
@@ -85,13 +189,19 @@ for kind in (RecipeLoader, RecipeDumper):
     )
 
 
+MOST_FAULTS = 20
+"""Wrong fields of a recipe that are named."""
+
+
 def parse_recipe(tree: Mapping[str, Any], source: str = "recipe") -> Recipe:
     """A recipe from plain data. Raises RecipeError."""
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        lines = [_fault(dict(fault)) for fault in error.errors(include_url=False)]
-        raise RecipeError("\n".join([f"{source} cannot be used:", *lines])) from None
+        found = error.errors(include_url=False)
+        lines = [_fault(dict(fault)) for fault in found[:MOST_FAULTS]]
+        more = [f"  and {len(found) - MOST_FAULTS:,} more"] if len(found) > MOST_FAULTS else []
+        raise RecipeError("\n".join([f"{source} cannot be used:", *lines, *more])) from None
 
 
 def _fault(fault: dict[str, Any]) -> str:
@@ -104,14 +214,26 @@ def _fault(fault: dict[str, Any]) -> str:
     elif kind in {"union_tag_invalid", "union_tag_not_found"}:
         name, models = _choices(annotation)
         allowed = ", ".join(str(tag) for model in models for tag in _tags(model, name))
-        given = repr(value[name]) if name in value else "not given"
+        given = _shown(value[name]) if name in value else "not given"
         message = f"its {name} is {given}; allowed are {allowed}"
     elif kind == "model_type":
         message = f"it is no mapping of the fields {_fields(annotation)}"
     # An address may hold a password, so its value is not repeated.
     elif not isinstance(value, dict | list) and "url" not in where:
-        message += f" (it is {value!r:.80})"
+        message += f" (it is {_shown(value)})"
     return f"  {where}: {message}"
+
+
+def _shown(value: object) -> str:
+    try:
+        # An alias in YAML can stand for more than fits into memory.
+        return f"{without_secrets(_SHORT.repr(value)):.80}"
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of very many digits"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlong, _SHORT.maxother = 2, 80, 80, 80
 
 
 def _path_and_type(location: Iterable[str | int]) -> tuple[str, Any]:
@@ -155,7 +277,8 @@ def _tags(model: Any, name: str) -> tuple[Any, ...]:
 
 
 def _fields(annotation: Any) -> str:
-    return ", ".join(sorted(_choices(annotation)[1][0].model_fields))
+    fields = _choices(annotation)[1][0].model_fields
+    return ", ".join(sorted(field.alias or name for name, field in fields.items()))
 
 
 def apply_override(tree: dict[str, Any], override: str, option: str = "--set") -> None:
@@ -174,8 +297,7 @@ def apply_override(tree: dict[str, Any], override: str, option: str = "--set") -
     try:
         parsed = yaml.load(value, Loader=RecipeLoader)
     except yaml.YAMLError as error:
-        problem = getattr(error, "problem", None) or "it cannot be read"
-        raise RecipeError(f"{option} {path}: its value is no YAML: {problem}") from error
+        raise RecipeError(f"{option} {path}: its value is no YAML at {place_of(error)}") from None
     *parents, last = path.split(".")
     node: Any = tree
     for parent in parents:

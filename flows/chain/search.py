@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from flows.chain.ablation import (
-    BASE,
     Outcome,
     Prepared,
+    base_losses,
     check_labels,
     partitions_of,
     prepare,
@@ -67,7 +67,8 @@ def search(run: Runner, recipe: Recipe, corpus: Manifest) -> SearchOutcome:
     """
     # Before anything is trained: constraints may contradict, an objective may name an unknown set.
     state = scope(recipe, corpus)
-    prepared = prepare(run, recipe, corpus)
+    # What a search proposes is of partitions: it has no place for a control.
+    prepared = prepare(run, recipe.model_copy(update={"control": False}), corpus)
     sweeps = SearchSweeps(run, recipe, prepared, state)
     try:
         is_done = sweeps.go()
@@ -137,8 +138,7 @@ class SearchSweeps:
         return swept_rows(self._run, self._work._replace(mixtures=mixtures))
 
     def _base(self) -> bool:
-        alone, pool = [Mixture.uniform([BASE])], {BASE: self._prepared.base}
-        rows = self._run.sweep(self._work._replace(mixtures=alone, pool=pool, stage=Stage(BASE)))
+        rows = base_losses(self._run, self._prepared, self._work)
         if rows is not None:
             self._state.base = self._bits(rows)[0]
         return rows is not None

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from flows.chain.ablation import Given
-from flows.chain.recipe import Recipe, TrainBase
+from flows.chain.recipe import Recipe
 from flows.chain.recipe_file import to_yaml
 from storage.artifact import CorruptError, slug, unseal
 from storage.fingerprint import Config
@@ -20,7 +20,8 @@ from storage.store import Store, scratch_store
 from tasks.models.given import given_tokenizer
 from tasks.partitions import manifest
 from tasks.partitions.arrival import look_for_files, unread_digest
-from tasks.partitions.scan import is_whole, rules_of
+from tasks.partitions.rules import chain_of, rules_of
+from tasks.partitions.scan import is_whole
 from tasks.tokens.tokenizer import GivenTokenizer
 
 LOG = logging.getLogger("mixpool.landing")
@@ -45,7 +46,7 @@ def is_unchanged(store: Store, recipe: Recipe, settle_seconds: float = 0.0) -> s
         LOG.info("no run of this very recipe %r has finished yet", recipe.name)
         return None
     name, content = run
-    previous = manifest.latest(store, _chain(store, recipe))
+    previous = manifest.latest(store, chain(store, recipe))
     if previous is None or manifest.path_of(previous) not in content["manifests"]:
         LOG.info("run %s used another manifest than the newest", name)
         return None
@@ -77,19 +78,16 @@ def _finished_run(store: Store, recipe: Recipe) -> tuple[str, Mapping[str, Any]]
 def _read(store: Store, path: str) -> Mapping[str, Any] | None:
     """The content of a ``run.json``; None, with a warning, where it is damaged or gone."""
     try:
-        content = unseal(store.backend.read(path), path)
+        return unseal(store.backend.read(path), path)
     except (CorruptError, FileNotFoundError) as error:
         LOG.warning("%s; that run is passed over", error)
         return None
-    assert isinstance(content, dict)
-    return content
 
 
-def _chain(store: Store, recipe: Recipe) -> str:
+def chain(store: Store, recipe: Recipe) -> str:
     """Name of the chain of manifests that a scan would go on with."""
     config: Config = recipe.tokenizer
     if isinstance(recipe.tokenizer, GivenTokenizer):
         with scratch_store(store.url) as scratch:
-            config = Given(digest=given_tokenizer(scratch, recipe.tokenizer).digest)
-    base = recipe.base.source if isinstance(recipe.base, TrainBase) else None
-    return manifest.chain_name(recipe.corpus.name, rules_of(recipe.corpus, config, base))
+            config = Given(digest=given_tokenizer(scratch, recipe.tokenizer)[0].digest)
+    return chain_of(store, recipe.corpus, rules_of(recipe.corpus, config, recipe.base.source))

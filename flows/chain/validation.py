@@ -1,17 +1,19 @@
 """Validation: really train a sample of mixtures, and compare the ranking with them.
 
 A reference is a training step: the base model trained on the union of a mixture's tokens, in as many
-steps as its partitions had together. References are cached, resumed and reused. So are the repeats with
+steps as its partitions had together, or as one of them had where the training is a phase of a longer
+one. References are cached, resumed and reused. So are the repeats with
 other seeds, which show how far references agree with one another. The other figures of a verdict cost
 evaluations alone: partition models by themselves, midpoints of pairs, the base model.
 """
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flows.chain.ablation import BASE, Outcome, partitions_of, train
+from flows.chain.measured import localised
 from flows.chain.recipe import Recipe
 from flows.chain.runner import REFERENCE, Runner, median_per_token, swept_rows
 from flows.chain.work import SweepWork, losses_of
@@ -47,8 +49,16 @@ class References(NamedTuple):
     """Losses of the base model; None in a plan."""
 
 
-def train_references(run: Runner, recipe: Recipe, outcome: Outcome) -> References:
+def train_references(
+    run: Runner,
+    recipe: Recipe,
+    outcome: Outcome,
+    begin: Callable[[Sequence[Call[Any]]], None] = lambda calls: None,
+) -> References:
     """Train and evaluate the references, and evaluate the models they are compared with.
+
+    Args:
+        begin: called with the trainings, before the first.
 
     Raises:
         ValueError: the recipe has fewer such mixtures, or the budget pays for fewer than two.
@@ -58,8 +68,10 @@ def train_references(run: Runner, recipe: Recipe, outcome: Outcome) -> Reference
     chosen = _chosen(run, recipe, outcome.mixtures, losses)
     seeds = [recipe.train.seed + number for number in range(1, sample.repeats + 1)]
     calls = [_reference(recipe, outcome, mixture) for mixture in chosen]
-    again = [_reference(recipe, outcome, chosen[0], seed) for seed in seeds]
-    handles = run.map([*calls, *again])
+    calls += [_reference(recipe, outcome, chosen[0], seed) for seed in seeds]
+    calls = localised(run, calls, outcome.ordinary)
+    begin(calls)
+    handles = run.map(calls)
     # A race may have screened out a mixture that is now to be compared: its losses are lacking.
     judged = {mixture.label for mixture in outcome.judged}
     compared = dict.fromkeys([*map(_alone, outcome.pool), *chosen, *_pairs(recipe, outcome)])
@@ -67,7 +79,7 @@ def train_references(run: Runner, recipe: Recipe, outcome: Outcome) -> Reference
     lacking = [mixture for mixture in compared if mixture.label not in judged]
     run.sweep(proxies._replace(mixtures=lacking))
     # Named apart: the losses table also has the merged model of the same mixture.
-    trained = {call.label: handle for call, handle in zip([*calls, *again], handles, strict=True)}
+    trained = {call.label: handle for call, handle in zip(calls, handles, strict=True)}
     rows = run.sweep(_as_they_are(trained, outcome, recipe))
     base = run.sweep(_as_they_are({BASE: outcome.base}, outcome, recipe))
     return References(chosen, seeds, rows, proxies, base)
@@ -141,7 +153,8 @@ def _ranked_by(run: Runner, outcome: Outcome) -> dict[str, float]:
 def _price(run: Runner, recipe: Recipe, mixture: Mixture, budget: Budget) -> float:
     if budget.unit == "trainings":
         return 1.0
-    tokens = mixture.size * float(training_tokens(recipe.train))
+    size = 1 if recipe.train.of else mixture.size
+    tokens = size * float(training_tokens(recipe.train))
     return tokens if budget.unit == "tokens" else tokens * _joules_per_token(run)
 
 
@@ -161,6 +174,7 @@ def _reference(
     members = sorted(mixture.members, key=lambda name: outcome.tokens[name].digest or name)
     # Numbered by digest, so that the same union has one key whatever its partitions are called.
     inputs = {f"tokens.{i:04d}": outcome.tokens[name] for i, name in enumerate(members)}
+    inputs |= outcome.further
     label = f"{REFERENCE}{mixture.label}"
     if seed is not None:
         changed = recipe.train.model_copy(update={"seed": seed})
@@ -168,9 +182,11 @@ def _reference(
     return train(recipe, outcome.base, inputs, label, mixture.size)
 
 
-def validate(run: Runner, recipe: Recipe, outcome: Outcome) -> Trust:
-    """Train references and compare. Raises ValueError where there are too few mixtures."""
-    references = train_references(run, recipe, outcome)
+def validate(
+    run: Runner, recipe: Recipe, outcome: Outcome, begin: Callable[[Sequence[Call[Any]]], None]
+) -> Trust:
+    """Train references and compare. Arguments and errors as of ``train_references``."""
+    references = train_references(run, recipe, outcome, begin)
     assert references.trained is not None, "a plan has no losses to compare"
     assert references.base is not None
     merged = swept_rows(run, references.proxies)

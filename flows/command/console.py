@@ -21,6 +21,8 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from tasks import shown
+
 if TYPE_CHECKING:
     from storage.step import Progress as Report
 
@@ -30,9 +32,15 @@ WORTH_A_LINE = 0.5
 """Seconds above which finished work leaves a line."""
 
 
+class _Console(Console):
+    def print(self, *objects: Any, **options: Any) -> None:
+        texts = (shown.line(item) if isinstance(item, str) else item for item in objects)
+        super().print(*texts, **options)
+
+
 def make_console(*, stderr: bool = False) -> Console:
-    """A console that prints text as it is, wide enough for tables where it is no terminal."""
-    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    """A console that reads no markup and shows only what prints; wide where it is no terminal."""
+    console = _Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         columns = os.environ.get("COLUMNS", "")
         console.width = int(columns) if columns.isdecimal() else PIPE_WIDTH
@@ -58,7 +66,7 @@ def print_rows(console: Console, rows: list[dict[str, Any]]) -> None:
 def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.4f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else shown.line(value)
 
 
 class TerminalReporter:
@@ -97,7 +105,7 @@ class TerminalReporter:
         # Work whose size is not known says nothing when it ends.
         if self._bar is not None:
             self._bar.end()
-        self._bar = _TerminalBar(self, name)
+        self._bar = _TerminalBar(self, shown.line(name))
         return self._bar.show
 
     def say(self, message: str) -> None:

@@ -57,7 +57,7 @@ class Domain(NamedTuple):
     """``base`` (the base model's own), ``corpus``, ``arriving`` (lands after the first run) or
     ``evaluation`` (never trained on)."""
     packages: tuple[str, ...]
-    """Names on PyPI, or ``STANDARD_LIBRARY``, or ``REQUIRED``."""
+    """Names on PyPI, or ``STANDARD_LIBRARY``, or ``REQUIRED``; or absolute paths of folders."""
     pattern: str
     """Regular expression, searched in a path relative to its root, with forward slashes."""
     avoid: str = r"^$"
@@ -197,6 +197,10 @@ def _installed(package: str) -> list[tuple[str, Path]]:
         return [file for name in _required() for file in _installed(name)]
     if package in STANDARD_LIBRARY:
         return list(_standard_library(Path(sysconfig.get_path("stdlib"))))
+    if package.startswith("/"):
+        root = Path(package)
+        paths = (path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
+        return [(path.relative_to(root).as_posix(), path) for path in paths]
     files = (
         file
         for distribution in metadata.distributions(name=package)

@@ -16,6 +16,7 @@ import typer
 from flows.command.console import TerminalReporter, print_json, print_rows
 from flows.command.options import (
     DEFAULT_STORE,
+    FAULT,
     AsJson,
     Overrides,
     RecipeFile,
@@ -32,6 +33,9 @@ from flows.command.report import report
 from flows.command.search import search
 from flows.command.server import deploy, landed, serve
 from flows.command.store import export, gc, show, verify
+from flows.command.withdraw import withdraw
+from flows.run.unforeseen import is_unforeseen, told
+from tasks.shown import Shown
 
 if TYPE_CHECKING:
     from flows.runners.planner import Plan
@@ -71,8 +75,7 @@ def validate(
         int | None, typer.Option(help="Mixtures to train for real; default: the recipe's.")
     ] = None,
     budget: Annotated[
-        str | None,
-        typer.Option(help="What they may cost: '12 trainings', '5e6 tokens', '40 kJ'."),
+        str | None, typer.Option(help="What they may cost: '12 trainings', '5e6 tokens', '40 kJ'.")
     ] = None,
     store: StoreUrl = DEFAULT_STORE,
     overrides: Overrides = None,
@@ -144,6 +147,12 @@ def plan(
             f"tokens; {len(trainings['cached'])} references are in the store",
             soft_wrap=True,
         )
+    _show_notes(planned)
+
+
+def _show_notes(planned: "Plan") -> None:
+    for line in [*planned.lines, *(f"note: {note}" for note in planned.notes)]:
+        out.print(line, soft_wrap=True)
 
 
 def _plan(
@@ -164,12 +173,7 @@ def _plan(
         loaded, settings = read_recipe(recipe, overrides), read_runtime(runtime)
         with TerminalReporter(err) as reporter:
             return make_plan(
-                store,
-                loaded,
-                settings,
-                reporter,
-                with_references=references,
-                with_search=search,
+                store, loaded, settings, reporter, with_references=references, with_search=search
             )
 
 
@@ -195,10 +199,13 @@ def explain(
             }
             for explanation in planned.explanations
         ]
-        print_json({"steps": steps, "losses_to_evaluate": planned.pairs_missing})
+        rest = {"corpus": planned.lines, "notes": planned.notes}
+        print_json({"steps": steps, **rest, "losses_to_evaluate": planned.pairs_missing})
         return
+    _show_notes(planned)
     for explanation in planned.explanations:
-        out.print(str(explanation), soft_wrap=True)
+        for row in str(explanation).split("\n"):
+            out.print(row, soft_wrap=True)
     if planned.pairs_missing:
         waiting = len(planned.to_build(TRAIN))
         why = f", for {waiting} models are not built" if waiting else ""
@@ -225,16 +232,24 @@ def demo(
         run_demo(store, corpus, references=references)
 
 
-for command in (search, report, show, verify, gc, export, serve, deploy, landed):
+for command in (search, report, show, withdraw, verify, gc, export, serve, deploy, landed):
     app.command()(command)
 
 
 def main() -> None:
     """Entry point of the console script."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler()
+    handler.addFilter(Shown())
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     # Nothing here forks after tokenizers has used threads, and its warning about that is noise.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # Threads that spin while they wait slow a training several times beside other work. It must be
     # set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    app(prog_name="mixpool")  # also as `python -m mixpool`
+    try:
+        app(prog_name="mixpool")  # also as `python -m mixpool`
+    except BaseException as error:
+        if not is_unforeseen(error) or os.environ.get("MIXPOOL_DEBUG"):
+            raise
+        err.print(f"error: {told(error)}", soft_wrap=True)
+        sys.exit(FAULT)

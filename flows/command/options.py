@@ -1,18 +1,20 @@
 """Shared by the commands: their options, how options become objects, how errors become messages.
 
-An error in input, data or store is one clear line and an exit code; any other error is a bug
-and shows its traceback.
+An error in input, data or store is one clear line and an exit code; any other error is a bug, and
+goes up to ``flows.command.main``.
 """
 
-import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.command.console import TerminalReporter, make_console, print_json
+from flows.run.unforeseen import is_fault
 from storage import ROOT
 
 if TYPE_CHECKING:
@@ -39,32 +41,33 @@ RuntimeOptions = Annotated[
     typer.Option(
         "--runtime",
         help="How it is computed, never what: device=cuda:0, threads=2, compile=true, "
-        "batch_tokens=16384, checkpoint_seconds=60, chunk=64, scratch=DIR, energy=codecarbon, "
-        "power_usage_effectiveness=1.2, grid_intensity=380. May be repeated.",
+        "batch_tokens=16384, micro_batch=8, shards=2, checkpoint_seconds=60, chunk=64, scratch=DIR, "
+        "energy=codecarbon, power_usage_effectiveness=1.2, grid_intensity=380. May be repeated.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 RunName = Annotated[str | None, typer.Option("--run", help="Name of a run; by default the latest.")]
+
+
+def local(path: Path | None) -> Path | None:
+    """Where a command writes beside the store; an address would become a folder called ``s3:``."""
+    if path is not None and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        raise typer.BadParameter("it is an address: give a folder or file of this machine")
+    return path
+
+
+CsvRaw = Annotated[
+    bool,
+    typer.Option(
+        "--csv-raw", help="In CSV leave text as it is, also where a spreadsheet sees a formula."
+    ),
+]
 
 DEFAULT_STORE = "mixpool-store"
 DEMO_RECIPE = ROOT / "flows" / "recipes" / "demo.yaml"
 
 DONE, FAULT, USAGE = 0, 1, 2
 """Exit codes: done; something is wrong with data or store; wrong usage or recipe."""
-
-CLIENTS = {
-    "aiobotocore",
-    "aiohttp",
-    "azure",
-    "botocore",
-    "gcsfs",
-    "google",
-    "httpx",
-    "prefect",
-    "requests",
-    "urllib3",
-}
-"""Libraries behind fsspec, whose faults (no credentials, no route) are not all OSErrors."""
 
 
 @contextmanager
@@ -76,29 +79,38 @@ def faults() -> Iterator[None]:
         yield
     except (RecipeError, UsageError) as error:
         raise _ended(error, USAGE) from None
+    except KeyboardInterrupt:
+        err.print("interrupted: what was done stays, and the same command goes on from there")
+        raise
     except Exception as error:
-        if not _is_fault(error) or os.environ.get("MIXPOOL_DEBUG"):
+        if not is_fault(error) or os.environ.get("MIXPOOL_DEBUG"):
             raise
         raise _ended(error, FAULT) from None
 
 
-def _is_fault(error: Exception) -> bool:
-    # A closed pipe is no fault: `mixpool show lineage | head` ends quietly.
-    if isinstance(error, OSError):
-        return error.errno != errno.EPIPE
-    is_client = type(error).__module__.partition(".")[0] in CLIENTS
-    return is_client or isinstance(error, ValueError | RuntimeError)
-
-
 def _ended(error: Exception, code: int) -> typer.Exit:
-    from storage.backends.secrets import without_users
+    from storage.backends.secrets import without_secrets
 
     words = str(error)
     if isinstance(error, OSError) and error.filename is None:
         words = error.strerror or words  # the error number helps nobody
+    if isinstance(error, MemoryError):
+        words = f"there is not enough memory: {words}".removesuffix(": ")
     # A URL may hold a password, and messages end up in logs.
-    err.print(f"error: {without_users(words)}", soft_wrap=True)
+    first, *others = map(_brief, without_secrets(words).split("\n"))
+    err.print(f"error: {first}", soft_wrap=True)
+    for row in others:  # one for each wrong field; or a name's, which begins no message of its own
+        err.print(f"  {row.strip()}", soft_wrap=True)
     return typer.Exit(code)
+
+
+LONGEST = 2000
+"""Characters of a line of a message: a name that it repeats may be of any length."""
+
+
+def _brief(line: str) -> str:
+    half = LONGEST // 2
+    return line if len(line) <= LONGEST else f"{line[:half]} ... {line[-half:]}"
 
 
 def read_recipe(path: str, overrides: list[str] | None) -> "Recipe":
@@ -119,18 +131,22 @@ def read_runtime(options: list[str] | None) -> "Runtime":
     for option in options or []:
         apply_override(tree, option, "--runtime")
     try:
-        return Runtime.model_validate(tree)
+        runtime = Runtime.model_validate(tree)
     except ValidationError as error:
         wrong = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
         fields = ", ".join(Runtime.model_fields)
         raise RecipeError(f"--runtime {'; '.join(wrong)}; its fields are {fields}") from None
+    # A Path would raise where the name is too long.
+    if runtime.scratch is not None and not os.path.isdir(runtime.scratch):  # noqa: PTH112
+        raise RecipeError(f"--runtime scratch: there is no folder {runtime.scratch!r:.80}")
+    return runtime
 
 
-def open_store(url: str, *, create: bool = False) -> "Store":
+def open_store(url: str, *, believes_unsigned: bool = False) -> "Store":
     """The store at ``url``. Raises StoreFormatError where there is none, or a newer one."""
     from storage.store import Store
 
-    return Store(url, create=create)
+    return Store(url, create=False, believes_unsigned=believes_unsigned)
 
 
 def carry_out(
@@ -151,6 +167,9 @@ def carry_out(
     from flows.command.summary import show_ledger, show_result
 
     if prefect:
+        from storage.backends.secrets import refuse_secret
+
+        refuse_secret(store)  # Prefect keeps it before the flow looks at it
         from flows.prefect.flow_runs import ablate_flow
 
         # Recorded by the server that PREFECT_API_URL names, or by a temporary one.
@@ -160,16 +179,22 @@ def carry_out(
     else:
         from flows.run.execute import execute
         from flows.runners.inline import InlineRunner
+        from storage.store import ReadOnlyStore, store_for_run
 
-        with TerminalReporter(err) as reporter:
-            runner = InlineRunner(open_store(store, create=True), settings, reporter)
-            result = execute(
-                runner, recipe, with_references=with_references, with_search=with_search
-            )
-        summary = {"run": result.folder, **result.summary}
-        if not as_json:
-            show_result(out, result)
+        with store_for_run(store) as opened:
+            with TerminalReporter(err) as reporter:
+                runner = InlineRunner(opened, settings, reporter)
+                result = execute(
+                    runner, recipe, with_references=with_references, with_search=with_search
+                )
+            is_kept = not isinstance(opened, ReadOnlyStore)
+            summary = {"run": result.folder if is_kept else None, **result.summary}
+            if not as_json:
+                show_result(out, result)
+        if not is_kept:
+            note = f"note: the store at {store} cannot be written, so that nothing of this was"
+            err.print(note, soft_wrap=True)
     if as_json:
         print_json(summary)
-    else:
+    elif summary["run"] is not None:
         out.print(f"report: {store.rstrip('/')}/{summary['run']}/report.html", soft_wrap=True)

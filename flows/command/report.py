@@ -6,14 +6,24 @@ from typing import Annotated
 
 import typer
 
-from flows.command.options import DEFAULT_STORE, RunName, StoreUrl, faults, open_store, out
+from flows.command.options import (
+    DEFAULT_STORE,
+    CsvRaw,
+    RunName,
+    StoreUrl,
+    faults,
+    local,
+    open_store,
+    out,
+)
 
 
 def report(
     store: StoreUrl = DEFAULT_STORE,
     run: RunName = None,
     output: Annotated[
-        Path | None, typer.Option(help="New folder for it; by default one named after the run.")
+        Path | None,
+        typer.Option(help="New folder for it; by default one named after the run.", callback=local),
     ] = None,
     pareto: Annotated[
         tuple[str, str] | None,
@@ -22,6 +32,7 @@ def report(
         ),
     ] = None,
     dark: Annotated[bool, typer.Option("--dark", help="Also write the pictures in dark.")] = False,
+    csv_raw: CsvRaw = False,
 ) -> None:
     """Make a run's report again: the page, its plots as PNG, its tables as Parquet and CSV."""
     with faults():
@@ -33,7 +44,7 @@ def report(
         finished = find_run(opened, run)
         data = replace(read_report(opened, finished), pareto_sets=pareto or None)
         folder = Path(finished.name) if output is None else output
-        written = write_folder(data, folder, dark=dark)
+        written = write_folder(data, folder, dark=dark, csv_raw=csv_raw)
         pictures = sum(path.suffix == ".png" for path in written)
         tables = sum(path.suffix == ".parquet" for path in written)
         out.print(

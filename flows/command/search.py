@@ -9,24 +9,34 @@ from flows.command.console import print_json
 from flows.command.options import (
     DEFAULT_STORE,
     AsJson,
+    CsvRaw,
     Overrides,
     RuntimeOptions,
     StoreUrl,
     carry_out,
     faults,
+    local,
     out,
     read_recipe,
     read_runtime,
 )
 
-FOR_TABLES = ["targets", "weights", "count", "held_out", "constraints", "tokens", "output"]
+FOR_TABLES = [
+    "targets",
+    "weights",
+    "count",
+    "held_out",
+    "constraints",
+    "tokens",
+    "output",
+    "csv_raw",
+]
 FOR_RECIPES = ["evaluations", "store", "runtime"]
 """Options that say something about one of the two only."""
 
 
 RecipeOrNone = Annotated[
-    str | None,
-    typer.Argument(help="Recipe in YAML: a file or any fsspec URL. None with --losses."),
+    str | None, typer.Argument(help="Recipe in YAML: a file or any fsspec URL. None with --losses.")
 ]
 Evaluations = Annotated[
     int | None, typer.Option(help="Mixtures to evaluate at most; default: the recipe's.")
@@ -54,8 +64,7 @@ HeldOut = Annotated[
     float, typer.Option(min=0, max=0.5, help="With --losses: share of rows that no fit sees.")
 ]
 ConstraintsFile = Annotated[
-    str | None,
-    typer.Option(help="With --losses: a YAML file of constraints (search.constraints)."),
+    str | None, typer.Option(help="With --losses: a YAML file of constraints (search.constraints).")
 ]
 TokensFile = Annotated[
     str | None,
@@ -65,7 +74,8 @@ TokensFile = Annotated[
     ),
 ]
 OutputFolder = Annotated[
-    Path | None, typer.Option(help="With --losses: folder for the tables, Parquet and CSV.")
+    Path | None,
+    typer.Option(help="With --losses: folder for the tables, Parquet and CSV.", callback=local),
 ]
 
 
@@ -81,6 +91,7 @@ def search(
     constraints: ConstraintsFile = None,
     tokens: TokensFile = None,
     output: OutputFolder = None,
+    csv_raw: CsvRaw = False,
     store: StoreUrl = DEFAULT_STORE,
     overrides: Overrides = None,
     runtime: RuntimeOptions = None,
@@ -121,7 +132,7 @@ def search(
         )
         tables = {name: getattr(result, name) for name in ("surrogates", "held_out", "proposals")}
         if output is not None:
-            by_table.write_tables(output, tables)
+            by_table.write_tables(output, tables, raw=csv_raw)
         if as_json:
             found = {name: to_json(table) for name, table in tables.items()}
             print_json({**found, "notes": result.notes})

@@ -1,8 +1,10 @@
 """The commands serve, deploy and landed, which work with a Prefect server."""
 
+import contextlib
 import json
 import os
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -101,10 +103,10 @@ def deploy(
             every=every,
             cron=cron,
         )
-        _check_server()
-        from flows.server.deployments import deploy as register
+        with _server():
+            from flows.server.deployments import deploy as register
 
-        ids = register(options)
+            ids = register(options)
     if as_json:
         print_json(ids)
         return
@@ -120,8 +122,7 @@ def landed(
     as_json: AsJson = False,
 ) -> None:
     """Report to the Prefect server that data has landed; reported twice, it starts one run."""
-    with faults():
-        _check_server()
+    with faults(), _server():
         from flows.server.events import send_landed
 
         event = send_landed(uri, corpus)
@@ -130,6 +131,10 @@ def landed(
 
 def _deploy(store: str, recipe: str, **fields: Any) -> DeployOptions:
     """What is to be registered, with whole paths; the recipe is read to see that it is sound."""
+    from storage.backends.secrets import refuse_secret
+
+    for address in (store, recipe):
+        refuse_secret(address)  # Prefect keeps both
     corpus = read_recipe(recipe, None).corpus.name
     return DeployOptions(store=_whole(store), recipe=_whole(recipe), corpus=corpus, **fields)
 
@@ -144,7 +149,9 @@ def _data_home() -> Path:
     return Path(base) / "mixpool" / "prefect"
 
 
-def _check_server() -> None:
+@contextlib.contextmanager
+def _server() -> Iterator[None]:
+    """A block that asks a Prefect server, which must be there and know who asks."""
     from flows.chain.recipe_file import UsageError
 
     if not (url := os.environ.get("PREFECT_API_URL")):
@@ -158,4 +165,18 @@ def _check_server() -> None:
         raise ValueError(
             f"the Prefect server at PREFECT_API_URL={url} does not answer ({error}): start it, or "
             "correct the address, which ends in /api"
+        ) from error
+    import httpx
+
+    from flows.server.guard import PASSWORD
+
+    try:
+        yield
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code != httpx.codes.UNAUTHORIZED:
+            raise
+        raise ValueError(
+            f"the Prefect server at PREFECT_API_URL={url} asks for another password: set "
+            "PREFECT_API_AUTH_STRING=user:password; that of `mixpool serve` is in its home, in the "
+            f"file {PASSWORD}"
         ) from error

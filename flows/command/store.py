@@ -1,5 +1,6 @@
 """The commands show, verify, gc and export, which work on a store."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,6 +16,7 @@ from flows.command.options import (
     StoreUrl,
     err,
     faults,
+    local,
     open_store,
     out,
 )
@@ -41,13 +43,17 @@ def show(
 
     Or draw a run's lineage with fingerprints. With --json folders are relative to the store.
     """
+    from flows.chain.recipe_file import UsageError
     from flows.run import stored, views
+    from tasks.shown import line
 
     with faults():
+        if run is not None and what not in ("ranking", "lineage"):
+            raise UsageError(f"show {what} lists all of a store: leave --run {run!r} out")
         opened = open_store(store)
         if what == "lineage":
             lines = list(views.lineage(opened, stored.find_run(opened, run)))
-            print_json(lines) if as_json else print("\n".join(lines))
+            print_json(lines) if as_json else print("\n".join(map(line, lines)))
         elif what == "ranking":
             from flows.command.summary import ranking_table
             from tasks.report.tables import to_json
@@ -83,21 +89,35 @@ def verify(
         bool,
         typer.Option("--repair", help="Set aside what is damaged; the next run makes it anew."),
     ] = False,
+    sign: Annotated[
+        bool,
+        typer.Option(
+            "--sign",
+            help="Sign all that is sound with the key in MIXPOOL_STORE_KEY: to adopt a store that you "
+            "trust as it is.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Re-hash everything and say what is wrong; exit code 1 if anything is."""
+    from flows.chain.recipe_file import UsageError
     from flows.run.index import refresh_index
     from storage import audit
+    from storage.fingerprint import KEY
 
     with faults():
-        opened = open_store(store)
+        if sign and not os.environ.get(KEY):
+            raise UsageError(f"--sign needs your group's key in the environment, as {KEY}")
+        opened = open_store(store, believes_unsigned=sign)
         with TerminalReporter(err) as reporter:
             all_faults = audit.verify(opened, reporter.task("verify"))
         aside = audit.repair(opened, all_faults) if repair else []
+        signed = audit.sign(opened, all_faults) if sign else []
         if aside:
             refresh_index(opened)
     if as_json:
-        print_json({"faults": [fault._asdict() for fault in all_faults], "set_aside": aside})
+        found = {"faults": [fault._asdict() for fault in all_faults], "set_aside": aside}
+        print_json({**found, "signed": signed, "promise": audit.promise()})
     else:
         _print_lines(f"{fault.path}: {fault.what}" for fault in all_faults)
         _print_lines(f"set aside: {path}" for path in aside)
@@ -107,7 +127,9 @@ def verify(
         if left := [path for path in audit.history(all_faults) if repair]:
             advice += f"; {len(left)} are history, which only a copy can restore: put one back, or "
             advice += f"move away {', '.join(left)}"
+        _print_lines(f"signed: {path}" for path in signed)
         out.print(f"{len(all_faults)} faults{advice}")
+        out.print(audit.promise(), soft_wrap=True)
     if all_faults:
         raise typer.Exit(FAULT)
 
@@ -153,7 +175,12 @@ def export(
     store: StoreUrl = DEFAULT_STORE,
     run: RunName = None,
     model: Annotated[
-        Path | None, typer.Option(help="New folder for the merged model (Hugging Face).")
+        Path | None,
+        typer.Option(help="New folder for the merged model (Hugging Face).", callback=local),
+    ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(help="New folder for the mean of adapters (peft).", callback=local),
     ] = None,
     format_name: Annotated[
         str | None,
@@ -163,7 +190,8 @@ def export(
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="File for --format; without it the text is printed.")
+        Path | None,
+        typer.Option(help="File for --format; without it the text is printed.", callback=local),
     ] = None,
     unit: Annotated[
         Literal["domain", "partition"],
@@ -174,12 +202,13 @@ def export(
         typer.Option(help="A source's data: NAME=PATH, or a YAML file of them. May be repeated."),
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="The same as --format yaml --output FILE.")
+        Path | None, typer.Option(help="The same as --format yaml --output FILE.", callback=local)
     ] = None,
 ) -> None:
-    """Write a mixture's merged model, its sampling weights for a trainer, or both."""
+    """Write a mixture's merged model, its adapter, its sampling weights for a trainer, or several."""
     from flows.chain.recipe_file import UsageError
     from flows.export import export as exports
+    from flows.export.adapter import export_adapter
     from flows.export.formats import render, unplaced
     from flows.run import stored
 
@@ -187,9 +216,10 @@ def export(
     say = err if format_name is not None and output is None else out
     with faults():
         outputs = _formats(format_name, output, weights)
-        if model is None and not outputs:
+        if model is None and adapter is None and not outputs:
             raise UsageError(
-                "say what to write: --model FOLDER, --format FORMAT, --weights FILE, or several"
+                "say what to write: --model FOLDER, --adapter FOLDER, --format FORMAT, --weights FILE, "
+                "or several"
             )
         opened = open_store(store)
         content = stored.find_run(opened, run)
@@ -199,12 +229,22 @@ def export(
         if model is not None:
             exports.export_model(opened, content, chosen, model)
             say.print(f"merged model of {chosen.label}: {model}", soft_wrap=True)
+        if adapter is not None:
+            export_adapter(opened, content, chosen, adapter)
+            say.print(f"adapter of {chosen.label}: {adapter}", soft_wrap=True)
         for text, file in texts:
             exports.write_text(file, text)
             if file is not None:
                 say.print(f"sampling weights of {chosen.label}: {file}", soft_wrap=True)
         if sampling.unplaced and {name for name, _ in outputs} - {"yaml"}:
             err.print(f"note: {unplaced(sampling)}", soft_wrap=True)
+        if texts and (replays := exports.replays(opened, content, chosen)):
+            shares = ", ".join(f"{name} ({share:g})" for name, share in replays.items())
+            err.print(
+                f"note: a share of these trainings was replay of the base model's documents: {shares}. "
+                "The weights leave it out",
+                soft_wrap=True,
+            )
 
 
 def _formats(

@@ -16,6 +16,7 @@ from tasks.ranking.rank import MACRO_MEAN
 from tasks.readable import number, text
 from tasks.report import tables, trust_tables
 from tasks.report.tables import Columns
+from tasks.shown import line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,13 +72,13 @@ def show_result(console: Console, result: "RunResult", top: int = 10) -> None:
 
 
 def show_ledger(console: Console, summary: Mapping[str, Any]) -> None:
-    """Say what was trained and evaluated now, and what came from the store.
+    """Say how the corpus goes on, what was trained and evaluated now, and what came from the store.
 
     Args:
         summary: what ``run.json`` has under ``summary``.
     """
-    for line in ledger_lines(summary, ", ".join):
-        console.print(line, soft_wrap=True)
+    for sentence in [*summary.get("corpus", []), *ledger_lines(summary, ", ".join)]:
+        console.print(sentence, soft_wrap=True)
 
 
 def ranking_table(title: str, ranking: "pd.DataFrame") -> Table:
@@ -142,7 +143,8 @@ def _best(rankings: "Mapping[str, pd.DataFrame]") -> "pd.DataFrame":
 
 
 def _show_words(console: Console, title: str, words: list[str]) -> None:
-    console.print(f"\n{title}", style="italic")
+    console.print()
+    console.print(title, style="italic")
     for sentence in words:
         console.print(sentence, soft_wrap=True, markup=False)
 
@@ -154,9 +156,9 @@ def _table(title: str, frame: "pd.DataFrame", columns: Columns, caption: str = "
 def _drawn(
     title: str, shown: tables.Table, caption: str = "", overflow: OverflowMethod = "ellipsis"
 ) -> Table:
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    table = Table(title=line(title), title_justify="left", caption=caption, caption_justify="left")
     for head, numeric in zip(shown.heads, shown.numeric, strict=True):
-        table.add_column(head, justify="right" if numeric else "left", overflow=overflow)
+        table.add_column(line(head), justify="right" if numeric else "left", overflow=overflow)
     for row in shown.rows:
         table.add_row(*row)
     return table

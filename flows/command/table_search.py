@@ -76,12 +76,16 @@ def read_tokens(path: str | None, rules: "SearchConfig") -> dict[str, int] | Non
 def _yaml(path: str, option: str) -> Any:
     import yaml
 
-    from flows.chain.recipe_file import RecipeError, RecipeLoader
+    from flows.chain.recipe_file import RecipeError, place_of, read_yaml
 
     try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=RecipeLoader)
-    except (OSError, yaml.YAMLError) as error:
+        with Path(path).open("rb") as file:
+            return read_yaml(file)
+    except OSError as error:
         raise RecipeError(f"{option} {path} cannot be read as YAML: {error}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        words = f"{option} {path} cannot be read as YAML: correct it at {place_of(error)}"
+        raise RecipeError(words) from None
 
 
 def search_table(
@@ -123,12 +127,14 @@ def search_table(
     )
 
 
-def write_tables(folder: Path, tables: "Mapping[str, pd.DataFrame]") -> None:
-    """Each table as Parquet and as CSV."""
+def write_tables(folder: Path, tables: "Mapping[str, pd.DataFrame]", *, raw: bool) -> None:
+    """Each table as Parquet and as CSV (``raw``: see ``tasks.shown.write_csv``)."""
+    from tasks.shown import write_csv
+
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         table.to_parquet(folder / f"{name}.parquet", index=False)
-        table.to_csv(folder / f"{name}.csv", index=False)
+        write_csv(table, folder / f"{name}.csv", raw=raw)
 
 
 def show(console: "Console", result: "TableSearch") -> None:

@@ -3,21 +3,24 @@
 import json
 import re
 import shutil
+import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from flows.export.formats import Sampling, Share, decimals
-from flows.export.model_card import model_card
+from flows.export.model_card import MODEL, Form, model_card
 from flows.run.stored import RunContent
 from storage.artifact import Record
 from storage.fingerprint import short
 from storage.store import Store
 from tasks.mixtures.mixture import Mixture, Unit
+from tasks.shown import lines
 from tasks.tokens.tokenizer import TRAIN_TOKENIZER
 from tasks.training.train import TRAIN
 
@@ -59,41 +62,81 @@ def export_model(store: Store, run: RunContent, mixture: Mixture, folder: Path) 
     """
     from safetensors.torch import save_file
 
-    from tasks.merging.average import average_weights, check_mergeable
+    from tasks.merging.average import average_weights
     from tasks.models.facts import facts_of
     from tasks.models.folder import load_weights
     from tasks.tokens.tokenizer import copy_files
 
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty: give a new folder")
-    trained = _records(store, TRAIN.name, {name: run.models[name] for name in mixture.members})
-    models = {name: store.fetch(record.output) for name, record in trained.items()}
-    check_mergeable({name: facts_of(path) for name, path in models.items()})
-    merged = average_weights({n: load_weights(p) for n, p in models.items()}, dict(mixture.parts))
-    first = next(iter(models.values()))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as name:
-        output = Path(name) / "model"
-        output.mkdir()
+    with new_folder(folder) as output:
+        trained, models = members_of(store, run, mixture)
+        weights = {name: load_weights(path) for name, path in models.items()}
+        merged = average_weights(weights, dict(mixture.parts))
         save_file(merged, output / "model.safetensors", metadata={"format": "pt"})
+        first = next(iter(models.values()))
         for file in ("config.json", "generation_config.json"):
             if (first / file).exists():
                 shutil.copyfile(first / file, output / file)
         named = {"tokenizer": facts_of(first).tokenizer}
         tokenizer = _records(store, TRAIN_TOKENIZER.name, named)["tokenizer"]
         copy_files(store.fetch(tokenizer.output), output)
-        facts = weights_tree(run, mixture)
-        exact = {
-            "parts": dict(mixture.parts),
-            "merged_from": {name: run.models[name] for name in mixture.members},
-        }
-        tree = json.dumps({**facts, **exact}, indent=1, default=float)
-        (output / "mixpool-mixture.json").write_text(tree)
-        card = model_card(store, run, facts, trained)
-        (output / "README.md").write_text(card, encoding="utf-8")
+        describe_mixture(store, run, mixture, trained, output)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write to, which is ``folder`` once the block has ended without an error.
+
+    Raises:
+        ValueError: ``folder`` is not empty.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty: give a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as name:
+        output = Path(name) / "model"
+        output.mkdir()
+        yield output
         if folder.exists():
             folder.rmdir()
         output.rename(folder)
+
+
+def members_of(
+    store: Store, run: RunContent, mixture: Mixture
+) -> tuple[dict[str, Record], dict[str, Path]]:
+    """How each member of a mixture was trained, and the folder of its model, by partition.
+
+    Raises:
+        ValueError: a model is no longer in the store.
+        MergeError: the members do not agree.
+    """
+    from tasks.merging.average import check_mergeable
+    from tasks.models.facts import facts_of
+
+    trained = _records(store, TRAIN.name, {name: run.models[name] for name in mixture.members})
+    models = {name: store.fetch(record.output) for name, record in trained.items()}
+    check_mergeable({name: facts_of(path) for name, path in models.items()})
+    return trained, models
+
+
+def describe_mixture(
+    store: Store,
+    run: RunContent,
+    mixture: Mixture,
+    trained: Mapping[str, Record],
+    output: Path,
+    form: Form = MODEL,
+) -> None:
+    """Write into a folder which models were merged, and a card for people."""
+    facts = weights_tree(run, mixture)
+    exact = {
+        "parts": dict(mixture.parts),
+        "merged_from": {name: run.models[name] for name in mixture.members},
+    }
+    tree = json.dumps({**facts, **exact}, indent=1, default=float)
+    (output / "mixpool-mixture.json").write_text(tree)
+    card = model_card(store, run, facts, trained, form)
+    (output / "README.md").write_text(card, encoding="utf-8")
 
 
 def _records(store: Store, step: str, digests: Mapping[str, str]) -> dict[str, Record]:
@@ -105,6 +148,13 @@ def _records(store: Store, step: str, digests: Mapping[str, str]) -> dict[str, R
                 f"the store no longer has {name} ({short(digest)}): run the recipe again"
             )
     return {name: records[digest] for name, digest in digests.items()}
+
+
+def replays(store: Store, run: RunContent, mixture: Mixture) -> dict[str, float]:
+    """The share of replay in the training of each member that has some and is still in the store."""
+    shares = {r.output.digest: r.config.get("replay", 0) for r in store.records(TRAIN.name)}
+    found = {name: shares.get(run.models[name], 0) for name in mixture.members}
+    return {name: share for name, share in found.items() if share}
 
 
 def weights_tree(run: RunContent, mixture: Mixture) -> dict[str, Any]:
@@ -188,7 +238,8 @@ def _mapped(option: str) -> dict[str, list[str]]:
 def write_text(file: Path | None, text: str) -> None:
     """Write a file and the folder that it is to be in, or print the text."""
     if file is None:
-        print(text, end="")
+        # A program that reads it gets it as it is.
+        print(lines(text) if sys.stdout.isatty() else text, end="")
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from tasks import shown
 from tasks.mixtures.mixture import Mixture, Unit
 
 DIGITS = 9
@@ -194,7 +195,7 @@ def _comments(sampling: Sampling, note: str) -> str:
         f"Weights are shares of training tokens, by {sampling.unit}. {note}",
         *[unplaced(sampling)] * bool(sampling.unplaced),
     ]
-    return "".join(f"# {' '.join(line.split())}\n" for line in lines)
+    return "".join(f"# {shown.line(' '.join(text.split()))}\n" for text in lines)
 
 
 def unplaced(sampling: Sampling) -> str:

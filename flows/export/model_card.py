@@ -6,8 +6,8 @@ base model, which mixpool knows nothing about.
 
 import importlib.metadata
 import io
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
@@ -16,11 +16,11 @@ from storage.artifact import Record
 from storage.fingerprint import short
 from storage.store import Store
 from tasks import readable
+from tasks.shown import markdown
+from tasks.training.teacher import PREFIX, in_words
 
 if TYPE_CHECKING:
     import pandas as pd
-
-FRONT = {"library_name": "transformers", "tags": ["mixpool", "merge"]}
 
 PROXY = (
     "This model is an average of weights: each model that it is made of was trained on one partition "
@@ -33,17 +33,45 @@ SINGLE = (
     "averaged to proxies, by which mixtures are compared."
 )
 
-LOADING = """\
-```python
+REPLAY = (
+    "Replay is the share of these tokens that comes from the base model's documents, and not from the "
+    "partition; of the control, which has no partition, it is 1."
+)
+
+
+class Form(NamedTuple):
+    """What a folder holds for programs: as the hub calls it, and how it is loaded."""
+
+    library: str
+    loading: str
+    """Python."""
+
+
+MODEL = Form(
+    "transformers",
+    """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("path/of/this/folder")
-tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")
-```"""
+tokenizer = AutoTokenizer.from_pretrained("path/of/this/folder")""",
+)
+ADAPTER = Form(
+    "peft",
+    """\
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained("path/of/the/base/model")
+model = PeftModel.from_pretrained(base, "path/of/this/folder")""",
+)
 
 
 def model_card(
-    store: Store, run: RunContent, facts: Mapping[str, Any], trained: Mapping[str, Record]
+    store: Store,
+    run: RunContent,
+    facts: Mapping[str, Any],
+    trained: Mapping[str, Record],
+    form: Form = MODEL,
 ) -> str:
     """The card of a mixture's merged model, as Markdown.
 
@@ -51,9 +79,10 @@ def model_card(
         facts: of the mixture (``flows.export.export.weights_tree``).
         trained: how each member's model was made, by partition.
     """
+    front = {"library_name": form.library, "tags": ["mixpool", "merge"]}
     sections = [
-        f"---\n{yaml.safe_dump(FRONT, sort_keys=False)}---",
-        f"# {_cell(facts['mixture'])}",
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
+        f"# {markdown(facts['mixture'])}",
         PROXY if len(trained) > 1 else SINGLE,
         "## What it is made of",
         _members(run, facts, trained),
@@ -62,7 +91,7 @@ def model_card(
         "## How good it was in that run",
         _losses(ranked(store, run, facts["mixture"])),
         "## How to load it",
-        LOADING,
+        f"```python\n{form.loading}\n```",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -82,24 +111,47 @@ def _members(run: RunContent, facts: Mapping[str, Any], trained: Mapping[str, Re
             run.content["domains"][name],
             f"{facts['weights'][name]:f}",
             f"{record.details['num_tokens']:,}",
+            f"{record.config.get('replay', 0):g}",
             short(record.output.digest),
         )
         for name, record in trained.items()
     ]
-    return _table(("partition", "domain", "weight", "tokens trained on", "model"), rows)
+    table = _table(("partition", "domain", "weight", "tokens trained on", "replay", "model"), rows)
+    return f"{table}\n\n{REPLAY}"
 
 
 def _origin(run: RunContent, facts: Mapping[str, Any], trained: Mapping[str, Record]) -> str:
     bases = sorted({record.inputs["model"] for record in trained.values()})
+    taught = dict.fromkeys(_taught(record) for record in trained.values())
     return "\n".join(
         [
             f"- base model: {', '.join(bases)} (sha256 of its files)",
-            f"- recipe: {_cell(facts['recipe'])}",
-            f"- run: {run.name}, of {run.content['created']}",
+            *(f"- {words}" for words in taught if words),
+            *_adapters(trained),
+            f"- recipe: {markdown(facts['recipe'])}",
+            f"- run: {markdown(run.name)}, of {markdown(run.content['created'])}",
             f"- averaged by mixpool {importlib.metadata.version('mixpool')}; "
             "`mixpool-mixture.json` has the whole digests",
         ]
     )
+
+
+def _taught(record: Record) -> str:
+    if not (how := in_words(record.config, record.inputs)):
+        return ""
+    digests = [digest for name, digest in record.inputs.items() if name.startswith(PREFIX)]
+    return f"teachers in training: {how}; {', '.join(sorted(digests))} (sha256 of their files)"
+
+
+def _adapters(trained: Mapping[str, Record]) -> Iterator[str]:
+    settings = [
+        record.config["adapter"] for record in trained.values() if "adapter" in record.config
+    ]
+    if settings:
+        words = ", ".join(
+            f"{name} {value}" for name, value in settings[0].items() if value is not None
+        )
+        yield f"- trained by adapters of all linear layers (LoRA): {words}"
 
 
 def _losses(rows: "pd.DataFrame") -> str:
@@ -118,9 +170,4 @@ def _losses(rows: "pd.DataFrame") -> str:
 
 def _table(heads: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
     lines = [[*heads], ["---" for _ in heads], *rows]
-    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    """Text from data on one line, in which no bar ends a cell."""
-    return " ".join(text.split()).replace("|", "\\|")
+    return "\n".join(f"| {' | '.join(map(markdown, line))} |" for line in lines)

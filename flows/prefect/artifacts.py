@@ -5,9 +5,7 @@ does not take is only a warning: it must not end a run whose work is done and ke
 """
 
 import functools
-import html
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -18,12 +16,13 @@ from flows.run.stored import RunContent, ranking
 from flows.run.views import ledger_lines
 from flows.runners.planner import Plan
 from storage.artifact import dashed
-from storage.audit import Fault
+from storage.audit import Fault, promise
 from storage.garbage import Garbage
 from storage.store import Store
 from tasks import readable
 from tasks.ranking.rank import MACRO_MEAN
 from tasks.report import tables
+from tasks.shown import fenced, line, markdown
 from tasks.training.train import TRAIN
 
 LOG = logging.getLogger("mixpool.run")
@@ -75,7 +74,7 @@ def plan_line(plan: Plan) -> str:
 
 def plan_page(name: str, plan: Plan) -> Iterator[str]:
     """Markdown: what is cached, what will be built, why, at what cost."""
-    yield f"# Plan of {plain(name)}"
+    yield f"# Plan of {markdown(name)}"
     yield f"{plan.partitions} partitions, {plan.mixtures:,} mixtures. {plan_line(plan)}"
     yield ""
     rows = [
@@ -90,12 +89,14 @@ def plan_page(name: str, plan: Plan) -> Iterator[str]:
     ]
     rows.append(["losses", f"{plan.pairs_known:,}", f"{plan.pairs_missing:,}", ""])
     yield from markdown_table(["step", "in the store", "to build", "which"], rows)
+    yield from ["", *(f"- {markdown(each)}" for each in plan.lines)]
     if plan.explanations:
-        yield from ["", "## Why", "```"]
-        yield from (str(explanation) for explanation in plan.explanations[:MOST_NAMES])
+        why = [str(explanation) for explanation in plan.explanations[:MOST_NAMES]]
         if (more := len(plan.explanations) - MOST_NAMES) > 0:
-            yield f"and {more} more"
-        yield "```"
+            why.append(f"and {more} more")
+        yield from ["", "## Why", fenced("\n".join(why))]
+    if plan.notes:
+        yield from _notes(plan.notes)
 
 
 # Ranking -----------------------------------------------------------------------------------------
@@ -124,34 +125,39 @@ def leave_ranking(store: Store, run: RunContent) -> None:
     create_markdown_artifact(
         "\n".join(summary_page(store, run)),
         dashed(name, "summary"),
-        f"Best mixture: {best['mixture']}, perplexity {best['perplexity']:.3f}.",
+        f"Best mixture: {markdown(best['mixture'])}, perplexity {best['perplexity']:.3f}.",
     )
 
 
 def summary_page(store: Store, run: RunContent) -> Iterator[str]:
     """Markdown: where things lie, what was trained, what the store had, best mixtures, notes."""
     summary = run.content["summary"]
-    yield f"# {plain(run.content['recipe'])}"
+    yield f"# {markdown(run.content['recipe'])}"
     yield (
         f"{summary['partitions']} partitions, {summary['mixtures']:,} mixtures, "
         f"{summary['evaluation_sets']} evaluation sets"
     )
     yield ""
-    yield from (f"- {line}" for line in ledger_lines(summary, _names))
+    yield from (f"- {markdown(each)}" for each in summary.get("corpus", []))
+    yield from (f"- {each}" for each in ledger_lines(summary, _names))
     if race := summary.get("race"):
-        yield from ["", "## Screened", *(plain(sentence) for sentence in race["words"])]
+        yield from ["", "## Screened", *(markdown(sentence) for sentence in race["words"])]
     for heading, field in (("Can it be trusted?", "verdict"), ("Search", "search")):
         if words := summary.get(field):
-            yield from ["", f"## {heading}", *(f"- {plain(sentence)}" for sentence in words)]
+            yield from ["", f"## {heading}", *(f"- {markdown(sentence)}" for sentence in words)]
     yield from ["", "## Open", *_links(store, run)]
     rows = [
-        [plain(name), plain(row["mixture"]), f"{row['perplexity']:.3f}"]
+        [markdown(name), markdown(row["mixture"]), f"{row['perplexity']:.3f}"]
         for name, row in summary["best"].items()
     ]
     heads = ["evaluation set", "best mixture", "perplexity"]
     yield from ["", "## Best mixture for each evaluation set", *markdown_table(heads, rows)]
     if notes := summary["problems"]:
-        yield from ["", "## Notes", *(f"- {plain(note)}" for note in notes)]
+        yield from _notes(notes)
+
+
+def _notes(notes: Iterable[str]) -> Iterator[str]:
+    yield from ["", "## Notes", *(f"- {markdown(note)}" for note in notes)]
 
 
 def _links(store: Store, run: RunContent) -> Iterator[str]:
@@ -162,7 +168,7 @@ def _links(store: Store, run: RunContent) -> Iterator[str]:
     yield f"- this run's folder: {_anchor(store, folder + '/', is_folder=True)}"
     for name, digest in list(run.models.items())[:SHOWN]:
         anchor = _anchor(store, f"artifacts/model/{digest}/", is_folder=True)
-        yield f"- model of {plain(name)}: {anchor}"
+        yield f"- model of {markdown(name)}: {anchor}"
 
 
 def _anchor(store: Store, path: str, *, is_folder: bool = False) -> str:
@@ -177,13 +183,13 @@ def _anchor(store: Store, path: str, *, is_folder: bool = False) -> str:
 def leave_faults(store: Store, faults: Sequence[Fault], aside: Sequence[str]) -> None:
     """Show the faults of a store, and which files were set aside."""
     rows: list[dict[str, Any]] = [
-        {"file": fault.path, "fault": fault.what, "set aside": fault.path in {*aside}}
+        {"file": line(fault.path), "fault": line(fault.what), "set aside": fault.path in {*aside}}
         for fault in faults[:SHOWN]
     ]
     create_table_artifact(
         rows or [{"file": store.url, "fault": "none", "set aside": False}],
         dashed("verify"),
-        f"{len(faults)} faults in {store.url}; {len(aside)} files were set aside.",
+        f"{len(faults)} faults in {markdown(store.url)}; {len(aside)} files were set aside. {promise()}",
     )
 
 
@@ -194,16 +200,12 @@ def leave_garbage(store: Store, garbage: Garbage, deleted: bool) -> None:
     create_table_artifact(
         [{"kind": kind, "files or folders": len(paths)} for kind, paths in kinds.items()],
         dashed("garbage"),
-        f"{garbage.num_bytes:,} bytes {'deleted' if deleted else 'could be deleted'} in {store.url}.",
+        f"{garbage.num_bytes:,} bytes {'deleted' if deleted else 'could be deleted'} in "
+        f"{markdown(store.url)}.",
     )
 
 
 # Text --------------------------------------------------------------------------------------------
-
-
-def plain(value: str) -> str:
-    """Names come from data: they may hold what Markdown or a browser would read as markup."""
-    return re.sub(r"([\\`*_{}\[\]|])", r"\\\1", html.escape(value, quote=False))
 
 
 def markdown_table(heads: list[str], rows: list[list[str]]) -> list[str]:
@@ -217,4 +219,4 @@ def _rows(table: tables.Table) -> list[dict[str, Any]]:
 
 
 def _names(names: Iterable[str]) -> str:
-    return readable.listed(map(plain, names), MOST_NAMES)
+    return readable.listed(map(markdown, names), MOST_NAMES)

@@ -37,12 +37,13 @@ from flows.run.index import refresh_index  # noqa: E402
 from flows.runners.planner import plan  # noqa: E402
 from flows.runners.stopping import TimeLimitError  # noqa: E402
 from storage import audit  # noqa: E402
-from storage.backends.secrets import PLAIN_ADDRESS  # noqa: E402
+from storage.backends.secrets import PLAIN_ADDRESS, errors_without_secrets  # noqa: E402
 from storage.garbage import InUseError, collect, find_garbage  # noqa: E402
 from storage.records import NoStoreError  # noqa: E402
 from storage.step import Runtime  # noqa: E402
 from storage.store import Store  # noqa: E402
 from tasks.partitions.manifest import Manifest  # noqa: E402
+from tasks.shown import line, lines  # noqa: E402
 
 LOG = logging.getLogger("mixpool.run")
 
@@ -68,7 +69,7 @@ def run_name() -> str:
     if isinstance(recipe, str):
         return PurePosixPath(recipe).stem
     named = recipe.get("name") if isinstance(recipe, dict) else getattr(recipe, "name", None)
-    return str(named or flow_run.flow_name)
+    return line(named or flow_run.flow_name)
 
 
 def says_what_is_wrong(act: Callable[P, R]) -> Callable[P, R]:
@@ -77,10 +78,11 @@ def says_what_is_wrong(act: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(act)
     def attempt(*arguments: P.args, **named: P.kwargs) -> R:
         try:
-            return act(*arguments, **named)
+            with errors_without_secrets():
+                return act(*arguments, **named)
         except (ValueError, InUseError, TimeLimitError) as error:
             LOG.error("%s", error)
-            state: Any = Failed(message=str(error), data=error)
+            state: Any = Failed(message=lines(error), data=error)
             return cast(R, state)
 
     return attempt

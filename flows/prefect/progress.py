@@ -14,6 +14,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.client.orchestration import get_client
 
 from storage.step import Progress
+from tasks.shown import markdown
 
 LOG = logging.getLogger("mixpool.run")
 
@@ -62,7 +63,7 @@ class _ArtifactBar:
 
     def _send(self, done: int, total: int, unit: str) -> None:
         percent = 100.0 * done / total
-        description = f"{self._name}: {done:,} of {total:,} {unit}"
+        description = f"{markdown(self._name)}: {done:,} of {total:,} {unit}"
         if self._artifact is None:
             artifact = create_progress_artifact(percent, description=description)
             assert isinstance(artifact, UUID), "progress is reported from a task that is not async"

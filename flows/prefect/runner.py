@@ -27,6 +27,7 @@ from storage.step import Call, Handle, Runtime
 from storage.store import Store
 from tasks.evaluation.losses import LossRows
 from tasks.evaluation.sweep import Job
+from tasks.shown import Shown
 from tasks.steps import MODELS
 
 LOG = logging.getLogger("mixpool.run")
@@ -43,11 +44,7 @@ class PrefectRunner:
     """
 
     def __init__(
-        self,
-        store: Store,
-        runtime: Runtime | None = None,
-        *,
-        may_train: bool = True,
+        self, store: Store, runtime: Runtime | None = None, *, may_train: bool = True
     ) -> None:
         self.store = store
         self.runtime = runtime or Runtime()
@@ -171,4 +168,5 @@ def forward_logs() -> None:
         handler = APILogHandler()
         # Threads that renew leases belong to no run, and Prefect warns about lines without one.
         handler.addFilter(lambda record: bool(FlowRunContext.get() or TaskRunContext.get()))
+        handler.addFilter(Shown())
         logger.addHandler(handler)

@@ -27,7 +27,9 @@ SERVER = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
 }
-"""For servers: every row is kept, nothing is sent anywhere, no other site's page may start a run."""
+"""For servers: every row is kept, they send nothing anywhere, and a page of another site has no token.
+
+Who may ask is the password's matter, and in `mixpool serve` the guard's."""
 
 TEMPORARY = {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"}
 """For the server that Prefect starts by itself where ``PREFECT_API_URL`` is not set."""

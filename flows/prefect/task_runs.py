@@ -22,9 +22,11 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.chain.runner import POLL_SECONDS
 from flows.runners.stopping import Stopped, check
 from storage.backends.deadline import UnreachableError
+from storage.backends.secrets import errors_without_secrets
 from storage.cache import OutOfSpaceError
 from storage.lease import Busy
 from tasks.readable import duration
+from tasks.shown import line
 
 LOG = logging.getLogger("mixpool.run")
 
@@ -74,7 +76,8 @@ def carry_out(name: str, act: Callable[[], bool]) -> Any:
     """Do one piece of work; returns, to the flow only, whether it is done."""
     began = time.monotonic()
     try:
-        hit = act()
+        with errors_without_secrets():
+            hit = act()
     except Busy as busy:
         LOG.info("%s: %s is at it; waiting", name, busy.holder)
         return Completed(name="Elsewhere", message=f"{busy.holder} is at it", data=False)
@@ -115,7 +118,7 @@ def submit(pieces: Sequence[Piece], workers: int) -> list[Piece]:
         futures = [
             threads.submit(
                 task_of(piece.step),
-                {"name": piece.name, "act": functools.partial(_unless_stopped, piece, stop)},
+                {"name": line(piece.name), "act": functools.partial(_unless_stopped, piece, stop)},
             )
             for piece in pieces
         ]

@@ -6,7 +6,7 @@ facility and CO2e follows from them, by the power usage effectiveness and the gr
 runtime states; ``stated`` says in sentences what was stated and what is left out.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -110,12 +110,20 @@ def _costs(costs: Iterable[Mapping[str, Any]]) -> list[Cost]:
 
 
 def every_mixture(mixtures: Sequence[Mixture], trainings: Mapping[str, Entry]) -> list[Cost]:
-    """What really training each mixture would have cost, by the recorded cost of its partitions."""
-    times: Counter[str] = Counter(name for mixture in mixtures for name in mixture.members)
+    """What really training each mixture would have cost, by the recorded cost of its partitions.
+
+    As long as its partitions' trainings together; or, where these are phases, as long as one of them.
+    """
+    records = [entry.record for entry in trainings.values() if entry.record is not None]
+    are_phases = any(record.config.get("of") for record in records)
+    times: dict[str, float] = defaultdict(float)
+    for mixture in mixtures:
+        for name in mixture.members:
+            times[name] += 1 / mixture.size if are_phases else 1
     return [
         Cost(
             seconds=cost.seconds * times[name],
-            tokens=cost.tokens * times[name],
+            tokens=round(cost.tokens * times[name]),
             flops=cost.flops * times[name],
             joules=None if cost.joules is None else cost.joules * times[name],
             estimator=cost.estimator,

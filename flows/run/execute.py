@@ -7,11 +7,12 @@ index page is written again.
 """
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -25,10 +26,14 @@ from flows.chain.validation import refuse_early, validate
 from flows.run.folder import texts_of, write_files
 from flows.run.index import refresh_index
 from flows.run.report_data import rank_judged, report_of, summary_of
-from storage.artifact import seal, slug
+from flows.run.unforeseen import is_unforeseen, leave_traceback
+from flows.run.views import location_of
+from storage.artifact import record_path, seal, slug
 from storage.garbage import collector
 from storage.lease import Busy
+from storage.lineage import VALIDATION
 from storage.provenance import now
+from storage.step import Call
 from storage.store import Store
 from tasks.evaluation.losses_table import evaluation_key
 from tasks.partitions import manifest
@@ -83,13 +88,18 @@ def execute(
     """
     with _folder(run.store, recipe) as folder:
         corpus = scan_corpus(run, recipe)
+        for note in corpus.problems:
+            run.reporter.say(f"note: {note}")
         if announce is not None:
             announce(corpus)
         if with_references:
             refuse_early(run, recipe, corpus)
         searched = search(run, recipe, corpus) if with_search else None
         outcome = ablate(run, recipe, corpus) if searched is None else searched.outcome
-        trust = validate(run, recipe, outcome) if with_references else None
+        trust = None
+        if with_references:
+            begin = functools.partial(_protect, run, recipe, outcome, folder)
+            trust = validate(run, recipe, outcome, begin)
         ranked = rank_judged(run.store, outcome)
         report = report_of(run, recipe, outcome, ranked, trust, searched and searched.result)
         summary = summary_of(run, outcome, report)
@@ -99,10 +109,8 @@ def execute(
             "name": folder.rpartition("/")[2],
             "recipe": recipe.name,
             "created": now(),
-            "manifests": [manifest.path_of(outcome.manifest)],
-            "records": sorted({e.record.path for e in run.ledger.entries if e.record}),
+            **_needs(run, recipe, outcome),
             "unread": outcome.manifest.unread,
-            "losses": [evaluation_key(recipe.evaluation.evaluate)],
             "models": {name: handle.digest for name, handle in outcome.pool.items()},
             "domains": outcome.domains,
             "files": files,
@@ -113,6 +121,24 @@ def execute(
         run.store.backend.create(f"{folder}/run.json", seal(content))
         refresh_index(run.store)
     return RunResult(folder, outcome, report, summary, content)
+
+
+def _needs(run: Runner, recipe: Recipe, outcome: Outcome) -> dict[str, list[str]]:
+    """What ``gc`` keeps for the run."""
+    return {
+        "manifests": [manifest.path_of(outcome.manifest)],
+        "records": sorted({e.record.path for e in run.ledger.entries if e.record}),
+        "losses": [evaluation_key(recipe.evaluation.evaluate)],
+    }
+
+
+def _protect(
+    run: Runner, recipe: Recipe, outcome: Outcome, folder: str, references: Sequence[Call[Any]]
+) -> None:
+    """Let ``gc`` know what a validation needs, before its first reference is trained."""
+    needs = _needs(run, recipe, outcome)
+    needs["records"] += [record_path(c.step.name, c.label, c.key) for c in references if c.key]
+    run.store.backend.create(f"{folder}/{VALIDATION}", seal(needs))
 
 
 @contextlib.contextmanager
@@ -130,7 +156,21 @@ def _folder(store: Store, recipe: Recipe) -> Iterator[str]:
                 if store.backend.create(f"runs/{name}/recipe.yaml", to_yaml(recipe).encode()):
                     break
                 held.close()
-        yield f"runs/{name}"
+        folder = f"runs/{name}"
+        try:
+            yield folder
+        except BaseException as error:
+            if is_unforeseen(error):
+                with contextlib.suppress(Exception):  # the error may be the store's
+                    leave_traceback(
+                        error, functools.partial(_keep, store, f"{folder}/traceback.txt")
+                    )
+            raise
+
+
+def _keep(store: Store, path: str, data: bytes) -> str:
+    store.backend.create(path, data)
+    return location_of(store, path)
 
 
 def _best_parts(outcome: Outcome, report: ReportData) -> dict[str, int]:

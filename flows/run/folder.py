@@ -72,6 +72,7 @@ def texts_of(report: ReportData) -> dict[str, Any]:
         "validation": None if trust is None else trust.words,
         "search": None if search is None else search.words,
         "cost": list(report.cost_words),
+        "corpus": list(report.corpus_words),
     }
 
 
@@ -104,7 +105,9 @@ def read_report(store: Store, run: RunContent) -> ReportData:
         validation=_trust(read, texts["validation"]),
         race=None if race is None else Screening(**race, exits=read(_file_name("screened"))),
         search=search,
+        forgetting=read(name) if (name := _file_name("forgetting")) in read.files else None,
         cost_words=texts["cost"],
+        corpus_words=texts.get("corpus", ()),
     )
 
 

@@ -54,10 +54,16 @@ class Newest(NamedTuple):
     left_out: int
 
     @classmethod
-    def of(cls, rows: Iterable[dict[str, Any]], most: int, age: str) -> "Newest":
-        """The ``most`` rows with the greatest value of ``age``, the newest first."""
+    def of(
+        cls, rows: Iterable[dict[str, Any]], most: int, age: str, num_older: int = 0
+    ) -> "Newest":
+        """The ``most`` rows with the greatest value of ``age``, the newest first.
+
+        Args:
+            num_older: rows that are older than all of these.
+        """
         ordered = sorted(rows, key=lambda row: str(row[age]), reverse=True)
-        return cls(ordered[:most], max(0, len(ordered) - most))
+        return cls(ordered[:most], max(0, len(ordered) - most) + num_older)
 
     def by(self, name: str) -> "Newest":
         """The same in the order of a column; the newest of equal ones first."""
@@ -96,15 +102,18 @@ def _page(store: Store, files: Iterable[str]) -> str:
     """The page; of a run only those ``files`` are linked that were there when it was begun."""
     runs = run_folders(store)
     losses = store.backend.list("losses")
+    # Of thousands of records those are not read that the page does not show.
+    models, older_models = store.newest(TRAIN.name, MOST_MODELS)
+    partitions, older_partitions = store.newest("partition", MOST_PARTITIONS)
     environment = page_environment(Path(__file__).parent)
     environment.filters |= FILTERS
     return environment.get_template("index.html.jinja").render(
         created=now(),
         runs=Newest.of(_runs(runs, set(files)), MOST_RUNS, "name"),
         rankings=_rankings(store, runs),
-        models=Newest.of(map(_model, store.records(TRAIN.name)), MOST_MODELS, "when").by("label"),
+        models=Newest.of(map(_model, models), MOST_MODELS, "when", older_models).by("label"),
         partitions=Newest.of(
-            map(_partition, store.records("partition")), MOST_PARTITIONS, "when"
+            map(_partition, partitions), MOST_PARTITIONS, "when", older_partitions
         ).by("label"),
         parts=Newest.of(_parts(losses), MOST_PARTS, "when").by("path"),
         evaluations={path for path in losses if path.endswith("/evaluation.json")},

@@ -5,6 +5,7 @@ stored. Pictures are for papers and slides: they have a plain background, light 
 as well, and the names of the page's plots.
 """
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,18 +14,22 @@ from storage.artifact import slug
 from tasks.report.data import ReportData
 from tasks.report.page import write_report
 from tasks.report.specs import plot_specs
-from tasks.report.vega import png
+from tasks.report.vega import drawn, png
+from tasks.shown import write_csv
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def write_folder(report: ReportData, folder: Path, *, dark: bool = False) -> list[Path]:
+def write_folder(
+    report: ReportData, folder: Path, *, dark: bool = False, csv_raw: bool = False
+) -> list[Path]:
     """Write ``report.html``, ``plots/*.png``, ``tables/*.parquet`` and ``tables/*.csv``.
 
     Args:
         folder: new, or empty.
         dark: also write ``plots/*-dark.png``.
+        csv_raw: text that a spreadsheet takes for a formula stays as it is.
 
     Returns:
         What was written.
@@ -42,13 +47,15 @@ def write_folder(report: ReportData, folder: Path, *, dark: bool = False) -> lis
     for name, spec in plots.items():
         for is_dark in (False, True) if dark else (False,):
             stem = _file_name(name, report) + ("-dark" if is_dark else "")
-            written.append(folder / "plots" / f"{stem}.png")
-            written[-1].write_bytes(png(spec, dark=is_dark))
+            picture = drawn(stem, spec, functools.partial(png, dark=is_dark))
+            if picture is not None:
+                written.append(folder / "plots" / f"{stem}.png")
+                written[-1].write_bytes(picture)
     for name, frame in frames.items():
         paths = [folder / "tables" / f"{name}.{ending}" for ending in ("parquet", "csv")]
         frame.to_parquet(paths[0], index=False)
         # A cell of a CSV file has no place for a list.
-        frame.drop(columns="values", errors="ignore").to_csv(paths[1], index=False)
+        write_csv(frame.drop(columns="values", errors="ignore"), paths[1], raw=csv_raw)
         written += paths
     return written
 

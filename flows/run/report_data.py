@@ -1,9 +1,11 @@
 """The data of a run's report: rankings, tables and notes, and the summary in ``run.json``."""
 
 from array import array
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flows.chain.ablation import Outcome
+from flows.chain.ablation import CONTROL, Outcome
+from flows.chain.notes import lines_of, notes_of
 from flows.chain.recipe import Recipe
 from flows.chain.runner import Entry, Runner
 from flows.chain.work import losses_of
@@ -13,11 +15,15 @@ from storage.lineage import tree
 from storage.provenance import now, provenance
 from storage.store import Store
 from tasks.evaluation.losses import Losses
-from tasks.ranking.rank import rank_all
+from tasks.ranking.forgetting import learned_and_forgotten
+from tasks.ranking.rank import MACRO_MEAN, rank_all
+from tasks.readable import listed
 from tasks.report.data import ReportData
 from tasks.report.tables import to_json
 from tasks.search.result import SearchResult
+from tasks.shown import line
 from tasks.training.train import TRAIN
+from tasks.trust.flatness import flat_merges, mean_barriers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,20 +72,32 @@ def report_of(
         for entry in run.ledger.entries
         if entry.step == TRAIN and entry.label in outcome.pool
     }
+    partitions, trust = _with_sharpness(outcome, _partitions(outcome, trainings), trust)
     return ReportData(
         title=recipe.name,
         created=now(),
         **ranked._asdict(),
-        partitions=_partitions(outcome, trainings),
+        partitions=partitions,
         sets=_sets(outcome),
         cost=cost_frame(run.ledger, outcome.mixtures, trainings, run.runtime),
         validation=trust,
-        notes=_notes(outcome),
+        notes=_notes(outcome, ranked),
         lineage=_lineage(run, outcome),
         provenance=provenance(run.runtime.device),
         race=None if outcome.race is None else outcome.race.screening(outcome.mixtures),
         search=search_result,
+        forgetting=_forgetting(run.store, outcome, ranked),
         cost_words=stated(run.runtime),
+        corpus_words=lines_of(outcome),
+    )
+
+
+def _forgetting(store: Store, outcome: Outcome, ranked: Ranked) -> "pd.DataFrame | None":
+    if outcome.base_rows is None:
+        return None
+    base = losses_of(store, outcome.base_rows, outcome.windows)
+    return learned_and_forgotten(
+        ranked.losses, base, ranked.members, outcome.domains, _sets(outcome)
     )
 
 
@@ -120,6 +138,24 @@ def _partitions(outcome: Outcome, trainings: dict[str, Entry]) -> "pd.DataFrame"
     )
 
 
+def _with_sharpness(
+    outcome: Outcome, partitions: "pd.DataFrame", trust: "Trust | None"
+) -> "tuple[pd.DataFrame, Trust | None]":
+    """Both with the sharpness of partition models, beside their barriers, where it was measured."""
+    if not outcome.sharpness:
+        return partitions, trust
+    records = {name: handle.record for name, handle in outcome.sharpness.items()}
+    sharpness = {n: float(r.details["sharpness"]) for n, r in records.items() if r is not None}
+    partitions = partitions.assign(sharpness=partitions["partition"].map(sharpness))
+    if trust is None:
+        return partitions, None
+    barriers = mean_barriers(trust.barriers)
+    words = [*trust.words, *flat_merges(sharpness, trust.barriers)]
+    return partitions.assign(
+        barrier=partitions["partition"].map(barriers).astype(float)
+    ), trust._replace(words=words)
+
+
 def _repeats(entry: Entry) -> float:
     assert entry.record is not None
     return float(entry.record.details["repeats"])
@@ -145,22 +181,41 @@ def _sets(outcome: Outcome) -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
-def _notes(outcome: Outcome) -> list[str]:
-    notes = list(outcome.manifest.problems)
-    if outcome.race is not None and not outcome.race.result.exits:
-        notes += outcome.race.words
-    if left_out := outcome.manifest.counts.get("left out", 0):
-        notes.append(
-            f"{left_out:,} documents are left out: their domains have as many partitions as "
-            "corpus.split.partitions_per_domain allows"
+def _notes(outcome: Outcome, ranked: Ranked) -> list[str]:
+    race = outcome.race
+    words = race.words if race is not None and not race.result.exits else []
+    judged = [*worse_than_parts(outcome, ranked), *against_control(ranked)]
+    return [*notes_of(outcome), *words, *judged]
+
+
+def worse_than_parts(outcome: Outcome, ranked: Ranked) -> Iterator[str]:
+    """Mixtures whose merged model is worse than the model of each of its parts."""
+    macro = ranked.rankings[MACRO_MEAN]
+    losses = dict(zip(macro["mixture"], macro["loss"], strict=True))
+    alone = {m.members[0]: losses[m.label] for m in outcome.judged if m.size == 1}
+    several = [m for m in outcome.judged if m.size > 1 and alone.keys() >= {*m.members}]
+    worse = [m.label for m in several if losses[m.label] > max(alone[p] for p in m.members)]
+    if worse:
+        yield (
+            f"{len(worse):,} of {len(several):,} merged models are worse than each of their parts by "
+            f"{MACRO_MEAN}: {listed(worse, 3)}; their averages say nothing of their data: lower "
+            "train.learning_rate or train.steps, and look for barriers by `mixpool validate`"
         )
-    for entry in outcome.sets:
-        if entry.removed:
-            notes.append(
-                f"evaluation set {entry.name!r} lost {entry.removed} documents that training data "
-                "already held"
-            )
-    return notes
+
+
+def against_control(ranked: Ranked) -> Iterator[str]:
+    """What training on the partitions is worth beside as much more of the base model's documents."""
+    losses = ranked.rankings[MACRO_MEAN].set_index("mixture")["loss"]
+    if CONTROL not in losses.index or len(losses) < 2:
+        return
+    gains = (losses[CONTROL] - losses.drop(CONTROL)).sort_values(ascending=False, kind="stable")
+    best = f"{gains.index[0]} by {gains.iloc[0]:.4f} nats per token at most"
+    if gains.iloc[0] <= 0:
+        best = f"{gains.index[0]} is behind it by {-gains.iloc[0]:.4f} nats per token"
+    yield (
+        f"{int((gains > 0).sum()):,} of {len(gains):,} mixtures are better than the control (as many steps "
+        f"on the base model's documents alone) by {MACRO_MEAN}: {best}"
+    )
 
 
 def _lineage(run: Runner, outcome: Outcome) -> str:
@@ -174,7 +229,7 @@ def _lineage(run: Runner, outcome: Outcome) -> str:
     for handle in outcome.pool.values():
         assert handle.digest is not None
         lines += tree(handle.digest, records, names)
-    return "\n".join(lines)
+    return "\n".join(map(line, lines))
 
 
 def summary_of(run: Runner, outcome: Outcome, report: ReportData) -> dict[str, Any]:
@@ -190,6 +245,7 @@ def summary_of(run: Runner, outcome: Outcome, report: ReportData) -> dict[str, A
         "trainings_from_store": [entry.label for entry in ledger.cached(TRAIN)],
         "losses_evaluated": ledger.num_evaluated,
         "losses_from_store": ledger.num_known,
+        "corpus": list(report.corpus_words),
         "best": {n: to_json(table[top].head(1))[0] for n, table in report.rankings.items()},
         "cost": to_json(report.cost),
         "race": None if outcome.race is None else outcome.race.to_json(),

@@ -39,7 +39,17 @@ def find_run(store: Store, name: str | None) -> RunContent:
         raise ValueError(f"there is no {asked} in {store.url}; runs: {choices}")
     content = finished[name]
     assert content is not None
-    return RunContent(name, content)
+    return RunContent(name, _Fields(content))
+
+
+class _Fields(dict[str, Any]):
+    """The fields of a ``run.json``, which somebody else may have written."""
+
+    def __missing__(self, field: str) -> Any:
+        raise ValueError(
+            f"run.json of run {self.get('name')!r} has no {field!r}: this version of mixpool did not "
+            "write it; run the recipe again"
+        )
 
 
 def ranking(

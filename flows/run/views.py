@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from flows.chain.notes import AVERAGING
 from flows.run.stored import RunContent
 from storage.fingerprint import short
 from storage.lineage import producers, run_folders, tree
@@ -77,6 +78,7 @@ def models(store: Store) -> Listing:
             "final loss": round(record.details["final_loss"], 4),
             "repeats": round(record.details["repeats"], 2),
             "seconds": round(record.cost["seconds"], 1),
+            **{name: record.provenance.get("packages", {}).get(name) for name in AVERAGING},
             "key": short(record.key),
             "digest": short(record.output.digest),
             "folder": record.output.prefix,

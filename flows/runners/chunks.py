@@ -43,11 +43,7 @@ class ResidentSweeper:
 
 
 def run_chunk(
-    store: Store,
-    table: LossesTable,
-    chunk: list[Job],
-    sweeper: ResidentSweeper,
-    progress: Progress,
+    store: Store, table: LossesTable, chunk: list[Job], sweeper: ResidentSweeper, progress: Progress
 ) -> Ledger:
     """Evaluate one chunk under a lease, unless another run has done it meanwhile. Raises Busy."""
     names = [[identity(job.mixture), list(job.sets)] for job in chunk]

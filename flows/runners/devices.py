@@ -31,7 +31,7 @@ class Device(Protocol):
     """Computes one thing at a time."""
 
     name: str
-    """The device as torch calls it."""
+    """The device as torch calls it; several that train together are separated by commas."""
 
     def build(self, call: Call[Any], progress: Progress, stop: threading.Event) -> Handle:
         """The result of a call, which is looked up again first; logs and progress arrive here.
@@ -104,6 +104,13 @@ class Devices:
         return names[:1] if self._is_memory else names
 
     @property
+    def _groups(self) -> list[str]:
+        """The devices of each process: as many as train together, or all where they are too few."""
+        size = min(self._runtime.shards, len(self.names))
+        starts = range(0, len(self.names) - size + 1, size)
+        return [",".join(self.names[start : start + size]) for start in starts]
+
+    @property
     def _is_memory(self) -> bool:
         return self._url.startswith("memory:")
 
@@ -129,7 +136,8 @@ class Devices:
             with suppress(TimeoutError), ExitStack() as held:
                 if self._claim(device):
                     held.callback(self._give_back, device)
-                    held.enter_context(self._guard(device.name))
+                    for name in device.name.split(","):
+                        held.enter_context(self._guard(name))
                     return device, held.pop_all()
         return None
 
@@ -137,8 +145,8 @@ class Devices:
         kind = DeviceHere if self._is_memory else DeviceProcess
         with self._changed:
             if not self._devices:
-                one_each = [self._runtime.model_copy(update={"device": n}) for n in self.names]
-                self._devices = [kind(self._url, runtime) for runtime in one_each]
+                each = [self._runtime.model_copy(update={"device": n}) for n in self._groups]
+                self._devices = [kind(self._url, runtime) for runtime in each]
             return self._devices
 
     def _claim(self, device: Device) -> bool:

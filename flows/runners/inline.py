@@ -13,8 +13,9 @@ from storage.step import Call, Handle, Runtime
 from storage.store import Store
 from tasks.evaluation.losses import LossRows
 from tasks.evaluation.sweep import Job
-from tasks.machine.device import choose_device
+from tasks.machine.device import choose_device, devices_of
 from tasks.machine.meter import Meter, energy_source
+from tasks.training.train import TRAIN
 
 T = TypeVar("T")
 
@@ -101,6 +102,8 @@ class InlineRunner:
 
 
 def step_meter(call: Call[Any], runtime: Runtime) -> Meter:
-    """A meter for the device that the step computes on."""
+    """A meter for the device that the step computes on, or the devices."""
     device = choose_device(runtime) if call.step.on_device else "cpu"
+    if call.step.name == TRAIN.name:
+        device = ",".join(dict.fromkeys(devices_of(runtime)[: runtime.shards]))
     return Meter(device, energy_source(device, how=runtime.energy))

@@ -6,11 +6,13 @@ may turn out equal to a stored one, so the counts are upper bounds.
 """
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from flows.chain.ablation import Prepared, ablate, scan_corpus
+from flows.chain.notes import lines_of, notes_of
 from flows.chain.recipe import Recipe
 from flows.chain.runner import REFERENCE, Ledger, Quiet, Reporter, median_per_token, note
 from flows.chain.search import SearchOutcome, search
@@ -18,11 +20,12 @@ from flows.chain.validation import train_references
 from flows.chain.work import SweepPlan, SweepWork
 from flows.runners.inline import InlineRunner
 from storage.artifact import Record
-from storage.cache import Explanation, explain, look_ahead, lookup
+from storage.cache import Explanation, Nearest, look_ahead, lookup
 from storage.step import Call, Handle, Runtime, Step
 from storage.store import Store, scratch_store
 from tasks.evaluation.losses import LossRows
 from tasks.evaluation.losses_table import LossesTable, identity
+from tasks.machine.device import devices_of
 from tasks.partitions.manifest import Manifest
 from tasks.search.descent import DESCEND
 from tasks.tokens.tokenizer import TRAIN_TOKENIZER
@@ -118,6 +121,10 @@ class Plan:
     """Of evaluating, forward through a model."""
     explanations: list[Explanation]
     """Why each step that would be built is not in the store."""
+    notes: list[str]
+    """What a person should know before it runs."""
+    lines: list[str]
+    """How the corpus goes on, and what its limit leaves out."""
     is_search: bool = False
     """Whether a search chooses, as it goes, which of the missing losses are evaluated."""
 
@@ -203,6 +210,8 @@ class Plan:
                 "tokens": _tokens(p.call for p in self.references if not p.is_cached),
             },
             "search_chooses": self.is_search,
+            "corpus": self.lines,
+            "notes": self.notes,
             "upper_bound": self.is_search or any(call.key is None for call in self.to_build()),
         }
 
@@ -226,8 +235,12 @@ def plan(
     Args:
         corpus: the manifest that ``scan_corpus`` has just published; None scans, and publishes nothing.
         with_search: a search instead of every mixture: what it may still evaluate is counted in full.
+
+    Raises:
+        PermissionError: the store is on a disk and cannot be written by this user.
     """
     with scratch_store(url) as store:
+        store.backend.refuse_unwritable()
         # The choice of references goes by the ranking, where there is one.
         runner = PlannerRunner(store, runtime, reporter, gives_rows=with_references)
         searched = _searched(runner, recipe, corpus) if with_search else None
@@ -236,6 +249,7 @@ def plan(
             train_references(runner, recipe, outcome)
         steps = {planned.call.step for planned in runner.planned}
         records = {step: list(store.records(step.name)) for step in steps}
+        nearest = {step: Nearest(known) for step, known in records.items()}
         return Plan(
             planned=runner.planned,
             pairs_known=runner.pairs_known,
@@ -248,9 +262,32 @@ def plan(
             seconds_per_pair=_seconds_per_pair(store, recipe, outcome),
             seconds_per_token=_seconds_per_token(LossesTable(store, recipe.evaluation.evaluate)),
             explanations=[
-                explain(p.call, records[p.call.step]) for p in runner.planned if not p.is_cached
+                nearest[p.call.step].explain(p.call) for p in runner.planned if not p.is_cached
             ],
+            notes=[*notes_of(outcome), *_of_machine(runtime), *_not_known(outcome)],
+            lines=lines_of(outcome),
             is_search=searched is not None and searched.pending > 0,
+        )
+
+
+def _of_machine(runtime: Runtime) -> Iterator[str]:
+    """What a run on this machine would end with, wherever it needs a device or a meter."""
+    ends = "a run on this machine would end with:"
+    try:
+        if runtime.device != "auto":
+            devices_of(runtime)
+    except ValueError as error:
+        yield f"{ends} {error}"
+    if runtime.energy == "codecarbon" and find_spec("codecarbon") is None:
+        yield f"{ends} energy is 'codecarbon', and that package is not installed"
+
+
+def _not_known(outcome: Prepared) -> Iterator[str]:
+    """What only a run finds out, before it trains anything."""
+    if outcome.probe is not None and outcome.probe.artifact is None:
+        yield (
+            "whether the base model can be used is not known before a run tries it (step probe), which "
+            "it does before anything is trained"
         )
 
 

@@ -170,9 +170,7 @@ def landed_trigger(options: DeployOptions) -> DeploymentEventTrigger:
         name=f"mixpool: {options.name}: data landed in {options.corpus}",
         expect={LANDED},
         match={"prefect.resource.id": [resource_id(options.corpus), resource_id(ANY_CORPUS)]},
-        parameters={
-            "uri": {"__prefect_kind": "jinja", "template": "{{ event.payload.uri }}"},
-        },
+        parameters={"uri": {"__prefect_kind": "jinja", "template": "{{ event.payload.uri }}"}},
     )
 
 

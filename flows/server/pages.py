@@ -1,59 +1,72 @@
 """A web server for the files of a store: reports, tables and folders, for this machine's browser.
 
 Links in Prefect's pages must begin with ``http``, while the store is a folder here or a bucket that asks
-for keys. Files are read only, and requests are answered only under this machine's own names, so that no
-page of another site can read the store through the browser.
+for keys. Files are read only, and only by whose address begins with the key. Whatever a file of the store
+is, a browser runs nothing of it: mixpool's own pages are pictures and text.
 """
 
+import hmac
 import html
 import mimetypes
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from fsspec.implementations.local import LocalFileSystem
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from flows.run.index import INDEX
+from flows.server.guard import Guard
 from storage.backends.urls import file_system
 
 CHUNK = 1 << 20
-NAMES = ["127.0.0.1", "localhost", "[::1]", "::1"]
+POLICY = (
+    "sandbox allow-downloads; default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""No script, no form, no frame, nothing fetched; and none of the rights of the page's address."""
 
 
-def pages(store: str) -> Starlette:
-    """The application that shows the store at a URL."""
+def pages(store: str, key: str) -> Starlette:
+    """The application that shows the store at a URL, at ``/KEY/``."""
     filesystem, root = file_system(store)
 
     async def show(request: Request) -> Response:
-        return await run_in_threadpool(respond, filesystem, root, request.path_params["path"])
+        given, _, path = request.path_params["path"].partition("/")
+        if not hmac.compare_digest(given.encode(), key.encode()):
+            raise HTTPException(404, "open the address that `mixpool serve` prints for the store")
+        if not path:
+            return RedirectResponse(f"/{key}/{INDEX}")
+        return await run_in_threadpool(respond, filesystem, root, path, f"/{key}")
 
-    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=NAMES)]
+    middleware = [Middleware(Guard, policy=POLICY)]
     return Starlette(routes=[Route("/{path:path}", show)], middleware=middleware)
 
 
-def respond(filesystem: Any, root: str, path: str) -> Response:
-    """A file of the store, or what is in a folder.
+def respond(filesystem: Any, root: str, path: str, start: str) -> Response:
+    """A file of the store, or what is in a folder; addresses are ``START/PATH``.
 
     Raises:
         HTTPException: 404 where there is nothing, 502 where the store does not answer.
     """
-    if not path:
-        return RedirectResponse(f"/{INDEX}")
-    if ".." in path.split("/"):
-        raise HTTPException(404, f"there is no {path}")
     location = f"{root.rstrip('/')}/{path.rstrip('/')}"
     try:
+        if ".." in path.split("/") or _leads_out(filesystem, root, location):
+            raise FileNotFoundError(path)
         filesystem.invalidate_cache()
         info = filesystem.info(location)
         if info["type"] == "directory":
-            return _folder(filesystem, location, path)
+            return _folder(filesystem, location, path, start)
+        if info["type"] != "file":  # such as a pipe, which would be waited for
+            raise FileNotFoundError(path)
         return _file(filesystem, location, int(info["size"]))
     except FileNotFoundError as error:
         if path == INDEX:
@@ -65,6 +78,13 @@ def respond(filesystem: Any, root: str, path: str) -> Response:
         raise HTTPException(404, f"there is no {path!r}") from error
     except OSError as error:
         raise HTTPException(502, f"the store does not answer: {error}") from error
+
+
+def _leads_out(filesystem: Any, root: str, location: str) -> bool:
+    """Whether symbolic links lead from a folder on disk to something beside it."""
+    if not isinstance(filesystem, LocalFileSystem):
+        return False
+    return not Path(os.path.realpath(location)).is_relative_to(os.path.realpath(root))
 
 
 def _file(filesystem: Any, location: str, size: int) -> Response:
@@ -79,9 +99,9 @@ def _file(filesystem: Any, location: str, size: int) -> Response:
     return StreamingResponse(chunks(), media_type=kind, headers={"Content-Length": str(size)})
 
 
-def _folder(filesystem: Any, location: str, path: str) -> Response:
+def _folder(filesystem: Any, location: str, path: str, start: str) -> Response:
     if not path.endswith("/"):
-        return RedirectResponse(f"/{path}/")
+        return RedirectResponse(f"{start}/{quote(path)}/")
     entries = filesystem.ls(location, detail=True)
     names = sorted(
         item["name"].rstrip("/").rpartition("/")[2] + ("/" if item["type"] == "directory" else "")

@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING
 from flows.prefect.links import VARIABLE as LINKS
 from flows.prefect.settings import CLIENT, SERVER
 from flows.server.deploy_options import DeployOptions
-from flows.server.services import ServeError, Service, alone_in, end_left_over, prefect_service
+from flows.server.guard import DOOR, LOOPBACK, key_of, password_in, serve_prefect
+from flows.server.services import ServeError, Service, alone_in, end_left_over, service
+from tasks.machine.child import program_of
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -35,7 +37,6 @@ STOP_SECONDS = 40.0
 """Most seconds for runs to end; Prefect kills them after 30."""
 REPEAT_SECONDS = (10, 30, 50)
 """Seconds after the start at which the events of runs that wait to go on are sent again."""
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 Say = Callable[[str], None]
 
@@ -47,7 +48,7 @@ class ServeOptions:
     deploy: DeployOptions
     """What is registered."""
     home: Path
-    """Folder of Prefect's database and of the services' logs."""
+    """Folder of Prefect's database, the password and the services' logs; made nobody else's."""
     host: str = "127.0.0.1"
     """Address the server listens at."""
     port: int = 4200
@@ -60,27 +61,28 @@ class ServeOptions:
         """Where a browser finds the server."""
         return f"http://{self.host}:{self.port}"
 
-    @property
-    def pages(self) -> str:
-        """Where a browser finds the store."""
-        return f"http://{self.host}:{self.port + 1}/"
+    def pages(self, password: str) -> str:
+        """Where a browser finds the store; ``password`` is the home's."""
+        return f"http://{self.host}:{self.port + 1}/{key_of(password)}/"
 
-    @property
-    def environment(self) -> dict[str, str]:
+    def environment(self, password: str) -> dict[str, str]:
         """Variables for server, worker and this process; the person's own settings stay in force."""
+        asked = os.environ.get("PREFECT_SERVER_API_AUTH_STRING") or password
         ours = {
             "PREFECT_HOME": str(self.home),
             "PREFECT_SERVER_API_HOST": self.host,
             "PREFECT_SERVER_API_PORT": str(self.port),
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": self.url,
             "PREFECT_API_URL": f"{self.url}/api",
+            "PREFECT_SERVER_API_AUTH_STRING": asked,
+            "PREFECT_API_AUTH_STRING": asked,
             "PREFECT_WORKER_QUERY_SECONDS": "2",  # not 10: a person has pressed Run
             "PYTHONUNBUFFERED": "1",
         }
-        if auth := os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
-            ours["PREFECT_API_AUTH_STRING"] = auth
         if self.host in LOOPBACK:
-            links = filter(None, [f"{self.deploy.store} {self.pages}", os.environ.get(LINKS)])
+            links = filter(
+                None, [f"{self.deploy.store} {self.pages(password)}", os.environ.get(LINKS)]
+            )
             ours[LINKS] = ",".join(links)
         defaults = {n: os.environ.get(n, value) for n, value in {**CLIENT, **SERVER}.items()}
         return {**defaults, **ours}
@@ -95,16 +97,20 @@ def serve(options: ServeOptions, say: Say) -> None:
         ServeError: a service did not start, or ended by itself.
     """
     _check_address(options)
-    os.environ.pop("PREFECT_PROFILE", None)
-    os.environ.update(options.environment)
-    from flows.server.deployments import schedule_of
-
     options.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    options.home.chmod(0o700)  # Prefect's database and the logs tell of runs, too
     with alone_in(options.home), _asked_to_end() as end, contextlib.ExitStack() as started:
+        password = password_in(options.home)
+        os.environ.pop("PREFECT_PROFILE", None)
+        os.environ.update(options.environment(password))
+        from flows.server.deployments import schedule_of
+
         schedule_of(options.deploy)  # refuses one that cannot be read, before anything starts
         end_left_over(options.home, say)
         _check_port(options)
-        server = started.enter_context(prefect_service(options.home, "server", ["server", "start"]))
+        # A program of ours, so that a guard stands before it; -P, as other packages bear our names.
+        command = ["-P", "-c", f"import mixpool; {program_of(serve_prefect)}"]
+        server = started.enter_context(service(options.home, "server", command))
         _await("the server", server, lambda: _answers(f"{options.url}/api/health"), end)
         if end.is_set():
             return
@@ -116,6 +122,8 @@ def serve(options: ServeOptions, say: Say) -> None:
         started.callback(_schedule_again, ended, say)
         pool = ["--pool", options.deploy.pool, "--type", "process"]
         command = [
+            "-m",
+            "prefect",
             "worker",
             "start",
             *pool,
@@ -124,13 +132,15 @@ def serve(options: ServeOptions, say: Say) -> None:
             "--name",
             "mixpool-serve",
         ]
-        worker = started.enter_context(prefect_service(options.home, "worker", command))
+        worker = started.enter_context(service(options.home, "worker", command))
         started.callback(_end_runs, options, ended, say)
         _await("the worker", worker, lambda: _has_worker(options), end)
-        _show_pages(options)
-        say(f"mixpool is at {options.url} (recipe {options.deploy.recipe})")
+        _show_pages(options, key_of(password))
+        is_ours = os.environ["PREFECT_API_AUTH_STRING"] == password
+        door = f"{DOOR}#{password}" if is_ours else ""
+        say(f"mixpool is at {options.url}{door} (recipe {options.deploy.recipe})")
         if options.host in LOOPBACK:
-            say(f"the store {options.deploy.store} is at {options.pages}")
+            say(f"the store {options.deploy.store} is at {options.pages(password)}")
         say("Ctrl-C ends it; runs that are going on keep what they have done, and go on next time")
         for second in itertools.count():
             if end.wait(1.0):
@@ -258,16 +268,18 @@ def _schedule_again(ended: "list[FlowRun]", say: Say) -> None:
         say(f"run {run.name!r} goes on at the next start")
 
 
-def _show_pages(options: ServeOptions) -> None:
-    """Serve the store's pages from a thread; only to this machine."""
+def _show_pages(options: ServeOptions, key: str) -> None:
+    """Serve the store's pages from a thread; only to this machine. They answer when this returns."""
     if options.host not in LOOPBACK:
         return
     import uvicorn
 
     from flows.server.pages import pages
 
-    config = uvicorn.Config(
-        pages(options.deploy.store), host=options.host, port=options.port + 1, log_level="warning"
-    )
+    config = uvicorn.Config(pages(options.deploy.store, key), log_level="warning")
+    # A browser that comes before the thread waits, and is not refused.
+    listening = socket.create_server((options.host, options.port + 1))
     server = uvicorn.Server(config)
-    threading.Thread(target=server.run, name="mixpool-pages", daemon=True).start()
+    threading.Thread(
+        target=server.run, args=([listening],), name="mixpool-pages", daemon=True
+    ).start()

@@ -75,12 +75,12 @@ class Service:
 
 
 @contextlib.contextmanager
-def prefect_service(home: Path, name: str, arguments: list[str]) -> Iterator[Service]:
-    """``prefect ARGUMENTS`` for as long as the block runs; its output is in ``home/NAME.log``."""
+def service(home: Path, name: str, arguments: list[str]) -> Iterator[Service]:
+    """``python ARGUMENTS`` for as long as the block runs; its output is in ``home/NAME.log``."""
     log = home / f"{name}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", *arguments],
+            [sys.executable, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -91,11 +91,11 @@ def prefect_service(home: Path, name: str, arguments: list[str]) -> Iterator[Ser
     noted = json.loads(file.read_text()) if file.exists() else []
     noted.append([process.pid, psutil.Process(process.pid).create_time()])
     file.write_text(json.dumps(noted))
-    service = Service(name, process, log)
+    started = Service(name, process, log)
     try:
-        yield service
+        yield started
     finally:
-        service.end()
+        started.end()
 
 
 def end_left_over(home: Path, say: Callable[[str], None]) -> None:

@@ -7,6 +7,7 @@ creation, which ``Store.check`` proves.
 """
 
 import contextlib
+import logging
 import threading
 import time
 import uuid
@@ -14,6 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from storage.backends.names import OutsideError, inside, is_inside
+
+LOG = logging.getLogger("mixpool.store")
 
 
 class FileInfo(NamedTuple):
@@ -41,8 +46,8 @@ class Backend:
         self.root = root.rstrip("/")
 
     def full(self, path: str) -> str:
-        """The file system's own name of ``path``."""
-        return f"{self.root}/{path}" if path else self.root
+        """The file system's own name of ``path``. Raises OutsideError where it might leave the root."""
+        return f"{self.root}/{inside(path)}"
 
     def read(self, path: str) -> bytes:
         """The whole file. Raises FileNotFoundError."""
@@ -56,6 +61,9 @@ class Backend:
                 yield path, self.read(path)
             except FileNotFoundError:
                 yield path, None
+            except OutsideError as error:  # whoever wants content finds it damaged
+                LOG.warning("%s", error)
+                yield path, b""
 
     def look(self, path: str) -> Look:
         """Content and age of a file that may change. Raises FileNotFoundError."""
@@ -123,14 +131,18 @@ class Backend:
             self.delete(path)
 
     def list(self, prefix: str) -> dict[str, FileInfo]:
-        """Every file below the folder ``prefix``, by path relative to the root, sorted."""
+        """Every file below the folder ``prefix``, by path relative to the root, sorted.
+
+        A name that no operation takes, because it might lead out of the root, is left out.
+        """
         self.fs.invalidate_cache()
         try:
-            entries = self.fs.find(self.full(prefix), detail=True)
+            entries = self.fs.find(self.full(prefix) if prefix else self.root, detail=True)
         except FileNotFoundError:
             return {}
         start = len(self.root) + 1
-        return {name[start:]: _info(entry) for name, entry in sorted(entries.items())}
+        found = {name[start:]: _info(entry) for name, entry in sorted(entries.items())}
+        return {path: info for path, info in found.items() if is_inside(path)}
 
     def names(self, folder: str, after: str = "") -> Sequence[str]:
         """Paths of the files below ``folder`` that come behind ``after``, sorted."""
@@ -139,6 +151,9 @@ class Backend:
     def unfinished(self, seconds: float) -> dict[str, FileInfo]:  # noqa: ARG002
         """Files, older than so many seconds, that killed writers left and ``list`` does not show."""
         return {}
+
+    def refuse_unwritable(self) -> None:
+        """Raise PermissionError where it is known beforehand that nothing can be written."""
 
     def local(self, path: str) -> Path | None:  # noqa: ARG002
         """Where the file lies on this machine's disk, if it does."""

@@ -5,15 +5,18 @@ fsspec's own "create" mode on a disk is check-then-write, and a reader could see
 """
 
 import contextlib
+import errno
 import itertools
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from storage.backends.backend import Backend, FileInfo
+from storage.backends.names import is_inside, refuse_links
 
 TEMPORARY = ".tmp-"
 
@@ -22,6 +25,11 @@ class LocalBackend(Backend):
     """A folder on a local (or POSIX network) disk."""
 
     is_remote = False
+
+    def full(self, path: str) -> str:
+        place = super().full(path)
+        refuse_links(self.root, path)
+        return place
 
     def read(self, path: str) -> bytes:
         return Path(self.full(path)).read_bytes()
@@ -65,8 +73,10 @@ class LocalBackend(Backend):
         return True
 
     def delete(self, path: str) -> None:
-        target = Path(self.full(path))
-        target.unlink(missing_ok=True)
+        target = Path(super().full(path))
+        if above := path.rpartition("/")[0]:
+            refuse_links(self.root, above, all_of_them=True)
+        target.unlink(missing_ok=True)  # of a link itself, not of what it names
         for folder in target.parents:
             if folder == Path(self.root):
                 break
@@ -86,7 +96,8 @@ class LocalBackend(Backend):
         except (FileNotFoundError, NotADirectoryError):
             return []
         hidden = f"{folder}/{TEMPORARY}"
-        return sorted(path for path in paths if path > after and not path.startswith(hidden))
+        shown = (path for path in paths if path > after and not path.startswith(hidden))
+        return sorted(filter(is_inside, shown))
 
     def unfinished(self, seconds: float) -> dict[str, FileInfo]:
         files = self._walk("", lambda name: name.startswith(TEMPORARY))
@@ -94,20 +105,47 @@ class LocalBackend(Backend):
 
     def _walk(self, prefix: str, is_wanted: Callable[[str], bool]) -> dict[str, FileInfo]:
         files = {}
-        for folder, _, names in os.walk(self.full(prefix), onerror=_raise_unless_gone):
+        top = self.full(prefix) if prefix else self.root
+        for folder, _, names in os.walk(top, onerror=_raise_unless_gone):
+            inside_root = f"{folder}/"[len(self.root) + 1 :]
             for name in filter(is_wanted, names):
-                path = Path(folder) / name
+                # Text, as objects for paths take most of the time where there are thousands.
                 with contextlib.suppress(FileNotFoundError):
-                    status = path.stat()
-                    relative = path.relative_to(self.root).as_posix()
-                    files[relative] = FileInfo(status.st_size, status.st_mtime)
+                    status = os.lstat(f"{folder}/{name}")
+                    # A pipe, which anybody can plant, would let who reads it wait for ever.
+                    is_file = stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)
+                    if is_file and is_inside(path := f"{inside_root}{name}"):
+                        files[path] = FileInfo(status.st_size, status.st_mtime)
         return dict(sorted(files.items()))
+
+    def refuse_unwritable(self) -> None:
+        root = Path(self.root)
+        there = next(folder for folder in (root, *root.parents) if folder.exists())
+        # A run writes into folders that others made: records/<step>, artifacts/<kind>, and the like.
+        # A folder of runs/ is its own run's alone.
+        inside = [*root.glob("*/"), *(f for f in root.glob("*/*/") if f.parent.name != "runs")]
+        for folder in [there, *inside]:
+            if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+                raise PermissionError(
+                    errno.EACCES,
+                    f"the store at {self.root} cannot be written: {folder} belongs to {_owner(folder)}; "
+                    "have its owner make it writable for a group that you are in (docs/store.md)",
+                )
 
     def local(self, path: str) -> Path | None:
         return Path(self.full(path))
 
     def exists(self, path: str) -> bool:
         return Path(self.full(path)).is_file()
+
+
+def _owner(folder: Path) -> str:
+    """Owner, group and mode of a folder, in words."""
+    status = folder.stat()
+    owner, group = str(status.st_uid), str(status.st_gid)
+    with contextlib.suppress(KeyError):  # a number without a name, as in many containers
+        owner, group = folder.owner(), folder.group()
+    return f"{owner}:{group}, mode {stat.filemode(status.st_mode)}"
 
 
 def _touch(path: Path) -> None:

@@ -1,12 +1,28 @@
 """Two backends as one: reads come from a store, writes go to a scratch folder. A plan uses it."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from storage.backends.backend import Backend, FileInfo
 from storage.backends.local import LocalBackend
-from storage.backends.urls import open_backend
+from storage.backends.urls import file_system, open_backend
+
+
+class ScratchBackend(LocalBackend):
+    """A folder of one process that is thrown away: a file is neither synced nor named twice."""
+
+    def _publish(
+        self, path: str, write: Callable[[Path], object], *, replace: bool = False
+    ) -> bool:
+        target = Path(self.full(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.touch(exist_ok=replace)
+        except FileExistsError:
+            return False
+        write(target)
+        return True
 
 
 class OverlayBackend(Backend):
@@ -73,6 +89,9 @@ class OverlayBackend(Backend):
         files = self._lower.list(prefix) | self._upper.list(prefix)
         return {path: info for path, info in sorted(files.items()) if path not in self._deleted}
 
+    def refuse_unwritable(self) -> None:
+        self._lower.refuse_unwritable()
+
     def local(self, path: str) -> Path | None:
         """Path on the disk; None for a folder of which each of the two has a part."""
         hidden = self._deleted | self._upper.list(path).keys()
@@ -88,6 +107,4 @@ class OverlayBackend(Backend):
 
 def overlay(url: str, folder: Path) -> OverlayBackend:
     """The files at ``url`` with changes kept in a local ``folder``."""
-    upper = open_backend(str(folder))
-    assert isinstance(upper, LocalBackend)
-    return OverlayBackend(open_backend(url), upper)
+    return OverlayBackend(open_backend(url), ScratchBackend(*file_system(str(folder))))

@@ -16,6 +16,7 @@ from typing import Any
 
 from storage.backends.backend import FileInfo, Look
 from storage.backends.deadline import UnreachableError
+from storage.backends.names import is_inside
 from storage.backends.retry import TornAnswerError, status_of
 from storage.backends.s3_client import BEHIND_END, TRIES, PatientS3, crc32, gather
 from storage.backends.s3_requests import REQUESTS, S3Requests, facts
@@ -144,10 +145,7 @@ class S3Backend(S3Requests):
     async def _send_once(self, path: str, source: Path, **condition: str) -> bool:
         writer = uuid.uuid4().hex
         begun = await self._call(
-            "create_multipart_upload",
-            path,
-            **facts(path, writer=writer),
-            ChecksumAlgorithm="CRC32",
+            "create_multipart_upload", path, **facts(path, writer=writer), ChecksumAlgorithm="CRC32"
         )
         upload = {"UploadId": begun["UploadId"]}
         stands = is_over = False
@@ -188,10 +186,10 @@ class S3Backend(S3Requests):
     # Listing and deleting ----------------------------------------------------------------------
 
     def _objects(self, folder: str, **more: str) -> dict[str, Any]:
-        """Entries of a listing by path, without the marks of folders."""
+        """Entries of a listing by path, without the marks of folders and what no request names."""
         start = len(self._key("x")) - 1
         entries = self._run(lambda: self._pages("list_objects_v2", "Contents", folder, **more))
-        return {e["Key"][start:]: e for e in entries if not e["Key"].endswith("/")}
+        return {path: e for e in entries if is_inside(path := e["Key"][start:])}
 
     def list(self, prefix: str) -> dict[str, FileInfo]:
         entries = sorted(self._objects(prefix).items())
@@ -225,6 +223,7 @@ class S3Backend(S3Requests):
             f"{entry['Key'][start:]}{UPLOAD}{entry['UploadId']}": FileInfo(0, begun)
             for entry in uploads
             if now - (begun := entry["Initiated"].timestamp()) > seconds
+            and is_inside(entry["Key"][start:])
         }
 
     # What the server can do --------------------------------------------------------------------

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from storage.backends.backend import Backend
+from storage.backends.names import inside
 from storage.backends.retry import status_of
 from storage.backends.s3_client import ObjectBytes, PatientS3, crc32, gather
 
@@ -36,7 +37,7 @@ class S3Requests(Backend):
         self.bucket, _, self.prefix = self.root.partition("/")
 
     def _key(self, path: str) -> str:
-        return f"{self.prefix}/{path}" if self.prefix and path else self.prefix or path
+        return f"{self.prefix}/{inside(path)}" if self.prefix else inside(path)
 
     def _call(self, method: str, path: str, **arguments: Any) -> Awaitable[Any]:
         return self.fs._call_s3(method, Bucket=self.bucket, Key=self._key(path), **arguments)
@@ -111,7 +112,7 @@ class S3Requests(Backend):
     async def _pages(
         self, method: str, entries: str, prefix: str, **arguments: str
     ) -> Sequence[dict[str, Any]]:
-        folder = self._key(prefix)
+        folder = self._key(prefix) if prefix else self.prefix
         arguments |= {"Bucket": self.bucket, "Prefix": f"{folder}/" if folder else ""}
         items: list[dict[str, Any]] = []
         while True:

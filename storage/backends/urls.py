@@ -7,7 +7,7 @@ import fsspec
 
 from storage.backends.backend import Backend, MemoryBackend
 from storage.backends.local import LocalBackend
-from storage.backends.secrets import has_user
+from storage.backends.secrets import has_user, refuse_secret
 
 S3 = {"s3", "s3a"}
 """Protocols that ``storage.backends.s3`` speaks."""
@@ -17,9 +17,10 @@ def open_backend(url: str) -> Backend:
     """The backend for ``url`` (``file://``, a plain path, ``memory://``, or any other fsspec URL).
 
     Raises:
-        ValueError: fsspec knows no such protocol, or the URL carries a user name or password.
+        ValueError: fsspec knows no such protocol, or the URL carries credentials, also in its query.
     """
     fs, root = file_system(url)
+    refuse_secret(url)
     protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
     if protocol in {"file", "local"}:
         return LocalBackend(fs, str(Path(root).resolve()))
@@ -41,8 +42,9 @@ def file_system(url: str) -> tuple[Any, str]:
             f"an address at {url.partition('://')[0]}:// carries credentials: leave them to the "
             "environment, a profile or a role"
         )
-    if url.partition("://")[0] in S3:
-        if not url.partition("://")[2].strip("/"):
+    scheme, mark, place = url.partition("://")
+    if mark and scheme in S3:
+        if not place.strip("/"):
             raise ValueError(f"the address {url!r} names no bucket: write s3://bucket/folder")
         if "?versionId=" in url:
             raise ValueError(f"{url} asks for one version of an object: give a plain address")

@@ -40,8 +40,8 @@ def _schema() -> "pa.Schema":
 class DocumentWriter:
     """Collects documents; ``close`` makes ``folder/documents.parquet`` of them.
 
-    Until then they lie in a file beside ``folder``, which is opened only to append to it: thousands
-    of domains fill at once, with 64 KiB of memory each and no open file. The file is in Python's own
+    Until then they lie in memory, and those above 64 KiB in a file beside ``folder``, which is opened
+    only to append to it: thousands of domains fill at once, with no open file. The file is in Python's own
     format, which is the quickest.
     """
 
@@ -75,16 +75,19 @@ class DocumentWriter:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        self._spill()
-        with (
-            pq.ParquetWriter(self.folder / FILE, _schema(), compression="zstd") as writer,
-            self._spool.open("rb") as file,
-        ):
-            stored = (StoredDocument(*marshal.load(file)) for _ in range(self.num_documents))
-            for rows in batches(stored, ROW_GROUP_BYTES, lambda row: len(row.text.encode())):
+        with pq.ParquetWriter(self.folder / FILE, _schema(), compression="zstd") as writer:
+            for rows in batches(
+                self._stored(), ROW_GROUP_BYTES, lambda row: len(row.text.encode())
+            ):
                 columns = map(list, zip(*rows, strict=True))
                 writer.write_table(pa.table([*columns], schema=_schema()))
-        self._spool.unlink()
+
+    def _stored(self) -> Iterator[StoredDocument]:
+        if spilled := self.num_documents - len(self._rows):
+            with self._spool.open("rb") as file:
+                yield from (StoredDocument(*marshal.load(file)) for _ in range(spilled))
+            self._spool.unlink()
+        yield from (StoredDocument(*marshal.loads(row)) for row in self._rows)
 
     def __enter__(self) -> Self:
         return self

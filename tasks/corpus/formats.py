@@ -9,6 +9,9 @@ its missing rows cannot be counted. Arrow does all decompression and raises wher
 before its end marker. No reader insists on the end marker of an Arrow stream, so it is checked
 here. One damage cannot be detected: a plain text or JSON lines file, or a file of several
 compressed members, that was cut exactly between two lines or two members.
+
+A document above the limit is read past in pieces. Rows of Parquet and Arrow are read by as many as
+have ``_BATCH_BYTES``, by what a Parquet file says of its row groups.
 """
 
 import codecs
@@ -16,13 +19,16 @@ import gzip
 import io
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple, cast
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, cast
 
 from storage.backends.urls import file_system
+from tasks.corpus.columns import leaf, plain, prefixes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,6 +52,18 @@ TEXT = frozenset(_TEXT.split())
 _ARROW_FILE = b"ARROW1"
 _ARROW_STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 _BATCH_ROWS = 512
+_BATCH_BYTES = 64 << 20
+_PIECE_BYTES = 1 << 20
+
+_FAULTS = {
+    r"^UTF-16$": "is UTF-16: write it as UTF-8",
+    r"^rows above": "has rows above the limit of format.max_document_bytes: write their parts as rows",
+    r"^ZSTD.*too much memory": "is zstd with a window above 128 MiB: compress it with --long=27 or less",
+    r"^Cannot decrypt|^Could not read encrypted": "is encrypted: write it as plain Parquet",
+    r"^zlib.*(?:header check|compression method)": "holds other bytes, perhaps padding, behind its "
+    "gzip data: write it again (zcat, then gzip)",
+}
+"""What is wrong, by a pattern of what a reader says of it."""
 
 
 class UnreadableFileError(ValueError):
@@ -55,7 +73,7 @@ class UnreadableFileError(ValueError):
 class Layout(NamedTuple):
     """How a file is read, according to its name: format, codec, and the name without suffixes."""
 
-    format: Literal["jsonl", "parquet", "arrow", "text"]
+    format: Literal["jsonl", "parquet", "arrow", "wet", "text"]
     codec: str | None
     stem: str
 
@@ -75,29 +93,45 @@ class FileRow(NamedTuple):
 
 def layout(name: str) -> Layout | None:
     """Format and codec by the suffixes of a file's ``name``; None where they are not known."""
-    path = PurePosixPath(name)
-    codec = CODECS.get(path.suffix.lower())
-    inner = PurePosixPath(path.stem) if codec else path
-    suffix = inner.suffix.lower()
+    stem, suffix = _cut(name.rpartition("/")[2])
+    codec = CODECS.get(suffix)
+    if codec:
+        stem, suffix = _cut(stem)
     if suffix in JSON_LINES or (codec and suffix == ".json"):
-        return Layout("jsonl", codec, inner.stem)
+        return Layout("jsonl", codec, stem)
+    if suffix == ".wet" and codec in (None, "gzip"):
+        return Layout("wet", codec, stem.removesuffix(".warc"))
     if suffix in TEXT:
-        return Layout("text", codec, inner.stem)
+        return Layout("text", codec, stem)
     if suffix in (".parquet", ".arrow") and not codec:
-        return Layout("parquet" if suffix == ".parquet" else "arrow", None, inner.stem)
+        return Layout("parquet" if suffix == ".parquet" else "arrow", None, stem)
     return None
 
 
-def read_rows(url: str, layout: Layout, fields: Sequence[str]) -> Iterator[FileRow]:
+def _cut(name: str) -> tuple[str, str]:
+    """What ``splitext`` gives, in lower case and quicker: every file's name is cut five times."""
+    stem, dot, suffix = name.rpartition(".")
+    return (stem, dot + suffix.lower()) if stem.strip(".") else (name, "")
+
+
+def read_rows(url: str, layout: Layout, fields: Sequence[str], most: int) -> Iterator[FileRow]:
     """Rows of the file at ``url``; ``fields`` are the wanted ones, the text field first.
+
+    Lines, texts and records above ``most`` bytes are ``above`` the limit, and not held in memory.
 
     Raises:
         UnreadableFileError: the file is truncated or not in its format; rows before the fault may
             have been yielded already. Errors of the network or of permissions pass unchanged.
     """
-    read = {"jsonl": _json, "parquet": _parquet, "arrow": _arrow, "text": _text}[layout.format]
+    readers = {"jsonl": _json, "parquet": _parquet, "arrow": _arrow, "wet": _wet, "text": _text}
+    read = readers[layout.format]
     with _unreadable(url), _opened(url, layout.codec) as stream:
-        yield from read(stream, fields)
+        yield from read(stream, fields, most)
+
+
+def above(most: int) -> str:
+    """The fault of a document of more than ``most`` bytes."""
+    return f"is above {most:,} bytes: write its parts, or raise format.max_document_bytes"
 
 
 def read_dataset(
@@ -128,44 +162,105 @@ def _unreadable(url: str, *more: type[Exception]) -> Iterator[None]:
 
     try:
         yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, EOFError, *more) as error:
+    # A damaged length may ask for more memory than there is, and a damaged name be no UTF-8.
+    except (pa.ArrowException, UnicodeDecodeError, OSError, EOFError, *more) as error:
         # Arrow reports damage as a bare OSError; subclasses and numbers come from disk or network.
         if isinstance(error, OSError) and type(error) not in (OSError, *more):
             raise
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise UnreadableFileError(
-            f"{url} is truncated or not in the format of its name ({error}): "
-            "write it again, or move it out of the corpus"
-        ) from error
+        known = (fault for sign, fault in _FAULTS.items() if re.search(sign, str(error)))
+        fault = next(
+            known, f"is truncated or not in the format of its name ({error}): write it again"
+        )
+        raise UnreadableFileError(f"{url} {fault}, or move it out of the corpus") from error
+
+
+def _raw(url: str) -> Any:
+    if url.startswith("file:///"):  # of many small files, fsspec takes a good part of the time
+        return open(url.removeprefix("file://"), "rb")  # noqa: PTH123 - the quickest
+    filesystem, path = file_system(url)
+    return filesystem.open(path, "rb")
 
 
 @contextmanager
 def _opened(url: str, codec: str | None) -> Iterator[BinaryIO]:
     import pyarrow as pa
 
-    filesystem, path = file_system(url)
-    with filesystem.open(path, "rb") as raw:
+    with _raw(url) as raw:
         if codec is None:
             yield raw
         else:
             # No codec writes an empty file, but Arrow reads one as the end of a stream.
-            if not raw.read(1):
+            if not (head := raw.read(2)):
                 raise EOFError("the file is empty")
+            if codec == "gzip" and head != b"\x1f\x8b":
+                raise EOFError("it does not begin as gzip does")
             raw.seek(0)
             with pa.CompressedInputStream(raw, codec) as plain:
                 yield plain
 
 
-def _text(stream: BinaryIO, fields: Sequence[str]) -> Iterator[FileRow]:
-    yield FileRow(None, {fields[0]: stream.read()}, fields[:1])
+def _text(stream: BinaryIO, fields: Sequence[str], most: int) -> Iterator[FileRow]:
+    parts, size = [], 0
+    while part := stream.read(_PIECE_BYTES):
+        parts.append(part)
+        size += len(part)
+        if size > most:
+            yield FileRow(None, {}, (), above(most))
+            return
+    _require_utf_8(b"".join(parts[:1]))
+    yield FileRow(None, {fields[0]: b"".join(parts)}, fields[:1])
 
 
-def _json(stream: BinaryIO, _fields: Sequence[str]) -> Iterator[FileRow]:
-    with io.BufferedReader(cast("io.RawIOBase", stream), buffer_size=1 << 20) as lines:
-        for number, line in enumerate(lines):
-            if line.strip():
-                yield _json_row(number, line)
+def _json(stream: BinaryIO, _fields: Sequence[str], most: int) -> Iterator[FileRow]:
+    with io.BufferedReader(cast("io.RawIOBase", stream), buffer_size=_PIECE_BYTES) as lines:
+        _require_utf_8(lines.peek(2), b"{\0", b"\0{")
+        for number, line in enumerate(iter(partial(lines.readline, _PIECE_BYTES), b"")):
+            whole = line if len(line) < _PIECE_BYTES else _long(lines, line, most)
+            if whole is None or len(whole) > most:
+                yield FileRow(number, {}, (), above(most))
+            elif whole.strip():
+                yield _json_row(number, whole)
+
+
+def _long(lines: BinaryIO, piece: bytes, most: int) -> bytes | None:
+    """A line from its first piece on, without blank ones in front; None where it is above ``most``."""
+    parts, size = list[bytes](), 0
+    while piece:
+        if size or piece.strip(b" \t\r\n"):
+            size += len(piece)
+            parts = [*parts, piece] if size <= most else []
+        piece = b"" if piece.endswith(b"\n") else lines.readline(_PIECE_BYTES)
+    return b"".join(parts) if size <= most else None
+
+
+def _require_utf_8(start: bytes, *more: bytes) -> None:
+    if len(start) > 2 and start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, *more)):
+        raise EOFError("UTF-16")
+
+
+def _wet(stream: BinaryIO, fields: Sequence[str], most: int) -> Iterator[FileRow]:
+    try:
+        from warcio.archiveiterator import ArchiveIterator
+        from warcio.exceptions import ArchiveLoadFailed
+    except ImportError as error:
+        raise ValueError("files of WET are read by warcio: pip install 'mixpool[warc]'") from error
+    try:
+        for number, record in enumerate(ArchiveIterator(stream, no_record_parse=True)):
+            headers = dict(record.rec_headers.headers)
+            text = record.content_stream().read(most + 1)
+            if len(text) > most:
+                yield FileRow(number, {}, (), above(most))
+            elif len(text) < (record.length or 0):
+                raise EOFError(f"record {number + 1} is cut off")
+            elif record.rec_type == "conversion":
+                yield FileRow(number, {**headers, fields[0]: text}, [fields[0], *headers])
+            elif record.rec_type != "warcinfo":
+                fault = f"is a record of {record.rec_type!r}, not of text (conversion)"
+                yield FileRow(number, {}, (), fault)
+    except ArchiveLoadFailed as error:
+        raise EOFError(str(error)) from error
 
 
 def _json_row(number: int, line: bytes) -> FileRow:
@@ -185,18 +280,39 @@ def _json_row(number: int, line: bytes) -> FileRow:
     return FileRow(number, {}, (), fault) if fault else FileRow(number, value, list(value))
 
 
-def _parquet(stream: BinaryIO, fields: Sequence[str]) -> Iterator[FileRow]:
+def _parquet(stream: BinaryIO, fields: Sequence[str], most: int) -> Iterator[FileRow]:
     from pyarrow.parquet import ParquetFile
 
     # Pre-buffering would hold the chosen columns of all row groups at once.
     file = ParquetFile(stream, pre_buffer=False)
     names = file.schema_arrow.names
-    columns = [name for name in dict.fromkeys(fields) if name in names]
-    batches = file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False)
+    known = {part for column in file.schema for part in prefixes(column.path)}
+    columns = [next(filter(known.__contains__, prefixes(name)), name) for name in fields]
+    batches = (
+        batch
+        for group in range(file.num_row_groups)
+        for batch in file.iter_batches(
+            _rows_at_once(file.metadata.row_group(group), most),
+            row_groups=[group],
+            columns=columns,
+            use_threads=False,
+        )
+    )
     yield from _batches(batches, fields, names)
 
 
-def _arrow(stream: BinaryIO, fields: Sequence[str]) -> Iterator[FileRow]:
+def _rows_at_once(group: Any, most: int) -> int:
+    """Rows of a row group that have ``_BATCH_BYTES``: by its mean over all columns, as the file says.
+
+    pyarrow 26 knows the size of each column, too, but asking an encrypted one ends the process.
+    """
+    mean: int = group.total_byte_size // max(1, group.num_rows)
+    if mean > max(most, _BATCH_BYTES):
+        raise EOFError("rows above the limit")
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, mean)))
+
+
+def _arrow(stream: BinaryIO, fields: Sequence[str], _most: int) -> Iterator[FileRow]:
     from pyarrow import ipc
 
     if stream.read(len(_ARROW_FILE)) == _ARROW_FILE:
@@ -220,34 +336,20 @@ def _batches(
     batches: "Iterable[pa.RecordBatch]", fields: Sequence[str], names: Sequence[str] | None = None
 ) -> Iterator[FileRow]:
     first = 0
-    for batch in batches:
-        present = batch.schema.names
-        usable = [name for name in dict.fromkeys(fields) if present.count(name) == 1]
-        columns = [_plain(batch.column(name)) for name in usable]
+    for batch in chain.from_iterable(map(_slices, batches)):
+        rows, columns = batch.to_struct_array(), {}
+        for field in fields:
+            if (found := leaf(rows, field)) is not None:
+                column, rest = found
+                columns[field.removesuffix(f".{rest}") if rest else field] = plain(column)
         for offset in range(batch.num_rows):
-            values = {name: column[offset] for name, column in zip(usable, columns, strict=True)}
-            yield FileRow(first + offset, values, names or present)
+            values = {name: column[offset] for name, column in columns.items()}
+            yield FileRow(first + offset, values, names or batch.schema.names)
         first += batch.num_rows
 
 
-def _plain(column: "pa.Array") -> list[object]:
-    """Python values of a column: text as bytes, for Arrow decodes lazily and may raise on bad UTF-8.
-
-    A column that is neither text nor number gives its type in place of each value: that costs
-    nothing, and it is refused downstream whatever it holds.
-    """
-    import pyarrow as pa
-    from pyarrow import types
-
-    if types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    kind = column.type
-    texts = (pa.string(), pa.large_string(), pa.string_view())
-    if kind in (*texts, pa.binary(), pa.large_binary(), pa.binary_view()):
-        return list(column.cast(pa.large_binary()).to_pylist())
-    numbers = (types.is_integer, types.is_floating, types.is_boolean, types.is_null)
-    return (
-        list(column.to_pylist())
-        if any(is_kind(kind) for is_kind in numbers)
-        else [kind] * len(column)
-    )
+def _slices(batch: "pa.RecordBatch") -> "Iterator[pa.RecordBatch]":
+    """A batch in pieces of ``_BATCH_BYTES``, validated: Arrow's readers leave that to others."""
+    batch.validate()
+    step = max(1, min(_BATCH_ROWS, _BATCH_BYTES * batch.num_rows // max(1, batch.nbytes)))
+    return (batch.slice(start, step) for start in range(0, batch.num_rows, step))

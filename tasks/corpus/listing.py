@@ -11,15 +11,25 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate, takewhile
-from typing import Any, NamedTuple
+from itertools import takewhile
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple, TypeAlias
 
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate  # in no documentation, checked with fsspec 2026.9
 
 from storage.backends.urls import file_system
 from storage.fingerprint import fingerprint
-from tasks.corpus.formats import layout
+from tasks.corpus.beside import (
+    Passed,
+    about_data,
+    folders_above,
+    is_parquet,
+    is_text,
+    refuse_tables,
+)
+from tasks.corpus.formats import CODECS, layout
+from tasks.corpus.links import find
 
 _WILDCARD = re.compile(r"[*?\[]")
 _UNFINISHED = frozenset({"_temporary", "_delta_log", "__MACOSX"})
@@ -27,6 +37,16 @@ _STAMPS = "ETag etag md5Hash checksum LastModified last_modified updated mtime m
 _NO_STAMP = "listed"
 """Stands in a stamp where a file system has neither version nor time of a file."""
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+_UNREAD = {
+    ".json": "if each line of it is a whole object, call it .jsonl, and else write JSON lines",
+    ".mds": "write JSON lines or Parquet from these shards with the package that wrote them",
+    ".warc": "it holds pages as they were sent: give the WET files of the crawl (.wet.gz), their text",
+    ".csv": "write JSON lines or Parquet from it",
+}
+
+Listed: TypeAlias = dict[str, Mapping[str, Any]]
+"""What a file system knows of files, by name."""
 
 
 class EmptyCorpusError(ValueError):
@@ -46,23 +66,29 @@ class SourceFile(NamedTuple):
     and never identifies anything."""
     is_marked: bool = True
     """False where a marker is asked for and lies neither in the file's folder nor above it."""
+    is_aside: bool = False
+    """Whether it tells about the data beside it, such as a README; only earlier scans read these."""
 
 
-def url_files(urls: Sequence[str], marker: str | None = None) -> list[SourceFile]:
+def url_files(
+    urls: Sequence[str], marker: str | None = None, passed: Passed | None = None
+) -> list[SourceFile]:
     """Every readable file that ``urls`` match (globs, folders, files), sorted by path.
 
     Args:
         marker: name of a file that must lie in a file's folder, or above it up to its root, for it
             to be marked. It is never read itself. A file that is given by itself then costs one
             more look, into its folder.
+        passed: takes what is not read.
 
-    A folder, and a glob with ``**``, cost one listing; another glob one for each folder it reaches.
+    A folder, and a glob with ``**``, cost one listing; another glob one for each folder it reaches, and
+    one of its root where it matches Parquet files.
 
     Raises:
         EmptyCorpusError: a URL matches no readable file.
-        ValueError: a URL names a file, or a suffix, whose format is not known.
+        ValueError: a URL names a file, or a suffix, whose format is not known; or files of a table.
     """
-    listings = [_files_at(url, marker) for url in urls]
+    listings = [_files_at(url, marker, passed or Passed()) for url in urls]
     roots = list(dict.fromkeys(root for root, _ in listings))
     prefixes = dict(zip(roots, _prefixes(roots), strict=True))
     files: dict[str, SourceFile] = {}
@@ -70,7 +96,10 @@ def url_files(urls: Sequence[str], marker: str | None = None) -> list[SourceFile
         for file in listed:
             path = f"{prefixes[root]}/{file.path}".removeprefix("/")
             first = files.setdefault(file.url, file._replace(path=path))
-            files[file.url] = first._replace(is_marked=first.is_marked or file.is_marked)
+            files[file.url] = first._replace(
+                is_marked=first.is_marked or file.is_marked,
+                is_aside=first.is_aside and file.is_aside,
+            )
     return sorted(files.values())
 
 
@@ -84,25 +113,34 @@ def _prefixes(roots: Sequence[str]) -> list[str]:
     return tails
 
 
-def _files_at(url: str, marker: str | None) -> tuple[str, list[SourceFile]]:
+def _files_at(url: str, marker: str | None, passed: Passed) -> tuple[str, list[SourceFile]]:
     filesystem, path = file_system(url)
     filesystem.invalidate_cache()
-    listed: list[str] = []
+    others: list[str] = []
     for kind in _kinds(filesystem, path):
         start, root = _start(filesystem, url, path), _root(path, kind)
-        files, marked = _meant_and_marked(filesystem, path, kind, root, marker)
-        listed += files
-        if names := list(_readable(files, root, kind, path)):
+        listed = _listed(filesystem, path, kind, root, passed)
+        files, marked = _meant_and_marked(filesystem, path, kind, root, marker, listed)
+        others += files
+        names = list(_readable(files, root, kind, path, passed))
+        # To a depth, a listing lacks the folder of a log; only tables' own files are worth another.
+        may_be_table = kind == "glob" and "**" not in path and any(map(is_parquet, names))
+        at_root = filesystem.ls(f"{root}/", detail=False) if may_be_table else []
+        refuse_tables([*listed, *at_root], names)
+        aside: set[str] = set() if kind == "file" else about_data(names, passed.files)
+        passed.files |= aside
+        if not aside.issuperset(names):
             return start + root, [
                 SourceFile(
                     name[len(root) :].lstrip("/"),
                     start + name,
                     *size_and_stamp(files[name], start + name),
-                    marker is None or _is_below(name, marked),
+                    marker is None or not marked.isdisjoint(folders_above(name)),
+                    name in aside,
                 )
                 for name in names
             ]
-    raise EmptyCorpusError(_nothing_at(url, listed))
+    raise EmptyCorpusError(_nothing_at(url, others, passed.links))
 
 
 def _kinds(filesystem: Any, path: str) -> Iterator[str]:
@@ -136,10 +174,9 @@ def _root(path: str, kind: str) -> str:
 
 
 def _meant_and_marked(
-    filesystem: Any, path: str, kind: str, root: str, marker: str | None
-) -> tuple[dict[str, Mapping[str, Any]], set[str]]:
+    filesystem: Any, path: str, kind: str, root: str, marker: str | None, listed: Listed
+) -> tuple[Listed, set[str]]:
     """The files that are meant, without markers, and the folders that hold a marker."""
-    listed = _listed(filesystem, path, kind, root)
     marked = {folder for folder, _, last in (n.rpartition("/") for n in listed) if last == marker}
     if marker is not None and kind == "file" and filesystem.isfile(f"{root}/{marker}"):
         marked = {root}
@@ -152,23 +189,20 @@ def _meant_and_marked(
     }, marked
 
 
-def _listed(filesystem: Any, path: str, kind: str, root: str) -> dict[str, Mapping[str, Any]]:
+def _listed(filesystem: Any, path: str, kind: str, root: str, passed: Passed) -> Listed:
     """All files that may be meant; for a pattern those below its root, to the depth it reaches."""
     if kind == "file":
         return {path: filesystem.info(path)}
     # What ``glob`` does as well, but markers do not match the pattern, and in object storage a name
     # can be that of a file and of a folder, of which a glob lists the folder only.
     depth = None if kind == "directory" or "**" in path else path[len(root) :].count("/")
-    entries = filesystem.find(f"{root}/", maxdepth=depth, detail=True)
+    entries = find(filesystem, root, depth)
+    lost = (name[len(root) + 1 :] for name, info in entries.items() if info["type"] == "lost")
+    passed.links |= {name for name in lost if not _is_hidden(name)}
     return {name: info for name, info in entries.items() if info["type"] == "file"}
 
 
-def _is_below(name: str, folders: set[str]) -> bool:
-    above = accumulate(name.split("/")[:-1], "{}/{}".format)
-    return not folders.isdisjoint(above)
-
-
-def _readable(names: Mapping[str, Any], root: str, kind: str, path: str) -> Iterator[str]:
+def _readable(names: Listed, root: str, kind: str, path: str, passed: Passed) -> Iterator[str]:
     last = path.rpartition("/")[2].rpartition(".")[2]
     named = kind == "file" or (kind == "glob" and not _WILDCARD.search(last))
     for name in names:
@@ -178,6 +212,8 @@ def _readable(names: Mapping[str, Any], root: str, kind: str, path: str) -> Iter
             yield name
         elif named:
             raise ValueError(f"{name} is in no format that can be read: {_remedy(name)}")
+        elif not name.rpartition("/")[2].startswith("_"):
+            passed.files.add(name)
 
 
 def _is_hidden(relative: str) -> bool:
@@ -185,14 +221,20 @@ def _is_hidden(relative: str) -> bool:
 
 
 def _remedy(name: str) -> str:
-    if name.lower().endswith(".json"):
-        return "write JSON lines, one object per line, and call it .jsonl"
-    return "give .jsonl, .parquet, .arrow or text files; .gz, .zst, .bz2 or .lz4 may follow"
+    path = PurePosixPath(name.lower())
+    suffix = PurePosixPath(path.stem).suffix if path.suffix in CODECS else path.suffix
+    known = "give .jsonl, .parquet, .arrow, .wet or text files; .gz, .zst, .bz2 or .lz4 may follow"
+    return _UNREAD.get(suffix, known)
 
 
-def _nothing_at(url: str, others: Sequence[str]) -> str:
-    if others:
-        return f"{url} matches no readable file, only such as {min(others)}: {_remedy(min(others))}"
+def _nothing_at(url: str, others: Sequence[str], lost: set[str]) -> str:
+    # Beside shards an index.json says nothing of their format.
+    for name in sorted(others, key=lambda name: (is_text(name), name.endswith(".json"), name)):
+        return f"{url} matches no readable file, only such as {name}: {_remedy(name)}"
+    if lost:
+        return f"{url} matches no file, but there are links that lead nowhere, such as {min(lost)}"
+    if "{" in url:
+        return f"{url} matches no file, for braces stand for themselves: give one address for each"
     return f"{url} matches no file: correct it, or take it out of the source"
 
 

@@ -10,21 +10,26 @@ from typing import Self
 from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic.config import JsonDict
 
-from storage.backends.secrets import PLAIN_ADDRESS, has_user, is_signed, shows_user
-from storage.fingerprint import Config
+from storage.backends.secrets import PLAIN_ADDRESS, refuse_secret
+from storage.fingerprint import NEUTRAL, Config
 
 # For forms, which keep what is filled in: the model itself says better what is wrong.
 _PLAIN: JsonDict = {"items": {"type": "string", "pattern": PLAIN_ADDRESS}}
+
+MOST_BYTES = 16_000_000
 
 
 class DocumentFormat(Config):
     """How a document and its domain are found in a file."""
 
     text_field: str = Field(default="text", min_length=1)
-    """Field or column that holds a document's text, in JSON lines, Parquet and Arrow files."""
+    """Field or column that holds a document's text, in JSON lines, Parquet and Arrow files; dots
+    reach into it as in domain_fields."""
 
     domain_fields: list[str] = Field(default=[])
-    """Fields whose values, joined by "-", are a document's domain, such as source and year."""
+    """Fields whose values, joined by "-", are a document's domain, such as source and year. Dots reach
+    into objects, structs, and objects written as text (meta.source). A field that documents lack
+    may be a folder's (lang=en), and those of WET files are their records' headers."""
 
     domain_pattern: str | None = None
     """Regular expression searched in a file's path below the corpus root; its groups, joined by
@@ -33,6 +38,12 @@ class DocumentFormat(Config):
 
     domain: str | None = Field(default=None, min_length=1)
     """One domain for all documents; excludes the two other settings."""
+
+    max_document_bytes: int = Field(
+        default=MOST_BYTES, ge=1, le=1 << 30, json_schema_extra={NEUTRAL: MOST_BYTES}
+    )
+    """Bytes of a document at most (in JSON lines also of its whole line): larger ones are skipped
+    and counted. While a document is assigned, memory holds some twenty times its size."""
 
     @field_validator("domain_pattern")
     @classmethod
@@ -98,11 +109,7 @@ class Source(Config):
     @model_validator(mode="after")
     def _has_plain_addresses(self) -> Self:
         for address in filter(None, [*self.urls, self.dataset]):
-            if has_user(address) or shows_user(address) or is_signed(address):
-                raise ValueError(
-                    f"an address at {address.split('://')[0]}:// holds credentials: configurations "
-                    "are stored and shown; give them in the environment or in fsspec's own files"
-                )
+            refuse_secret(address)
             if "::" in address:
                 raise ValueError(f"{address} chains file systems: unpack the archive first")
         return self

@@ -9,7 +9,7 @@ of the scored positions are taken.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -58,16 +58,21 @@ def default_batch(device: str) -> int:
     return GPU_BATCH if device.startswith("cuda") else CPU_BATCH
 
 
-def token_batches(windows: Windows, tokens: int, device: str) -> list[TokenBatch]:
+def token_batches(
+    windows: Windows, tokens: int, device: str, turns: Sequence[int] = ()
+) -> list[TokenBatch]:
     """Windows in batches of at most ``tokens`` positions, of like length, shortest first.
 
-    The order depends on the windows alone, so a set's sums are added in one order.
+    No batch has windows on both sides of one of ``turns``. The order depends on the windows alone, so a
+    set's sums are added in one order.
     """
     order = np.argsort(windows.length, kind="stable")
+    side = np.searchsorted(turns, windows.length)
     grouped: list[list[int]] = []
     for row in order.tolist():
         # Sorted by length, so this row would be the longest of the batch.
-        if not grouped or int(windows.length[row]) * (len(grouped[-1]) + 1) > tokens:
+        is_full = not grouped or int(windows.length[row]) * (len(grouped[-1]) + 1) > tokens
+        if is_full or side[grouped[-1][0]] != side[row]:
             grouped.append([])
         grouped[-1].append(row)
     return [_batch(windows, np.array(rows), device) for rows in grouped]

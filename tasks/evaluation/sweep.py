@@ -21,11 +21,11 @@ from tasks.evaluation.onednn import NO_CODE, has_onednn
 from tasks.evaluation.window import Windows, load_windows
 from tasks.machine.device import choose_device
 from tasks.machine.flops import Attention, forward_flops
-from tasks.machine.memory import free_memory, kept_heap
+from tasks.machine.memory import free_memory, is_out_of_memory, kept_heap
 from tasks.merging.average import MergeError
 from tasks.merging.pool import MergedModel, Pool
 from tasks.mixtures.mixture import Mixture
-from tasks.models.folder import check_context
+from tasks.models.folder import check_context, turning_lengths
 
 LOG = logging.getLogger("mixpool.sweep")
 
@@ -96,7 +96,8 @@ class Sweeper:
             check_context(self._model.model, length, "evaluation.windows.context_length")
 
     def _load(self, entry: PreparedSet, windows: Windows) -> LoadedSet:
-        ready = token_batches(windows, self._batch_tokens, self.device)
+        turns = turning_lengths(self._model.model)
+        ready = token_batches(windows, self._batch_tokens, self.device, turns)
         return LoadedSet(entry, windows, ready, int(windows.length.sum()))
 
     def lacks(self, table: LossesTable, job: Job) -> bool:
@@ -182,12 +183,3 @@ class Sweeper:
             nll=float(sums.sum()),
             group_nll=sums.tolist(),
         )
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch, or Python, could not get the memory that it asked for."""
-    import torch
-
-    # On a CPU torch has no class for it; the text is checked with torch 2.13.
-    has_class = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return has_class or "can't allocate memory" in str(error)

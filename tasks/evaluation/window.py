@@ -30,6 +30,9 @@ from tasks.tokens.tokenizer import Encoder
 BATCH = 256
 """Documents that are encoded at once."""
 WORDS = re.compile(r"\s+")
+MOST_UNKNOWN = 0.01
+"""Share of unknown tokens above which a set is refused. Mixtures differ by a few per cent of bits per
+byte. An unknown token, soon learnt, stands for text of any length that is never predicted."""
 
 
 class WindowConfig(Config):
@@ -85,7 +88,7 @@ def build(
     """Cut ``inputs["documents"]`` with ``inputs["tokenizer"]``.
 
     Raises:
-        ValueError: the set has no document, or none with text.
+        ValueError: the set has no document, or none with text, or too many unknown tokens.
     """
     encoder = Encoder(inputs["tokenizer"])
     rows = sorted(
@@ -96,12 +99,13 @@ def build(
         groups = [int(row["digest"][:12], 16) % config.groups for row in rows]
     windows: list[tuple[np.ndarray, int, int]] = []
     counts = np.zeros((max(groups, default=0) + 1, 3), dtype=np.int64)
-    position = 0
+    position = num_unknown = 0
     for batch in batches(rows, BATCH):
         texts = [row["text"] for row in batch]
         for text, ids in encoder.encode_starts(texts, config.max_document_tokens):
             group = groups[position]
             windows += _document_windows(ids, encoder.end_of_text, group, config)
+            num_unknown += int(np.count_nonzero(ids[:-1] == encoder.unknown))
             num_words = len(WORDS.split(text)) if text else 0
             counts[group] += (len(ids) - 1, len(text.encode()), num_words)
             position += 1
@@ -111,7 +115,14 @@ def build(
             f"the evaluation set has no text ({len(rows)} documents): give one that has"
         )
     arrays = {**_arrays(windows, config.context_length), "counts": counts}
-    return save_windows(arrays, output, workspace, num_documents=len(rows))
+    if num_unknown > MOST_UNKNOWN * counts[:, 0].sum():
+        raise ValueError(
+            f"the evaluation set has {num_unknown:,} tokens that the tokenizer does not know among "
+            f"{counts[:, 0].sum():,}, and above {MOST_UNKNOWN:.0%} bits per byte mean nothing: leave it "
+            "out, or give a tokenizer that knows its characters"
+        )
+    facts = save_windows(arrays, output, workspace, num_documents=len(rows))
+    return {**facts, **({"num_unknown": num_unknown} if num_unknown else {})}
 
 
 def save_windows(

@@ -113,7 +113,7 @@ def _gpus(device: str) -> list[int]:
         with contextlib.suppress(Exception):
             import pynvml
 
-            return [int(pynvml.nvmlDeviceGetIndex(nvml_handle(device)))]
+            return [int(pynvml.nvmlDeviceGetIndex(nvml_handle(name))) for name in device.split(",")]
     return []
 
 

@@ -31,15 +31,16 @@ def nvml_handle(device: str) -> object:
 
 
 class NvmlEnergy:
-    """The total-energy counter (mJ) of one NVIDIA GPU, found by UUID whatever devices are visible.
+    """The total-energy counters (mJ) of NVIDIA GPUs, separated by commas.
 
+    They are found by UUID, whatever devices are visible.
     Construction fails without library, driver, device or counter (before Volta; MIG slices).
     """
 
     sample_seconds: float | None = None
 
     def __init__(self, device: str) -> None:
-        self._handle = nvml_handle(device)
+        self._handles = [nvml_handle(name) for name in device.split(",")]
         self.name = "NVML total-energy counter, host not counted"
         self.read()
 
@@ -48,7 +49,8 @@ class NvmlEnergy:
         import pynvml
 
         try:
-            return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1e3
+            read = pynvml.nvmlDeviceGetTotalEnergyConsumption
+            return float(sum(read(handle) for handle in self._handles)) / 1e3
         except pynvml.NVMLError as error:
             raise OSError(f"NVML gives no energy: {error}") from error
 

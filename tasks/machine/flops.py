@@ -16,9 +16,11 @@ class Attention(NamedTuple):
     context: int
 
     @classmethod
-    def of(cls, model: "PreTrainedModel", context: int) -> Self:
-        """The shape of a model that reads ``context`` tokens."""
-        return cls(model.config.num_hidden_layers, model.config.hidden_size, context)
+    def of(cls, model: "PreTrainedModel", context: int) -> Self | None:
+        """The shape of a model that reads ``context`` tokens; None where its config has no such fields."""
+        settings = model.config.get_text_config()
+        layers, width = (getattr(settings, n, None) for n in ("num_hidden_layers", "hidden_size"))
+        return cls(layers, width, context) if layers and width else None
 
 
 def forward_flops(
@@ -41,7 +43,13 @@ def forward_flops(
 
 
 def training_flops(
-    num_parameters: int, num_tokens: int, attention: Attention | None = None
+    num_parameters: int, num_tokens: int, attention: Attention | None = None, num_frozen: int = 0
 ) -> float:
-    """6*N*D, and 12*layers*width*context*D: ``forward_flops``, and twice that for the way back."""
-    return 3 * forward_flops(num_parameters, num_tokens, attention)
+    """6*N*D, and 12*layers*width*context*D: ``forward_flops``, and twice that for the way back.
+
+    Args:
+        num_frozen: parameters that get no gradient, though what lies before them does: they spare 2*D
+            each, the half of their way back.
+    """
+    both_ways = 3 * forward_flops(num_parameters, num_tokens, attention)
+    return both_ways - 2.0 * num_frozen * num_tokens

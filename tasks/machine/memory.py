@@ -62,3 +62,12 @@ def free_memory() -> None:
     gc.collect()
     if (torch := sys.modules.get("torch")) is not None:
         torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch, or Python, could not get the memory that it asked for."""
+    import torch
+
+    # On a CPU torch has no class for it; the text is checked with torch 2.13.
+    has_class = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return has_class or "can't allocate memory" in str(error)

@@ -128,9 +128,7 @@ def _compiled_sum() -> Callable[..., None]:
     import torch
 
     def write(
-        target: torch.Tensor,
-        tensors: list[torch.Tensor],
-        factors: Sequence[torch.Tensor],
+        target: torch.Tensor, tensors: list[torch.Tensor], factors: Sequence[torch.Tensor]
     ) -> None:
         total = tensors[0].double() * factors[0]
         for tensor, factor in zip(tensors[1:], factors[1:-1], strict=True):

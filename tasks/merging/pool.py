@@ -230,12 +230,17 @@ class MergedModel:
 
         self.model: PreTrainedModel = load_model(next(iter(pool.folders.values())), pool.device)
         self.num_parameters = self.model.num_parameters()
-        tensors = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        # By each of its names: files have a tied tensor under any one of them.
+        tensors = self.model.state_dict(keep_vars=True)
         lacking = [name for name in pool.layout if name not in tensors]
         if lacking:
-            raise MergeError(f"the model class has no tensor {lacking[0]!r} that the files hold")
+            raise MergeError(
+                f"a {type(self.model).__name__} has no tensor {lacking[0]!r}, which the files hold: give "
+                "models that one version of transformers has made"
+            )
         sizes = [shape.numel() for shape in pool.layout.values()]
         self.flat = torch.empty(sum(sizes), device=pool.device)
-        for name, view in zip(pool.layout, torch.split(self.flat, sizes), strict=True):
-            view.copy_(tensors[name].detach().flatten())
-            tensors[name].data = view.view(pool.layout[name])
+        self.tensors = [tensors[name] for name in pool.layout]
+        for tensor, view in zip(self.tensors, torch.split(self.flat, sizes), strict=True):
+            view.copy_(tensor.detach().flatten())
+            tensor.data = view.view(tensor.shape)

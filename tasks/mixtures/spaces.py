@@ -151,12 +151,16 @@ class Explicit(Config):
     kind: Literal["explicit"] = "explicit"
     """This space holds the mixtures that are written out."""
 
-    mixtures: list[dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]]
+    mixtures: list[dict[str, Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]]]
     """Weights by partition or domain, in any scale; whole numbers are taken as exact parts, and
     the weight of a domain is shared evenly by its partitions."""
 
     resolution: int = Field(default=1000, ge=1)
     """Weights that are not whole are rounded to multiples of one divided by this number."""
+
+    unit: Unit | None = None
+    """What a name stands for that is both a partition's and a domain's; without it such a name is
+    refused."""
 
     @field_validator("mixtures")
     @classmethod
@@ -173,7 +177,9 @@ class Explicit(Config):
     def listed(self, catalogue: Catalogue) -> Iterator[Mixture]:
         """The mixtures as written; a partition named twice, also by its domain, adds up."""
         for index, weights in enumerate(self.mixtures):
-            groups = {name: catalogue.group(name, f"mixtures[{index}]") for name in weights}
+            groups = {
+                name: catalogue.group(name, f"mixtures[{index}]", self.unit) for name in weights
+            }
             if all(weight.is_integer() for weight in weights.values()):
                 mixture = Mixture.of({name: int(weight) for name, weight in weights.items()})
             else:

@@ -40,9 +40,18 @@ class Catalogue(NamedTuple):
     partitions: Mapping[str, str]
     where: str
 
-    def group(self, name: str, field: str, unit: Unit = "partition") -> tuple[str, ...]:
-        """The partitions that ``name`` stands for; an unknown one raises ValueError."""
+    def group(self, name: str, field: str, unit: Unit | None) -> tuple[str, ...]:
+        """The partitions that ``name`` stands for; ``unit`` decides where it stands for two things.
+
+        Raises:
+            ValueError: the name is unknown, or both partition and domain, and ``unit`` is None.
+        """
         domains = by_domain(self.partitions)
+        if unit is None and name in self.partitions and domains.get(name, (name,)) != (name,):
+            raise ValueError(
+                f"{self.where}.{field} names {name!r}, which is a partition of {self.partitions[name]!r} and "
+                f"a domain of its own: set {self.where}.unit to 'partition' or to 'domain'"
+            )
         if name in self.partitions and not (unit == "domain" and name in domains):
             return (name,)
         if name in domains:

@@ -4,12 +4,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 from pydantic import Field
 
 from storage.fingerprint import Config
 from storage.step import Step, Workspace
+from tasks.machine.device import choose_device
 from tasks.models.folder import save_untrained
 from tasks.tokens.tokenizer import Encoder
+
+TRAINED = 16
+"""Bytes of a parameter in training: itself, its gradient and the optimizer's two moments in float32."""
 
 
 class LlamaArchitecture(Config):
@@ -19,7 +24,7 @@ class LlamaArchitecture(Config):
     """This choice's name."""
     hidden_size: int = Field(ge=1)
     """Width of the residual stream."""
-    num_layers: int = Field(ge=1)
+    num_layers: int = Field(ge=1, le=10_000)
     """Number of transformer blocks."""
     num_heads: int = Field(ge=1)
     """Number of attention heads; divides the width."""
@@ -50,18 +55,37 @@ def build_initial(
     """A model with random weights for ``inputs["tokenizer"]``.
 
     Raises:
-        ValueError: the head count does not divide the width.
+        ValueError: the head count does not divide the width, or the model does not fit into memory.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     encoder = Encoder(inputs["tokenizer"])
+    # A GPU has memory of its own for training.
+    is_here = choose_device(workspace.runtime) == "cpu"
+    check_memory(config.architecture, encoder.vocab_size, TRAINED if is_here else 4)
     settings = llama_config(config.architecture, encoder.vocab_size, encoder.end_of_text)
     torch.manual_seed(config.architecture.seed)
     model = AutoModelForCausalLM.from_config(settings)
     details = save_untrained(model, settings.to_dict(), inputs["tokenizer"], output)
     workspace.progress(1, 1, "model")
     return details
+
+
+def check_memory(architecture: LlamaArchitecture, vocab_size: int, num_bytes: int) -> None:
+    """Raise ValueError where ``num_bytes`` for each parameter are more than this machine's memory."""
+    width = architecture.hidden_size
+    narrow = width // architecture.num_heads * (architecture.num_kv_heads or architecture.num_heads)
+    block = 2 * width * (width + narrow + 1) + 3 * width * architecture.intermediate_size
+    embeddings = vocab_size * width * (1 if architecture.tie_embeddings else 2)
+    num_parameters = embeddings + architecture.num_layers * block + width
+    needed, there = num_bytes * num_parameters, psutil.virtual_memory().total
+    if needed > there:
+        raise ValueError(
+            f"base.architecture has {num_parameters:,} parameters with a vocabulary of {vocab_size:,}, "
+            f"which take about {needed / 1e9:,.0f} GB, and this machine has {there / 1e9:,.0f}: lower "
+            "base.architecture.hidden_size, intermediate_size or num_layers"
+        )
 
 
 def llama_config(architecture: LlamaArchitecture, vocab_size: int, end_of_text: int) -> Any:

@@ -14,15 +14,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+from tasks.corpus.beside import SHOWN, Passed, named, split_notes
 from tasks.corpus.listing import EmptyCorpusError, SourceFile, has_stamp
-from tasks.corpus.reading import list_files
+from tasks.corpus.reading import list_files, path_domains
 from tasks.partitions.config import CorpusConfig
 from tasks.partitions.manifest import Manifest
+from tasks.readable import listed
 
 LOG = logging.getLogger("mixpool.scan")
-
-SHOWN = 3
-"""Files that a note names."""
 
 
 class Arrivals(NamedTuple):
@@ -33,7 +32,7 @@ class Arrivals(NamedTuple):
     new: list[SourceFile]
     """Files to read: complete, and not known with their stamp."""
     notes: list[str]
-    """What waits for a later scan, in words."""
+    """What waits for a later scan, or is passed over, in words."""
 
 
 def look_for_files(
@@ -48,7 +47,8 @@ def look_for_files(
         EmptyCorpusError: an address matches nothing; or ``previous`` is None, and all files wait.
         ValueError: files are to settle, and the file system knows neither version nor time.
     """
-    files, growing = list_files(corpus.source, corpus.marker), list[SourceFile]()
+    passed, growing = Passed(), list[SourceFile]()
+    files = list_files(corpus.source, corpus.marker, passed)
     new = _new(files, previous, is_marked=True)
     if new and settle_seconds:
         if unknown := [file for file in new if not has_stamp(file)]:
@@ -60,12 +60,15 @@ def look_for_files(
             "%d new files: looking again in %g s whether they change", len(new), settle_seconds
         )
         time.sleep(settle_seconds)
-        files, before = list_files(corpus.source, corpus.marker), {*new}
+        passed, before = Passed(), {*new}
+        files = list_files(corpus.source, corpus.marker, passed)
         unread = _new(files, previous, is_marked=True)
         new = [file for file in unread if file in before]
         growing = [file for file in unread if file not in before]
     unmarked = _new(files, previous, is_marked=False)
     notes = [
+        *passed.notes(),
+        *split_notes(f.path for f in files),
         *_note(unmarked, f"for a marker {corpus.marker} in the same folder or above"),
         *_note(growing, f"for the next scan, still changing within {settle_seconds:g} s"),
     ]
@@ -80,7 +83,8 @@ def _new(
     files: list[SourceFile], previous: Manifest | None, *, is_marked: bool
 ) -> list[SourceFile]:
     stamps = {} if previous is None else previous.files
-    return [f for f in files if f.is_marked == is_marked and stamps.get(f.path) != f.stamp]
+    unknown = [f for f in files if stamps.get(f.path) != f.stamp and not f.is_aside]
+    return [f for f in unknown if f.is_marked == is_marked]
 
 
 def unread_digest(files: Iterable[SourceFile], stamps: Mapping[str, str]) -> str:
@@ -90,10 +94,33 @@ def unread_digest(files: Iterable[SourceFile], stamps: Mapping[str, str]) -> str
     return hashlib.sha256(text).hexdigest() if unread else ""
 
 
+def story(
+    corpus: CorpusConfig, previous: Manifest, current: Manifest, files: list[SourceFile]
+) -> list[str]:
+    """How a run goes on from a manifest, in words: from which, what is new since, what is gone."""
+    when = f" of {previous.created[:16].replace('T', ' ')} UTC" if previous.created else ""
+    new = sorted(current.domains.keys() - previous.domains.keys())
+    words = f"corpus {corpus.name!r} goes on from its manifest {previous.number}{when}"
+    lines = [words + (f"; new domains: {listed(new, SHOWN)}" if new else "")]
+    there = {file.path for file in files}
+    if gone := sorted(current.files.keys() - there):
+        rule = corpus.source.format
+        lost = path_domains(gone, rule) - path_domains(there & current.files.keys(), rule)
+        left = f"; no file is left of {listed(sorted(lost), SHOWN)}" if lost else ""
+        lines.append(
+            f"{len(gone):,} files that were read are gone from the corpus's address "
+            f"({listed(gone, SHOWN)}){left}: their documents stay, and `mixpool withdraw` lists them"
+        )
+    return lines
+
+
+def seen_digest(files: Iterable[SourceFile]) -> str:
+    """Names the files of a source as they are now; empty where their file system tells no times."""
+    files = [*files]
+    return unread_digest(files, {}) if all(map(has_stamp, files)) else ""
+
+
 def _note(files: list[SourceFile], what: str) -> Iterator[str]:
     if files:
-        # A name may be one that no JSON can hold.
-        names = [f.path.encode(errors="backslashreplace").decode() for f in files[:SHOWN]]
-        names += ["..."] if len(files) > SHOWN else []
         count = f"{len(files):,} new files wait" if len(files) > 1 else "1 new file waits"
-        yield f"{count} {what}: {', '.join(names)}"
+        yield f"{count} {what}: {named([f.path for f in files])}"

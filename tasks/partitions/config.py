@@ -9,7 +9,7 @@ from tasks.corpus.source import Source
 
 
 class SplitConfig(Config):
-    """How documents are assigned: part of every partition's identity."""
+    """How documents are assigned: other rules start the corpus anew, but for the limit on partitions."""
 
     tokens_per_partition: int = Field(default=1_000_000, ge=1)
     """Tokens at which a partition is full and sealed, end-of-text tokens included."""
@@ -22,7 +22,8 @@ class SplitConfig(Config):
     """Share of the first scan's documents, chosen by digest, that train the tokenizer and the base
     model and are in no partition."""
     partitions_per_domain: int | None = Field(default=None, ge=1)
-    """Partitions of one domain at most; later documents are left out. None is no limit."""
+    """Partitions of one domain at most; later documents are left out until it is raised. None is no
+    limit."""
 
 
 class CorpusConfig(Config):

@@ -1,22 +1,26 @@
 """Fix what stays for good: evaluation sets with a source of their own, and the base documents.
 
 Evaluation documents are registered before any training document of the same scan is read, so a
-document in both is lost to training. A set that comes later loses the documents that training
-already holds.
+document in both is lost to training, and so is its twin (see ``tasks.partitions.twins``). A set that
+comes later loses the documents that training already holds.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 from storage.artifact import Artifact
 from storage.fingerprint import fingerprint
 from tasks.corpus.documents import DocumentWriter
-from tasks.corpus.listing import SourceFile
+from tasks.corpus.listing import EmptyCorpusError, SourceFile
 from tasks.corpus.reading import Document, Problems, list_files
+from tasks.corpus.source import Source
+from tasks.partitions.arrival import seen_digest
 from tasks.partitions.config import EvaluationSetConfig
 from tasks.partitions.index import IndexEntry, Role
 from tasks.partitions.job import ScanJob, stored
-from tasks.partitions.manifest import SetEntry
+from tasks.partitions.manifest import Manifest, SetEntry
 from tasks.partitions.split import role_of
+from tasks.readable import listed
 
 
 def freeze_sets(job: ScanJob) -> list[SetEntry]:
@@ -31,6 +35,32 @@ def freeze_sets(job: ScanJob) -> list[SetEntry]:
     ]
 
 
+def changed_since(
+    state: Manifest, sets: list[EvaluationSetConfig], base_source: Source | None
+) -> Iterator[str]:
+    """Which pinned things have other files at their address than when they were read, in words."""
+    seen = {entry.identity: entry.seen for entry in state.sets}
+    pinned = [
+        (f"evaluation set {config.name!r}", config.source, seen.get(set_identity(config)))
+        for config in sets
+    ]
+    if base_source is not None:
+        pinned.append(("base.source", base_source, state.base_seen))
+    for what, source, digest in pinned:
+        try:
+            is_same = not digest or seen_digest(list_files(source)) == digest
+        except EmptyCorpusError:
+            is_same = False
+        except (ValueError, OSError):  # nobody can tell now, and nothing depends on it
+            is_same = True
+        if not is_same:
+            name = "corpus.name" if what == "base.source" else "name"
+            yield (
+                f"{what} stays as it was first read, and its files have another size or time now: give "
+                f"another {name} to take them anew"
+            )
+
+
 def set_identity(config: EvaluationSetConfig) -> str:
     """The identity of an evaluation set within a chain: the fingerprint of its configuration."""
     return fingerprint("set", config)
@@ -40,8 +70,9 @@ def freeze_set(job: ScanJob, config: EvaluationSetConfig, *, again: bool = False
     """Store a set; ``again``, when its artifact was lost, only what was in a set before."""
     chosen = _Chosen(job, config, again)
     with DocumentWriter(job.folder()) as writer:
-        files, what = list_files(config.source), f"evaluation set {config.name!r}"
-        for document in job.read_pinned(files, config.source, what):
+        what = f"evaluation set {config.name!r}"
+        files = job.list_pinned(config.source, what)
+        for document in job.read_pinned(files, config.source, what, again=again):
             if chosen.wants(document):
                 writer.add(stored(document, 0))
             if len(chosen.taken) == config.max_documents:
@@ -50,12 +81,18 @@ def freeze_set(job: ScanJob, config: EvaluationSetConfig, *, again: bool = False
         raise ValueError(
             f"evaluation set {config.name!r} has no document left: training data already holds all "
             f"{len(chosen.removed)} that can be used; give documents of its own, or take it out of the "
-            "recipe" + (f"\n{problems}" if (problems := job.problems.text()) else "")
+            "recipe" + (f"\n{problems}" if (problems := _shown(job.problems)) else "")
         )
-    sizes = {"num_documents": len(chosen.taken), "removed": len(chosen.removed)}
+    sizes: dict[str, Any] = {"num_documents": len(chosen.taken), "removed": len(chosen.removed)}
     artifact = job.deposit("evaluation-set", config.name, writer.folder, {**sizes})
-    identity = set_identity(config)
-    return SetEntry(name=config.name, identity=identity, domain=None, documents=artifact, **sizes)
+    return SetEntry(
+        name=config.name,
+        identity=set_identity(config),
+        domain=None,
+        documents=artifact,
+        **sizes,
+        seen=seen_digest(files),
+    )
 
 
 class _Chosen:
@@ -97,14 +134,16 @@ def collect_base(job: ScanJob, files: list[SourceFile]) -> Artifact | None:
     problems = Problems()
     with DocumentWriter(job.folder()) as writer:
         for document in _base_candidates(job, files, problems):
-            if job.index.get(document.digest) is None:
+            is_twin = document.text in job.twins or document.text in job.heldout_twins
+            if job.index.get(document.digest) is None and not is_twin:
                 job.index.write(IndexEntry(document.digest, Role.BASE, "base", document.origin))
+                job.base_twins.add([document.text])
                 writer.add(stored(document, 0))
     if not writer.num_documents:
         raise ValueError(
             "no document is left for the base model: raise corpus.split.base_fraction "
             f"({job.corpus.split.base_fraction}) or give base.source\n"
-            + (problems.text() or job.problems.text())
+            + (_shown(problems) or _shown(job.problems))
         )
     return store_base(job, writer)
 
@@ -119,11 +158,21 @@ def _base_candidates(
     job: ScanJob, files: list[SourceFile], problems: Problems
 ) -> Iterator[Document]:
     if (source := job.base_source) is not None:
-        for document in job.read_pinned(list_files(source), source, "the base model's documents"):
+        files = job.list_pinned(source, "the base model's documents")
+        job.update(base_seen=seen_digest(files))
+        for document in job.read_pinned(files, source, "the base model's documents"):
             if not job.is_refused(document, document.digest):
                 yield document
         return
     for document in job.read(files, job.corpus.source, problems):
-        is_base = role_of(document.digest, job.corpus.split, with_base=True) == Role.BASE
-        if is_base and job.pending.isdisjoint({document.digest, document.origin}):
+        role = role_of(document.digest, job.corpus.split, with_base=True)
+        if role == Role.TRAIN or not job.pending.isdisjoint({document.digest, document.origin}):
+            continue
+        if role == Role.BASE:
             yield document
+        else:  # so that its twins are known before anything goes to a partition
+            job.heldout_twins.add([document.text])
+
+
+def _shown(problems: Problems) -> str:
+    return listed(problems.text().splitlines(), between="\n")

@@ -79,6 +79,10 @@ class DocumentIndex:
         """The document with this digest, or None where it is new."""
         return next(self._select("digest = ?", bytes.fromhex(digest)), None)
 
+    def forget(self, digest: str) -> None:
+        """Have a document that is in no artifact be a new one."""
+        self._database.execute("DELETE FROM seen WHERE digest = ?", (bytes.fromhex(digest),))
+
     def __contains__(self, digest: str) -> bool:
         query = "SELECT 1 FROM seen WHERE digest = ?"
         return self._database.execute(query, (bytes.fromhex(digest),)).fetchone() is not None
@@ -94,6 +98,10 @@ class DocumentIndex:
         """The documents that went to one place, in the order in which they were assigned."""
         self._database.execute("CREATE INDEX IF NOT EXISTS by_place ON seen (place, number)")
         return self._select("role = ? AND place = ? ORDER BY number", role, place)
+
+    def each(self) -> Iterator[IndexEntry]:
+        """Every document in the order in which it was written."""
+        return self._select("1 ORDER BY number")
 
     def new(self) -> Iterator[IndexEntry]:
         """Rows of the present scan in the order in which they were written."""

@@ -12,14 +12,16 @@ from storage.cache import deposit
 from storage.step import Progress
 from storage.store import Store
 from tasks.corpus import documents
+from tasks.corpus.beside import Passed
 from tasks.corpus.documents import DocumentWriter, StoredDocument
 from tasks.corpus.formats import UnreadableFileError
 from tasks.corpus.listing import SourceFile
-from tasks.corpus.reading import Document, Problems, read_documents
+from tasks.corpus.reading import Document, Problems, list_files, read_documents
 from tasks.corpus.source import Source
 from tasks.partitions.config import CorpusConfig, EvaluationSetConfig
 from tasks.partitions.index import DocumentIndex, IndexEntry, Role
 from tasks.partitions.manifest import Manifest
+from tasks.partitions.twins import Twins
 
 
 @dataclass
@@ -34,15 +36,32 @@ class ScanJob:
     scratch: Path
     index: DocumentIndex
     state: Manifest
-    """The manifest so far; its ``files`` and ``withdrawn`` are this scan's own and grow."""
+    """The manifest so far; its ``files``, ``withdrawn`` and ``joined`` are this scan's own and grow."""
     pending: set[str]
     """What is to be withdrawn and was not found yet, by digest or origin."""
     counts: Counter[str] = field(default_factory=Counter)
     problems: Problems = field(default_factory=Problems)
+    twins: Twins = field(default_factory=Twins)
+    """Of the evaluation sets with a source of their own."""
+    heldout_twins: Twins = field(default_factory=Twins)
+    """Of the documents that are held out."""
+    base_twins: Twins = field(default_factory=Twins)
+    """Of the base documents of a first scan."""
 
     def update(self, **fields: object) -> None:
         """Replace fields of the manifest."""
         self.state = self.state.model_copy(update=fields)
+
+    def know_twins(self) -> None:
+        """Know the texts of all evaluation documents so far, before anything else is read."""
+        heldout = (state.heldout for state in self.state.domains.values())
+        for twins, artifacts in (
+            (self.twins, [entry.documents for entry in self.state.sets]),
+            (self.heldout_twins, [*filter(None, heldout)]),
+        ):
+            for artifact in artifacts:
+                rows = documents.read_columns(self.store.fetch(artifact), ["text"])
+                twins.add(row["text"] for row in rows)
 
     def folder(self) -> Path:
         """A new scratch folder."""
@@ -83,7 +102,8 @@ class ScanJob:
                 problems.file(name, "has a name that is not UTF-8: rename it")
                 continue
             try:
-                yield from read_documents(file, source, problems)
+                joined = None if done is None else self.state.joined
+                yield from read_documents(file, source, problems, joined)
             except UnreadableFileError as error:
                 problems.file(file.path, f"{error}; it is tried again next time")
                 continue
@@ -91,9 +111,24 @@ class ScanJob:
                 done[file.path] = file.stamp
         self.progress(len(files), len(files), "files")
 
-    def read_pinned(self, files: list[SourceFile], source: Source, what: str) -> Iterator[Document]:
-        """Documents of something that is fixed for good, so that half a file is an error."""
+    def list_pinned(self, source: Source, what: str) -> list[SourceFile]:
+        """The files of something that is fixed for good; what is passed over is noted."""
+        passed = Passed()
+        files = list_files(source, passed=passed)
+        for note in passed.notes():
+            self.problems.file(what, note)
+        return files
+
+    def read_pinned(
+        self, files: list[SourceFile], source: Source, what: str, *, again: bool = False
+    ) -> Iterator[Document]:
+        """Documents of something that is fixed for good, so that half a file is an error.
+
+        ``again`` reads what an earlier version read as well.
+        """
         for file in files:
+            if file.is_aside and not again:
+                continue
             try:
                 yield from read_documents(file, source, self.problems)
             except UnreadableFileError as error:

@@ -131,7 +131,7 @@ def _repair_set(job: ScanJob, old: SetEntry, lost: set[str]) -> SetEntry | None:
             "give the set another name"
         )
     _same_or_warn(old.documents, new.documents)
-    return new.model_copy(update={"removed": old.removed})
+    return new.model_copy(update={"removed": old.removed, "seen": old.seen})
 
 
 def _same_or_warn(old: Artifact, new: Artifact) -> Artifact:

@@ -43,11 +43,16 @@ class DomainSplitter:
         remainder = state.remainder
         self._writer = job.copied(None if remainder is None else remainder.documents)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the domain has all its partitions."""
+        limit = self._job.state.limit
+        return limit is not None and len(self._partitions) >= limit
+
     def add(self, document: Document, num_tokens: int) -> None:
         """Assign one new document; where the domain has all its partitions, it is left out."""
         split, job = self._job.corpus.split, self._job
-        limit = split.partitions_per_domain
-        if limit is not None and len(self._partitions) >= limit:
+        if self.is_full:
             job.counts["left out"] += 1
             job.index.write(IndexEntry(document.digest, Role.LEFT_OUT, "", document.origin))
             return

@@ -5,14 +5,20 @@ and evaluation sets of their own are pinned: they cannot lose a document without
 anew, and the scan reports that.
 """
 
+import hashlib
 import itertools
+import tempfile
 from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
 
+from storage.store import Store
 from tasks.corpus import documents
 from tasks.partitions.assign import store_heldout
-from tasks.partitions.index import IndexEntry, Role
+from tasks.partitions.index import DocumentIndex, IndexEntry, Role
 from tasks.partitions.job import ScanJob
-from tasks.partitions.manifest import DomainState, PartitionEntry
+from tasks.partitions.manifest import DomainState, Manifest, PartitionEntry
 from tasks.partitions.split import place_of, rewrite
 
 Gone = dict[tuple[str, str], set[str]]
@@ -83,3 +89,35 @@ def _without(job: ScanJob, name: str, state: DomainState, gone: Gone) -> DomainS
         else:
             update |= {"heldout": None, "num_heldout": 0, "frozen": False}
     return state.model_copy(update=update)
+
+
+@contextmanager
+def known_documents(store: Store, state: Manifest) -> Iterator[DocumentIndex]:
+    """The index of a chain, to look things up in."""
+    with (
+        tempfile.TemporaryDirectory(prefix="mixpool-index-") as folder,
+        closing(DocumentIndex(Path(folder))) as index,
+    ):
+        for artifact in state.index:
+            index.load(store.fetch(artifact))
+        yield index
+
+
+def of_files(index: DocumentIndex, files: Collection[str]) -> dict[str, list[IndexEntry]]:
+    """The documents that were first seen in files, by the file's path."""
+    found: dict[str, list[IndexEntry]] = {path: [] for path in files}
+    for entry in index.each():
+        # A file that is one document is its origin; in others the row stands behind it.
+        path = entry.origin if entry.origin in found else entry.origin.rpartition(":")[0]
+        if path in found:
+            found[path].append(entry)
+    return found
+
+
+def named(
+    index: DocumentIndex, ids: Iterable[str], texts: Iterable[str]
+) -> dict[str, list[IndexEntry]]:
+    """The documents that an id (digest or origin) or a text names, by what named them."""
+    digests = {text: hashlib.sha256(text.encode()).hexdigest() for text in texts}
+    by_text = {f"text {text:.40}": index.find(digest) for text, digest in digests.items()}
+    return {name: index.find(name) for name in ids} | by_text

@@ -154,7 +154,9 @@ def trace_plot(trace: "pd.DataFrame") -> Spec:
     """
     points = evenly(trace, POINTS)[["evaluation", "objective", "feasible", "proposed_by"]]
     points = points.assign(
-        by=points["proposed_by"].where(points["feasible"], "breaks a constraint")
+        by=points["proposed_by"]
+        .map(lambda name: shortened(name, 44))
+        .where(points["feasible"], "breaks a constraint")
     )
     names = list(dict.fromkeys(points["by"]))
     kind: Spec = {"field": "by", "type": "nominal", "title": "proposed by"}

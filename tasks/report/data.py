@@ -37,7 +37,8 @@ class ReportData:
     """By objective, from ``tasks.ranking.rank.rank_all``."""
     partitions: "pd.DataFrame"
     """partition, domain, num_documents, num_tokens, repeats (times its tokens are seen in training),
-    seconds, fingerprint, status."""
+    seconds, fingerprint, status; where it was measured sharpness, and barrier beside it (the mean over the
+    partition's pairs for the macro mean), both in nats per token."""
     sets: "pd.DataFrame"
     """evaluation_set, domain (None where never trained on), num_documents, num_tokens, num_bytes,
     removed (documents lost to deduplication)."""
@@ -55,8 +56,12 @@ class ReportData:
     """None where no search was made."""
     pareto_sets: tuple[str, str] | None = None
     """The two sets of the Pareto front; None for those that conflict most."""
+    forgetting: "pd.DataFrame | None" = None
+    """``tasks.ranking.forgetting.learned_and_forgotten``; None where no adapters were trained."""
     cost_words: Sequence[str] = ()
     """Sentences on what the cost includes."""
+    corpus_words: Sequence[str] = ()
+    """How the corpus goes on from earlier runs, and what its limit leaves out."""
 
     @cached_property
     def effects(self) -> "pd.DataFrame":
@@ -105,6 +110,8 @@ class ReportData:
                 frames["pareto"] = pareto(self.losses, self.members, *self.plane_sets)
         else:
             frames["screened"] = self.race.exits
+        if self.forgetting is not None:
+            frames["forgetting"] = self.forgetting
         if self.validation is not None:
             frames |= {"validation": self.validation.table, "references": self.validation.pairs}
             frames["validation-barriers"] = self.validation.barriers

@@ -7,6 +7,7 @@ decides nothing but words and look.
 import base64
 import math
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +19,8 @@ from tasks.report import tables, trust_tables
 from tasks.report.data import ReportData
 from tasks.report.ranking_plots import EFFECTS, POINTS, RANKED, heat_order
 from tasks.report.specs import plot_specs
-from tasks.report.vega import Spec, svg_pair
+from tasks.report.vega import Spec, drawn, svg_pair
+from tasks.shown import line
 
 if TYPE_CHECKING:
     import jinja2
@@ -37,7 +39,7 @@ def content_of(data: ReportData, specs: dict[str, Spec]) -> dict[str, Any]:
     return {
         "data": data,
         "headline": _headline(data),
-        "plots": {name: Picture.of(spec) for name, spec in specs.items()},
+        "plots": {name: drawn(name, spec, Picture.of) for name, spec in specs.items()},
         "tables": _tables(data),
         "objectives": [_objective(*pair) for pair in enumerate(data.rankings.items())],
         "counts": {"mixtures": len(macro), "drawn": len(heat_order(macro)), "top": RANKED}
@@ -127,12 +129,16 @@ def _tables(data: ReportData) -> dict[str, tables.Table]:
     sets = data.sets.assign(domain=data.sets["domain"].fillna("never trained on"))
     shown = {
         "changes": tables.table_of(changes, tables.CHANGES),
-        "partitions": tables.table_of(data.partitions, tables.PARTITIONS),
+        "partitions": tables.table_of(
+            data.partitions, tables.present_columns(tables.PARTITIONS, data.partitions)
+        ),
         "sets": tables.table_of(sets, tables.SETS, data.sets["domain"].isna()),
         "cost": tables.table_of(data.cost, tables.present_columns(tables.COST, data.cost)),
     }
     for number, ranking in enumerate(data.rankings.values()):
         shown[_key("ranking", number)] = tables.ranking_table(ranking.head(RANKED))
+    if data.forgetting is not None:
+        shown["forgetting"] = tables.table_of(data.forgetting, tables.FORGETTING)
     if data.race is None:
         shown |= _tables_of_all(data)
     if data.validation is not None:
@@ -192,13 +198,18 @@ def write_report(path: Path, data: ReportData) -> None:
     path.write_text(page, encoding="utf-8")
 
 
+@lru_cache
 def page_environment(folder: Path) -> "jinja2.Environment":
-    """Templates of ``folder``: what they place is escaped, a name they are not given is an error."""
+    """Templates of ``folder``: what they place prints and is escaped, an unknown name is an error.
+
+    A process compiles each once.
+    """
     import jinja2
 
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
         autoescape=True,
+        finalize=lambda value: line(value) if type(value) is str else value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

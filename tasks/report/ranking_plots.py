@@ -45,10 +45,7 @@ def ranking_plot(ranking: "pd.DataFrame") -> Spec:
         "data": values_of(top.assign(row=range(len(top)), standing=standing)),
         "width": WIDTH,
         "height": {"step": 20},
-        "encoding": {
-            "y": by_name("row", "mixtures"),
-            "color": {**tie, "scale": {"domain": words}},
-        },
+        "encoding": {"y": by_name("row", "mixtures"), "color": {**tie, "scale": {"domain": words}}},
         "layer": [
             {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": interval},
             {"mark": point, "encoding": {"x": {**x, "field": "difference"}, "shape": shape}},

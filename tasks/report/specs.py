@@ -26,10 +26,7 @@ def plot_specs(data: ReportData) -> dict[str, Spec]:
     race the plots that need all mixtures are missing.
     """
     macro = data.rankings[MACRO_MEAN]
-    specs = {
-        "ranking": ranking_plot(macro),
-        "heat-map": heat_map(data.losses, data.members, macro),
-    }
+    specs = {"ranking": ranking_plot(macro), "heat-map": heat_map(data.losses, data.members, macro)}
     if data.race is None:
         specs |= _specs_of_all(data)
     if data.validation is not None:

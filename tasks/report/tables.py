@@ -146,6 +146,11 @@ EFFECTS: Columns = {
     "interval": ("10th to 90th percentile", str),
     "count": ("pairs", count),
 }
+FORGETTING: Columns = {
+    "mixture": ("partition", text),
+    "learned": ("learned on its own set", number(4)),
+    "forgotten": ("forgotten on the others", number(4)),
+}
 PARTITIONS: Columns = {
     "partition": ("partition", text),
     "domain": ("domain", text),
@@ -153,6 +158,8 @@ PARTITIONS: Columns = {
     "num_tokens": ("tokens", count),
     "repeats": ("times seen", number(2)),
     "seconds": ("training", duration),
+    "sharpness": ("sharpness", number(4)),
+    "barrier": ("mean barrier", number(4)),
     "status": ("model", text),
     "fingerprint": ("fingerprint", text),
 }

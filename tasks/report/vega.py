@@ -10,14 +10,20 @@ names may be any text, and two long names never become one. Names are shortened 
 a single one, because measuring text takes most of the time of drawing (600 ms against 30).
 """
 
+import logging
 import re
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
+
+from tasks.shown import line
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Spec: TypeAlias = dict[str, Any]
+T = TypeVar("T")
+
+LOG = logging.getLogger("mixpool.report")
 
 WIDTH = 380
 """Of the usual plot, in pixels."""
@@ -35,9 +41,6 @@ SHAPES = (
 """One for each colour of ``KINDS``."""
 KINDS = "ordinal"
 """Name of the range of colours that tell kinds of points apart."""
-
-# One of these characters in a label voids an SVG.
-_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 
 class _Palette(NamedTuple):
@@ -96,11 +99,7 @@ PAPER = ("#ffffff", "#12171d")
 """Backgrounds of pictures that stand alone, light and dark."""
 
 _DARKENED = dict(
-    zip(
-        [*_ON_LIGHT[:4], *_ON_LIGHT.kinds],
-        [*_ON_DARK[:4], *_ON_DARK.kinds],
-        strict=True,
-    )
+    zip([*_ON_LIGHT[:4], *_ON_LIGHT.kinds], [*_ON_DARK[:4], *_ON_DARK.kinds], strict=True)
 )
 """The colour on dark pages by that on light ones, which must therefore all differ; not of ramps."""
 _TAG = re.compile("<[^>]*>")
@@ -111,7 +110,7 @@ def svg(spec: Spec, theme: Spec) -> str:
     """``spec`` drawn with the colours of ``LIGHT`` or ``DARK``, as the text of an SVG file."""
     import vl_convert
 
-    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", vl_convert.vegalite_to_svg(spec, config=theme))
+    return str(vl_convert.vegalite_to_svg(spec, config=theme))
 
 
 def svg_pair(spec: Spec) -> tuple[str, str]:
@@ -134,6 +133,17 @@ def png(spec: Spec, *, dark: bool = False) -> bytes:
     return vl_convert.svg_to_png(svg(spec, theme | {"background": PAPER[dark]}), scale=2)
 
 
+def drawn(name: str, spec: Spec, draw: Callable[[Spec], T]) -> T | None:
+    """What ``draw`` makes of a plot; None, and a warning, where it fails: only that plot is missing."""
+    try:
+        return draw(spec)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic in the library is no Exception
+        LOG.warning("the plot %s is left out, as it cannot be drawn: %r", name, error)
+        return None
+
+
 def values_of(frame: "pd.DataFrame") -> Spec:
     """Rows of ``frame`` as inline data; NaN becomes null, which JSON has."""
     import pandas as pd
@@ -143,7 +153,11 @@ def values_of(frame: "pd.DataFrame") -> Spec:
 
 
 def shortened(name: str, most: int) -> str:
-    """``name`` in at most ``most`` characters: the middle goes, because names differ at their ends."""
+    """``name`` in at most ``most`` characters: the middle goes, because names differ at their ends.
+
+    Nothing is left that does not print: a control character ends the process inside the library.
+    """
+    name = line(name)
     if len(name) <= most:
         return name
     return f"{name[: (most - 1) // 2].rstrip()} … {name[len(name) - most // 2 + 2 :].lstrip()}"

@@ -22,7 +22,7 @@ from tasks.arrays import Floats
 from tasks.evaluation.forward import TokenBatch, default_batch, token_batches
 from tasks.evaluation.window import Windows, load_windows
 from tasks.machine.device import choose_device
-from tasks.models.folder import check_context
+from tasks.models.folder import check_context, turning_lengths
 from tasks.search.merged_loss import MergedLoss
 
 if TYPE_CHECKING:
@@ -178,6 +178,7 @@ class StepWindows:
         whole = sum(config.objective)
         self._sets, self._config, self._device = sets, config, device
         self._weights = [weight / whole for weight in config.objective]
+        self._turns = turning_lengths(loss.model)
         for windows in sets:
             length = windows.inputs.shape[1]
             check_context(loss.model, length, "evaluation.windows.context_length")
@@ -194,7 +195,7 @@ class StepWindows:
             # Bytes are known for whole documents only, so the set's own tokens per byte stand in.
             per_byte = windows.num_tokens.sum() / windows.num_bytes.sum() / math.log(2)
             if weight > 0:
-                prepared = token_batches(sample, room, self._device)
+                prepared = token_batches(sample, room, self._device, self._turns)
                 prepared_sets.append((float(weight * per_byte / scored), prepared))
         return prepared_sets
 

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+MOST_BYTES = 500_000_000
+"""Of a file with a table: it is held in memory several times."""
+MOST_WEIGHTS = 2000
+"""Columns of weights: constraints and proposals look at all pairs of them."""
+
+
 class LossTable(NamedTuple):
     """Weights and losses, as read."""
 
@@ -39,10 +45,7 @@ class LossTable(NamedTuple):
 
 
 def loss_table(
-    frame: "pd.DataFrame",
-    path: str,
-    targets: Sequence[str],
-    weights: Sequence[str] | None = None,
+    frame: "pd.DataFrame", path: str, targets: Sequence[str], weights: Sequence[str] | None = None
 ) -> LossTable:
     """A table with one row per evaluated mixture, checked.
 
@@ -101,6 +104,11 @@ def read_frame(path: str) -> "pd.DataFrame":
         raise ValueError(f"{path} is no table that can be read: give a .csv, .parquet or .pq file")
     files, inner_path = file_system(path)
     try:
+        if (size := files.size(inner_path) or 0) > MOST_BYTES:
+            raise ValueError(
+                f"it has {size:,} bytes, and {MOST_BYTES:,} are read at most: keep the columns of weights "
+                "and targets alone"
+            )
         with files.open(inner_path, "rb") as opened:
             return pd.read_csv(opened) if suffix == ".csv" else pd.read_parquet(opened)
     # What pandas and pyarrow raise for a file that they cannot parse is a ValueError.
@@ -120,6 +128,11 @@ def _weight_columns(
         if is_numeric_dtype(frame[name]) and not is_bool_dtype(frame[name])
     ]
     names = list(weights) if weights else [name for name in numeric if name not in targets]
+    if len(names) > MOST_WEIGHTS:
+        raise ValueError(
+            f"{path} has {len(names):,} columns of weights, and {MOST_WEIGHTS:,} can be searched at most: "
+            "name fewer with --weights"
+        )
     taken = (
         f"{path} (weights: {', '.join(names) or 'none'}; targets: {', '.join(targets) or 'none'})"
     )

@@ -34,8 +34,6 @@ class MergedLoss:
         self._merged = MergedModel(self._pool)
         self.model = self._merged.model
         self._score = Scorer(self.model)
-        tensors = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
-        self._tensors = [tensors[name] for name in self._pool.layout]
         self._other = torch.empty_like(self._merged.flat)
         self.tokens, self.flops = 0, 0.0
 
@@ -73,8 +71,8 @@ class MergedLoss:
         self._pool.merge_into(self._other, Mixture.uniform([name]), torch.float32)
         # What all members have in common is much larger than what they differ in.
         self._other.sub_(self._merged.flat)
-        sizes = [tensor.numel() for tensor in self._tensors]
-        pairs = zip(torch.split(self._other, sizes), self._tensors, strict=True)
+        sizes = [tensor.numel() for tensor in self._merged.tensors]
+        pairs = zip(torch.split(self._other, sizes), self._merged.tensors, strict=True)
         products = [
             way.double().dot(t.grad.flatten().double()) for way, t in pairs if t.grad is not None
         ]

@@ -13,6 +13,9 @@ import numpy as np
 from tasks.arrays import Floats
 from tasks.surrogates.surrogate import Surrogate
 
+MOST_NUMBERS = 25_000_000
+"""Products of weights over all rows, each held some four times: 0.8 GB."""
+
 
 class RidgeFit(NamedTuple):
     """A ridge regression: ``intercept`` + features @ ``slopes``."""
@@ -51,7 +54,13 @@ class Quadratic(Surrogate):
 
     def _fit(self, weights: Floats, losses: Floats) -> None:
         scaled = self._scale(weights)
-        first, second = np.triu_indices(scaled.shape[1])
+        units = scaled.shape[1]
+        if (terms := units * (units + 1) // 2) * len(scaled) > MOST_NUMBERS:
+            raise ValueError(
+                f"{units} weights have {terms:,} products in each of {len(scaled):,} rows, more than "
+                f"{MOST_NUMBERS:,} in all"
+            )
+        first, second = np.triu_indices(units)
         # The square of a sum holds a product of two twice, and that of one with itself once.
         times = np.where(first == second, 1, np.sqrt(2))
         features = np.hstack([scaled, scaled[:, first] * scaled[:, second] * times])

@@ -18,6 +18,7 @@ from storage.fingerprint import Config
 from storage.step import Step, Workspace
 from tasks.corpus import documents
 from tasks.tokens.processes import Encoders, text_batches
+from tasks.tokens.vocabulary import shared
 
 
 class TokenizeConfig(Config):
@@ -30,11 +31,14 @@ def build(
     """Encode ``inputs["documents"]`` with ``inputs["tokenizer"]``; streaming."""
     del config
     encoders = Encoders(inputs["tokenizer"], workspace.runtime.threads)
-    vocabulary = encoders.vocabulary
+    vocabulary, unknown, num_unknown = encoders.vocabulary, shared(encoders.vocabulary).unknown, 0
     sizes = Counter(num_documents=0, num_bytes=0)
     with (output / "tokens.bin").open("wb") as file:
         for ids in encoders.encode(_batches(inputs["documents"], sizes)):
             file.writelines(ids)
+            if unknown is not None:
+                found = np.frombuffer(b"".join(ids), vocabulary.dtype) == unknown
+                num_unknown += int(np.count_nonzero(found))
             workspace.progress(file.tell() // vocabulary.itemsize, 0, "tokens")
         num_tokens = file.tell() // vocabulary.itemsize
     facts = {
@@ -46,7 +50,8 @@ def build(
     }
     (output / "tokens.json").write_text(json.dumps(facts, sort_keys=True))
     workspace.meter.add(tokens=num_tokens)
-    return facts
+    num_unknown -= sizes["num_documents"] * (unknown == vocabulary.end_of_text)
+    return facts | ({"num_unknown": num_unknown} if num_unknown else {})
 
 
 def _batches(folder: Path, sizes: Counter[str]) -> Iterator[list[str]]:

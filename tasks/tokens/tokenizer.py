@@ -16,12 +16,15 @@ from pydantic import Field
 from storage.fingerprint import Config
 from storage.step import Step, Workspace
 from tasks.corpus import documents
-from tasks.tokens.vocabulary import Vocabulary, shared
+from tasks.tokens.vocabulary import Vocabulary, encoding, shared, spelled_out
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
+
+MAX_ENTRIES = 1_000_000
+"""Entries of a vocabulary at most; the largest published ones have a fourth of it."""
 
 
 class TrainTokenizer(Config):
@@ -29,7 +32,7 @@ class TrainTokenizer(Config):
 
     kind: Literal["train"] = "train"
     """This choice's name."""
-    vocab_size: int = Field(default=32000, ge=257, le=1_000_000)
+    vocab_size: int = Field(default=32000, ge=257, le=MAX_ENTRIES)
     """Number of entries in the vocabulary, the 256 bytes and end-of-text included."""
     min_frequency: int = Field(default=2, ge=1)
     """Pairs seen less often than this are not merged."""
@@ -57,13 +60,25 @@ class Encoder:
         self.end_of_text: int = facts["end_of_text"]
         self.vocab_size: int = facts["vocab_size"]
         text = (folder / "tokenizer.json").read_text()
+        if facts.get("spelled_out"):  # an artifact from before this must stay what it was
+            text = spelled_out(text)
         self.vocabulary = Vocabulary(text, self.end_of_text, self.vocab_size)
         self._ids = shared(self.vocabulary)
+        self.unknown = self._ids.unknown
+        """The id of text that has none of its own; None where there is no such id."""
 
     @property
     def tokenizer(self) -> "Tokenizer":
         """The library's, without padding, truncation and post-processor."""
         return self._ids.tokenizer
+
+    @property
+    def reach(self) -> int:
+        """One more than the largest id in a document: no text has the ids of special tokens."""
+        added = self.tokenizer.get_added_tokens_decoder().items()
+        special = {number for number, token in added if token.special}
+        ids = {*self.tokenizer.get_vocab().values()} - special
+        return max(self.end_of_text, *ids) + 1
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """Token ids of each text, end-of-text last; nothing else is added."""
@@ -77,7 +92,8 @@ class Encoder:
         if limit is None:
             return list(zip(texts, self.encode(texts), strict=True))
         starts = []
-        encoded = self.tokenizer.encode_batch(texts, add_special_tokens=False)
+        with encoding():
+            encoded = self.tokenizer.encode_batch(texts, add_special_tokens=False)
         for text, e in zip(texts, encoded, strict=True):
             count = whole_characters(e.offsets, limit)
             covered = (
@@ -120,45 +136,19 @@ def build_trained(
     rows = documents.read_columns(inputs["documents"], ["text"])
     tokenizer.train_from_iterator((row["text"] for row in rows), trainer)
     workspace.progress(1, 1, "tokenizer")
-    return _save(tokenizer, END_OF_TEXT, output)
+    return save(tokenizer, END_OF_TEXT, output)
 
 
-def import_given(config: GivenTokenizer, source: Path, output: Path) -> Mapping[str, object]:
-    """Write the fast tokenizer in the folder ``source`` into ``output``.
-
-    Raises:
-        ValueError: not a fast tokenizer, or it has no end-of-text token.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        loaded = AutoTokenizer.from_pretrained(
-            source, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"tokenizer.path {config.path!r} cannot be loaded ({str(error).splitlines()[0]}): give a "
-            "folder that has tokenizer.json, or a hub name that this machine can reach"
-        ) from error
-    if not loaded.is_fast:
-        raise ValueError(f"tokenizer.path {config.path!r} is no fast tokenizer (no tokenizer.json)")
-    end = config.end_of_text or loaded.eos_token
-    backend = loaded.backend_tokenizer
-    if end is None or backend.token_to_id(end) is None:
-        raise ValueError(
-            f"tokenizer.path {config.path!r} has no end-of-text token {end!r}: "
-            "name one of its tokens in tokenizer.end_of_text"
-        )
-    return _save(backend, end, output)
-
-
-def _save(tokenizer: "Tokenizer", end_of_text: str, output: Path) -> Mapping[str, object]:
+def save(tokenizer: "Tokenizer", end_of_text: str, output: Path) -> Mapping[str, object]:
+    """Write a tokenizer as an artifact; the facts in its ``mixpool.json``."""
     from transformers import PreTrainedTokenizerFast
 
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end_of_text)
     wrapped.save_pretrained(output)
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
     facts = {"end_of_text": tokenizer.token_to_id(end_of_text), "vocab_size": largest + 1}
+    text = (output / "tokenizer.json").read_text()
+    facts |= {"spelled_out": True} if spelled_out(text) != text else {}
     (output / "mixpool.json").write_text(json.dumps(facts, sort_keys=True))
     return facts
 

@@ -9,9 +9,10 @@ import json
 import signal
 import sys
 from array import array
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.tokens.word_table import Words, is_separable
 
@@ -47,10 +48,14 @@ class Ids:
     """A loaded tokenizer; nothing is added to a text but end-of-text."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self.tokenizer = _loaded(vocabulary.text)
+        from tokenizers import Tokenizer
+
+        self.tokenizer = plain(Tokenizer.from_str(vocabulary.text))
         self._code = {"uint16": "H", "uint32": "I"}[vocabulary.dtype]
         self._end = array(self._code, [vocabulary.end_of_text]).tobytes()
-        is_fast = is_separable(json.loads(vocabulary.text))
+        state = json.loads(vocabulary.text)
+        self.unknown = unknown_id(state["model"])
+        is_fast = is_separable(state)
         self._encode = Words(self._by_library).encode if is_fast else self._by_library
 
     def encode(self, texts: list[str]) -> list[bytes]:
@@ -62,8 +67,22 @@ class Ids:
         return [len(ids) // len(self._end) + 1 for ids in self._encode(texts)]
 
     def _by_library(self, texts: list[str]) -> list[bytes]:
-        encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [array(self._code, encoding.ids).tobytes() for encoding in encoded]
+        with encoding():
+            encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [array(self._code, each.ids).tobytes() for each in encoded]
+
+
+@contextmanager
+def encoding() -> Iterator[None]:
+    """A block in which the library encodes; ValueError where a text has no ids."""
+    try:
+        yield
+    # Not all models have an entry for what they do not know.
+    except Exception as error:
+        raise ValueError(
+            f"the tokenizer cannot encode a text of the corpus ({error}): give one that has an "
+            "entry for unknown words"
+        ) from error
 
 
 @lru_cache(maxsize=1)
@@ -72,16 +91,41 @@ def shared(vocabulary: Vocabulary) -> Ids:
     return Ids(vocabulary)
 
 
-def _loaded(text: str) -> "Tokenizer":
-    from tokenizers import Tokenizer
-
-    tokenizer: Tokenizer = Tokenizer.from_str(text)
+def plain(tokenizer: "Tokenizer") -> "Tokenizer":
+    """The same tokenizer, which now adds nothing to a text and cuts nothing off."""
     tokenizer.no_padding()
     tokenizer.no_truncation()
     # Post-processors add special tokens and shorten offsets; what a text says is never special.
     tokenizer.post_processor = None
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def unknown_id(model: Mapping[str, Any]) -> int | None:
+    """The id that the model of a ``tokenizer.json`` gives to what it does not know, or None."""
+    is_unigram = "unk_id" in model
+    number: int | None = (
+        model["unk_id"] if is_unigram else model["vocab"].get(model.get("unk_token"))
+    )
+    return number
+
+
+def spelled_out(text: str) -> str:
+    """A ``tokenizer.json`` whose Unigram model, if it is one, has no special token among its pieces.
+
+    Such a model finds each of its pieces in a text, also in one that only says ``</s>``.
+    """
+    state = json.loads(text)
+    if state["model"]["type"] != "Unigram":
+        return text
+    pieces, added = state["model"]["vocab"], state["added_tokens"]
+    taken = {t["content"] for t in added if t["special"]}.intersection(p for p, _ in pieces)
+    if not taken:
+        return text
+    # Ids and scores stay as they are: the lowest score says what an unknown character costs.
+    state["model"]["vocab"] = [["" if piece in taken else piece, score] for piece, score in pieces]
+    state["added_tokens"] = [token for token in added if token["content"] not in taken]
+    return json.dumps(state, ensure_ascii=False)
 
 
 def serve() -> None:
@@ -94,4 +138,7 @@ def serve() -> None:
         ids = Ids(line.recv())
         while line.poll(IDLE_SECONDS):
             method, texts = line.recv()
-            line.send(getattr(ids, method)(texts))
+            try:
+                line.send(getattr(ids, method)(texts))
+            except ValueError:
+                sys.exit(1)  # the parent encodes these texts then, and says what is wrong

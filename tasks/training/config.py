@@ -1,10 +1,81 @@
 """The configuration of a training: everything that changes its result."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 
-from storage.fingerprint import Config
+from storage.fingerprint import NEUTRAL, Config
+from tasks.training.adapter import AdapterConfig
+
+OPTIONS = ("adapter", "teacher", "sharpness", "layers")
+"""Fields of a training's config that change how it is trained, and are None where it is plain."""
+
+
+class Sharpness(Config):
+    """How far uphill the gradient is taken (sharpness-aware minimisation)."""
+
+    rho: float = Field(default=0.05, gt=0)
+    """Distance in weights, by the Euclidean norm over all that is trained."""
+    ascent_fraction: float = Field(default=0.25, gt=0, le=1)
+    """Share of a batch whose gradient shows the way up: its first blocks, rounded up."""
+
+
+class Layers(Config):
+    """Which layers are trained, by the gradients that the text makes in them (experimental)."""
+
+    mode: Literal["freeze", "scale"]
+    """Freeze trains only layers of more than the mean; scale lowers the learning rate of the others."""
+    blocks: int = Field(default=16, ge=1)
+    """Blocks of each of both texts whose gradients are measured."""
+
+
+class TeacherConfig(Config):
+    """Teachers from whose probabilities a model learns beside its text (distillation)."""
+
+    model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
+
+    from_: Literal["pool", "path", "mixture"] | None = Field(
+        default=None, alias="from", json_schema_extra={NEUTRAL: None}
+    )
+    """Where they come from; required, and no part of a key, as each teacher's digest is. pool: the model
+    of each partition, trained without a teacher; path: given models; mixture: the average of some of the
+    pool's models, as one teacher."""
+    names: list[str] = Field(default=[], json_schema_extra={NEUTRAL: []})
+    """Of path: local folders or hub names of the models. Of mixture: partitions, or domains, which stand
+    for their partitions; all of these weigh alike. Of pool: none."""
+    share: float = Field(default=0.5, ge=0, le=1)
+    """Share of the teacher's part in the loss."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Logits of teacher and student are divided by this in the teacher's part, which is then multiplied
+    by its square."""
+    stop: float = Field(default=0.3, ge=0, le=1)
+    """Share of the steps that have a teacher, from the first on; the others learn from text alone."""
+    choice: Literal["random", "mean"] = "random"
+    """Of several teachers: one at random at each step, or the mean of their probabilities, which costs
+    as many forward passes as there are teachers."""
+
+    @model_validator(mode="after")
+    def _teaches(self) -> Self:
+        for name in ("share", "stop"):
+            if not getattr(self, name):
+                raise ValueError(
+                    f"{name} is 0, so nothing would be learnt from it: leave teacher out"
+                )
+        if self.from_ not in {None, "pool"} and not self.names:
+            what = "models" if self.from_ == "path" else "partitions or domains"
+            raise ValueError(f"from is {self.from_!r} and names is empty: give {what}")
+        if self.from_ == "pool" and self.names:
+            raise ValueError(
+                f"from is 'pool', which is all partitions, and names is {self.names}: leave names out"
+            )
+        if self.from_ == "mixture" and self.choice == "mean":
+            raise ValueError("from is 'mixture', which is one teacher: leave choice out")
+        return self
+
+    @property
+    def of_step(self) -> Self:
+        """What a training knows of it: its teachers are inputs, wherever they came from."""
+        return self.model_copy(update={"from_": None, "names": []})
 
 
 class TrainConfig(Config):
@@ -40,6 +111,73 @@ class TrainConfig(Config):
     """Bfloat16 computes matrix products in it (autocast); weights stay in float32."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Seed of the order of blocks and of dropout."""
+    replay: float = Field(default=0.0, ge=0, le=1, json_schema_extra={NEUTRAL: 0.0})
+    """Share of all blocks that come from the base model's documents, so that less is forgotten."""
+    of: int | None = Field(default=None, ge=1, json_schema_extra={NEUTRAL: None})
+    """Steps of the whole training of which this is a phase; None where it is all of it."""
+    begins_at: int = Field(default=0, ge=0, json_schema_extra={NEUTRAL: 0})
+    """Step of the whole training at which this phase begins, in its learning rate and its replay."""
+    sharpness: Sharpness | None = Field(default=None, json_schema_extra={NEUTRAL: None})
+    """How far uphill each step's gradient is taken, for flat minima; None takes it where the weights are."""
+    layers: Layers | None = Field(default=None, json_schema_extra={NEUTRAL: None})
+    """Which layers a partition's text trains; None trains all of them alike."""
+    teacher: TeacherConfig | None = Field(default=None, json_schema_extra={NEUTRAL: None})
+    """From which models it learns beside its text; None is from text alone."""
+    adapter: AdapterConfig | None = Field(default=None, json_schema_extra={NEUTRAL: None})
+    """Low-rank updates of the linear layers (LoRA) are trained, and nothing else; None trains all weights."""
+
+    @model_validator(mode="after")
+    def _phases_add_up(self) -> Self:
+        end = self.begins_at + self.steps
+        if self.begins_at and self.of is None:
+            raise ValueError(
+                f"begins_at is {self.begins_at}: give in 'of' the steps of the whole training"
+            )
+        if self.of is not None and end > self.of:
+            raise ValueError(
+                f"begins_at {self.begins_at} and steps {self.steps} end at step {end}, and 'of' says that "
+                f"the whole training has {self.of}: lower steps or begins_at, or raise 'of'"
+            )
+        if self.of is not None and self.teacher is not None:
+            raise ValueError(
+                f"'of' is {self.of} and there is a teacher: nobody has tried a phase of a training that has "
+                "one; leave out teacher, or of and begins_at"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _were_tried_together(self) -> Self:
+        given = [name for name in OPTIONS if getattr(self, name) is not None]
+        if len(given) > 1 and given != ["sharpness", "layers"]:
+            raise ValueError(
+                f"{given[0]} and {given[1]} are given, which nobody has tried together: leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _layers_are_on_their_own(self) -> Self:
+        if self.layers and (self.keep_optimizer or self.optimizer_state == "carried"):
+            raise ValueError(
+                "layers chooses what is trained, and an optimizer's state is that of all weights: set "
+                "keep_optimizer to false and optimizer_state to fresh, or leave layers out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _an_adapter_starts_afresh(self) -> Self:
+        if self.adapter is None:
+            return self
+        if self.optimizer_state == "carried":
+            raise ValueError(
+                "optimizer_state is 'carried', and an adapter's weights are new: set it to 'fresh', or "
+                "leave adapter out"
+            )
+        if self.keep_optimizer:
+            raise ValueError(
+                "keep_optimizer keeps a state that no training can carry on, as an adapter is added to the "
+                "weights in the end: set it to false, or leave adapter out"
+            )
+        return self
 
 
 def training_tokens(config: TrainConfig) -> int:

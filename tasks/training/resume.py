@@ -1,27 +1,32 @@
 """Resume points: the state from which a training goes on, bit by bit, as if never stopped.
 
-A state is the weights, the optimizer, the random state and the losses so far (their number is the
-position), all of it safetensors and JSON. The training waits only for the copy to host memory;
-writing and uploading go on beside it. The optimizer's state is also stored alone with a model, for
-a later training that carries it on.
+A state is the weights that are trained, the optimizer, the random state and the losses so far (their
+number is the position), all of it safetensors and JSON. The training waits only for the copy to host
+memory; writing and uploading go on beside it. The optimizer's state is also stored alone with a model,
+for a later training that carries it on.
 """
 
 import json
 import logging
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from storage.checkpoint import BackgroundSaves
 from storage.step import Workspace
+from tasks.training.gradients import whole
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
 LOG = logging.getLogger("mixpool.train")
+
+State = dict[str, dict[str, "torch.Tensor"]]
+"""The tensors of a training by file and name: weights, optimizer and random state."""
 
 PATIENT_SECONDS = 10.0
 """A training that is stopped is saved first, unless an earlier save of it took longer than this."""
@@ -38,14 +43,11 @@ def save_state(
     Raises:
         Exception: whatever made the save before this one fail.
     """
-    saves.wait()  # before the copy: host memory need not hold two
-    saves.save(partial(_write, _snapshot(model, optimizer), [*losses]), len(losses))
+    saves.save(partial(_write, snapshot(model, optimizer), [*losses]), len(losses))
 
 
-def _write(
-    tensors: "dict[str, dict[str, torch.Tensor]]", losses: list[float], folder: Path
-) -> None:
-    """Write what ``load_state`` reads."""
+def _write(tensors: State, losses: list[float], folder: Path) -> None:
+    """Write what ``read`` reads, and the losses."""
     from safetensors.torch import save_file
 
     for name, of_file in tensors.items():
@@ -53,10 +55,11 @@ def _write(
     (folder / "losses.json").write_text(json.dumps(losses))
 
 
-def _snapshot(
-    model: "PreTrainedModel", optimizer: "torch.optim.AdamW"
-) -> "dict[str, dict[str, torch.Tensor]]":
-    """The state at one moment, in host memory and no longer the model's own, by file."""
+def snapshot(model: "PreTrainedModel", optimizer: "torch.optim.AdamW") -> State:
+    """The state at one moment, in host memory and no longer the model's own.
+
+    Of a model in several processes it is the whole one; all of them must ask at once.
+    """
     import torch
 
     random = {"cpu": torch.get_rng_state()}
@@ -69,8 +72,14 @@ def _snapshot(
     }
 
 
+def take_part(model: "PreTrainedModel", optimizer: "torch.optim.AdamW") -> None:
+    """What another process does while one takes a snapshot; nothing is kept."""
+    for tensor in (*_weights(model).values(), *_moments(optimizer).values()):
+        whole(tensor)
+
+
 def _copied(tensors: dict[str, "torch.Tensor"]) -> dict[str, "torch.Tensor"]:
-    return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    return {name: whole(t).to("cpu", copy=True).contiguous() for name, t in tensors.items()}
 
 
 def save_last(
@@ -92,34 +101,64 @@ def save_last(
 
 
 def load_state(
-    model: "PreTrainedModel", optimizer: "torch.optim.AdamW", workspace: Workspace
+    model: "PreTrainedModel",
+    optimizer: "torch.optim.AdamW",
+    workspace: Workspace,
+    others: Callable[[Path], object] = bool,
 ) -> list[float]:
-    """Put the latest resume point in force; the losses so far, none where there is no such point."""
-    import torch
-    from safetensors.torch import load_file
+    """Put the latest resume point in force; the losses so far, none where there is no such point.
 
+    ``others`` has other processes put in force what a folder holds, and returns when they have.
+    """
     with tempfile.TemporaryDirectory(dir=workspace.runtime.scratch) as name:
         folder = Path(name)
         step = workspace.checkpoints.load(folder)
         if step is None:
             return []
-        weights = load_file(folder / "weights.safetensors")
-        with torch.no_grad():
-            for key, tensor in _weights(model).items():
-                tensor.copy_(weights[key])
-        load_optimizer(optimizer, folder / "optimizer.safetensors", model.device)
-        random = load_file(folder / "random.safetensors")
-        torch.set_rng_state(random["cpu"])
-        if "cuda" in random and model.device.type == "cuda":
-            torch.cuda.set_rng_state(random["cuda"], model.device)
+        put(model, optimizer, read(folder))
+        others(folder)
         losses: list[float] = json.loads((folder / "losses.json").read_text())
     LOG.info("resuming at step %d", step)
     return losses
 
 
+def read(folder: Path) -> State:
+    """The state that a folder holds, in host memory."""
+    from safetensors.torch import load_file
+
+    return {
+        name: load_file(folder / f"{name}.safetensors")
+        for name in ("weights", "optimizer", "random")
+    }
+
+
+def put(model: "PreTrainedModel", optimizer: "torch.optim.AdamW", state: State) -> None:
+    """Put a state in force; of a model in several processes, this one's part of it."""
+    import torch
+
+    with torch.no_grad():
+        for key, tensor in _weights(model).items():
+            tensor.copy_(_part(state["weights"][key], tensor))
+    _put_moments(optimizer, state["optimizer"])
+    torch.set_rng_state(state["random"]["cpu"])
+    if "cuda" in state["random"] and model.device.type == "cuda":
+        torch.cuda.set_rng_state(state["random"]["cuda"], model.device)
+
+
+def _part(value: "torch.Tensor", like: "torch.Tensor") -> "torch.Tensor":
+    """What this process holds of a tensor, if it is one that holds a part."""
+    if not hasattr(like, "full_tensor"):
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    on_device = value.to(like.device)
+    return distribute_tensor(on_device, like.device_mesh, like.placements, src_data_rank=None)
+
+
 def _weights(model: "PreTrainedModel") -> dict[str, "torch.Tensor"]:
-    named = [*model.named_parameters(), *model.named_buffers()]
-    return {name: tensor.detach() for name, tensor in named}
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    return {name: tensor.detach() for name, tensor in [*trained, *model.named_buffers()]}
 
 
 def save_optimizer(optimizer: "torch.optim.AdamW", path: Path) -> None:
@@ -135,13 +174,20 @@ def _moments(optimizer: "torch.optim.AdamW") -> dict[str, "torch.Tensor"]:
     return {f"{i}.{name}": value for i, state in states.items() for name, value in state.items()}
 
 
-def load_optimizer(optimizer: "torch.optim.AdamW", path: Path, device: "torch.device") -> None:
+def load_optimizer(optimizer: "torch.optim.AdamW", path: Path) -> None:
     """Read what ``save_optimizer`` wrote; learning rate and decay stay as they are."""
     from safetensors.torch import load_file
 
+    _put_moments(optimizer, load_file(path))
+
+
+def _put_moments(optimizer: "torch.optim.AdamW", moments: "dict[str, torch.Tensor]") -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     states: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in load_file(path, device=str(device)).items():
+    for name, value in moments.items():
         number, _, field = name.partition(".")
-        states.setdefault(int(number), {})[field] = value
+        # The number of steps, which has no dimension, is no part of anything.
+        of_state = _part(value, parameters[int(number)]) if value.dim() else value
+        states.setdefault(int(number), {})[field] = of_state
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": states, "param_groups": groups})

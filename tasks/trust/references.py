@@ -76,10 +76,7 @@ def choose_references(
 
 
 def _in_turn(
-    mixtures: Iterable[Mixture],
-    sizes: Sequence[int],
-    seed: int,
-    losses: Mapping[str, float] | None,
+    mixtures: Iterable[Mixture], sizes: Sequence[int], seed: int, losses: Mapping[str, float] | None
 ) -> Iterator[Mixture]:
     """All uniform mixtures of ``sizes`` in the order in which a sample takes them."""
     by_size: dict[int, list[Mixture]] = {size: [] for size in dict.fromkeys(sizes)}

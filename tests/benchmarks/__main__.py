@@ -20,7 +20,22 @@ from tests.benchmarks.measure import Ratio
 SUITES = ("store", "s3", "corpus", "train", "forward", "merge", "sweep", "cached", "growth")
 """Modules beside this one; ``measure`` is given a number of repetitions and returns ratios, and text
 that stands below the table. Each is imported when its turn comes, so that none weighs on another."""
-ON_REQUEST = ("today", "race", "search", "trust", "forward_memory")
+ON_REQUEST = (
+    "today",
+    "race",
+    "search",
+    "trust",
+    "phases",
+    "teacher",
+    "adapter",
+    "forward_memory",
+    "small_files",
+    "plan",
+    "records",
+    "malformed",
+    "sharpness",
+    "accumulate",
+)
 """Only run when named: they install packages, take many minutes, or are part of another."""
 
 

@@ -84,10 +84,11 @@ def peak_growth(work: Callable[[], object]) -> int:
         trim(0)
     status = Path("/proc/self/status")
     Path("/proc/self/clear_refs").write_text("5")
-    before = _kilobytes(status.read_text(), "VmRSS")
+    before = kilobytes(status.read_text(), "VmRSS")
     work()
-    return (_kilobytes(status.read_text(), "VmHWM") - before) * 1024
+    return (kilobytes(status.read_text(), "VmHWM") - before) * 1024
 
 
-def _kilobytes(status: str, field: str) -> int:
+def kilobytes(status: str, field: str) -> int:
+    """A field of a process's status (proc(5))."""
     return int(status.partition(f"{field}:")[2].split()[0])

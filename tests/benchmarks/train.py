@@ -23,13 +23,14 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from storage import ROOT
 from tasks.models.folder import load_model
 from tasks.models.initialise import LlamaArchitecture
 from tasks.tokens.tokenize import load_tokens
-from tasks.training.blocks import Blocks
+from tasks.training.blocks import Batches
 from tasks.training.config import TrainConfig
 from tasks.training.train import build
-from tests.benchmarks.measure import Ratio, ratio_of
+from tests.benchmarks.measure import Ratio, kilobytes, ratio_of
 from tests.benchmarks.tiny import NO_TOKENIZER, random_model, random_tokens, workspace
 
 CONTEXT = 128
@@ -77,6 +78,20 @@ SIZES = {
         8,
         "<= 0.91",
     ),
+    "8M": Size(
+        "8M parameters",
+        LlamaArchitecture(
+            hidden_size=256,
+            num_layers=8,
+            num_heads=4,
+            intermediate_size=688,
+            context_length=CONTEXT,
+        ),
+        8192,
+        4,
+        2,
+        "",
+    ),
     "30M": Size(
         "30M parameters",
         LlamaArchitecture(
@@ -115,27 +130,27 @@ def _measured(name: str, repeats: int) -> list[Ratio | str]:
         count = steps * size.batch * CONTEXT + 1
         random_tokens(folder / "tokens", count, size.vocabulary, NO_TOKENIZER)
         with (
-            _started("ours", folder, name, steps) as ours,
-            _started("bare", folder, name, steps) as bare,
-            _started("trainer", folder, name, steps) as trainer,
+            started("ours", folder, name, steps) as ours,
+            started("bare", folder, name, steps) as bare,
+            started("trainer", folder, name, steps) as trainer,
         ):
             phases = [[side.turn() for side in (ours, bare, trainer)] for _ in range(steps + 2)]
     one, floor, today = ([row[side] for row in phases] for side in range(3))
     what = f"training step, {size.batch} x {CONTEXT} tokens, {size.name}"
     return [
-        ratio_of(what, "bare loop", _pairs(one, floor, size), "<= 1.03"),
-        ratio_of(what, "transformers' Trainer", _pairs(one, today, size), size.goal),
+        ratio_of(what, "bare loop", pairs_of(one, floor, size), "<= 1.03"),
+        ratio_of(what, "transformers' Trainer", pairs_of(one, today, size), size.goal),
         ratio_of(
             f"training of {steps} steps, {size.name}, model loaded and saved, meter, progress",
             "bare loop, model loaded, not saved",
             [(sum(p.wall for p in one), sum(p.wall for p in floor))],
         ),
         f"CPU seconds of a training step at {size.name}: "
-        f"{_cpu(one, floor):.3f} of the bare loop's, {_cpu(one, today):.3f} of Trainer's.",
+        f"{cpu_ratio(one, floor):.3f} of the bare loop's, {cpu_ratio(one, today):.3f} of Trainer's.",
     ]
 
 
-def _pairs(ours: list[Phase], theirs: list[Phase], size: Size) -> list[tuple[float, float]]:
+def pairs_of(ours: list[Phase], theirs: list[Phase], size: Size) -> list[tuple[float, float]]:
     """Seconds of a step in each repetition."""
     starts = range(1 + WARM_UP, len(ours) - 1, size.steps)
     return [
@@ -147,7 +162,8 @@ def _pairs(ours: list[Phase], theirs: list[Phase], size: Size) -> list[tuple[flo
     ]
 
 
-def _cpu(ours: list[Phase], theirs: list[Phase]) -> float:
+def cpu_ratio(ours: list[Phase], theirs: list[Phase]) -> float:
+    """Median CPU seconds of a step, ours over theirs."""
     counted = slice(1 + WARM_UP, -1)
     return statistics.median(p.cpu for p in ours[counted]) / statistics.median(
         p.cpu for p in theirs[counted]
@@ -173,13 +189,22 @@ class Side:
             )
         return Phase(*map(float, answer.split()))
 
+    def peak(self) -> int:
+        """Bytes of its resident memory at its highest, so far."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return kilobytes(status, "VmHWM") * 1024
+
 
 @contextmanager
-def _started(side: str, folder: Path, size: str, steps: int) -> Iterator[Side]:
-    command = [sys.executable, "-m", "tests.benchmarks.train", side, str(folder), size, str(steps)]
+def started(
+    side: str, folder: Path, size: str, steps: int, module: str = __name__, root: Path = ROOT
+) -> Iterator[Side]:
+    """The process of a side, as the module of a checkout at ``root`` defines it."""
+    command = [sys.executable, "-m", module, side, str(folder), size, str(steps)]
     with subprocess.Popen(
         command,
-        env={"OMP_NUM_THREADS": "1", **os.environ},
+        cwd=root,
+        env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(root)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -220,14 +245,14 @@ def _ours(folder: Path, size: Size, steps: int, turn: Turn) -> None:
     job = dataclasses.replace(quiet, progress=lambda done, total, unit: turn())
     inputs = {"model": folder / "model", "tokens": folder / "tokens"}
     with job.meter:
-        build(_config(size, steps), inputs, folder / "output", job)
+        build(config_of(size, steps), inputs, folder / "output", job)
     turn()
 
 
 def _bare(folder: Path, size: Size, steps: int, turn: Turn) -> None:
     model = load_model(folder / "model").train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True)
-    batches = _batches(folder, size, steps)
+    batches = batches_of(folder, size, steps)
     turn()
     for batch in batches:
         logits = model(input_ids=batch[:, :-1], use_cache=False).logits
@@ -250,7 +275,7 @@ def _trainer(folder: Path, size: Size, steps: int, turn: Turn) -> None:
         def on_step_end(self, *_: object, **__: object) -> None:
             turn()
 
-    rows = _batches(folder, size, steps)[:, :, :-1].flatten(0, 1)
+    rows = batches_of(folder, size, steps)[:, :, :-1].flatten(0, 1)
     arguments = TrainingArguments(
         output_dir=str(folder / "trainer"),
         per_device_train_batch_size=size.batch,
@@ -272,15 +297,17 @@ def _trainer(folder: Path, size: Size, steps: int, turn: Turn) -> None:
     turn()
 
 
-def _config(size: Size, steps: int) -> TrainConfig:
+def config_of(size: Size, steps: int) -> TrainConfig:
+    """The training that all sides do."""
     return TrainConfig(
         steps=steps, batch_size=size.batch, context_length=CONTEXT, learning_rate=1e-3
     )
 
 
-def _batches(folder: Path, size: Size, steps: int) -> torch.Tensor:
-    blocks = Blocks([load_tokens(folder / "tokens")], CONTEXT, size.batch, 0)
-    return torch.stack([torch.from_numpy(blocks.batch(step)) for step in range(steps)])
+def batches_of(folder: Path, size: Size, steps: int) -> torch.Tensor:
+    """The batches of a training, shape (steps, batch, context + 1)."""
+    batches = Batches(config_of(size, steps), [load_tokens(folder / "tokens")], [])
+    return torch.stack([torch.from_numpy(batches[step]) for step in range(steps)])
 
 
 SIDES = {"ours": _ours, "bare": _bare, "trainer": _trainer}

@@ -2,9 +2,10 @@
 
 The demo's recipe on its eight domains, with ``TRUST_REFERENCES`` (default 24) references over k = 2, 3, 4,
 validated at each of ``TRUST_RATES`` (default "2e-4,5e-4,1e-3") and ``TRUST_STEPS`` (default "37,74") of the
-partitions' training; ``TRUST_SETTINGS`` gives further overrides, separated by spaces. Everything is really
-trained, evaluated and kept below ``MIXPOOL_BENCHMARKS`` (default ``~/.cache/mixpool-benchmarks``): the first
-run takes about ten minutes of a core for each pair of rate and length, later ones read the store.
+partitions' training; ``TRUST_SETTINGS`` gives further overrides, separated by spaces. ``TRUST_TEXT=system``
+takes other text (``system_text``). Everything is really trained, evaluated and kept below
+``MIXPOOL_BENCHMARKS`` (default ``~/.cache/mixpool-benchmarks``): the first run takes about ten minutes of a
+core for each pair of rate and length, later ones read the store.
 
 The recipe's defaults were set by this table.
 """
@@ -23,6 +24,7 @@ from storage.step import Runtime
 from storage.store import Store
 from tasks.ranking.rank import MACRO_MEAN
 from tasks.trust.agreement import POOLED, WITHIN
+from tests.benchmarks import system_text
 from tests.benchmarks.measure import Ratio
 from tests.benchmarks.race import HOME
 
@@ -33,6 +35,7 @@ REFERENCES = int(os.environ.get("TRUST_REFERENCES", "24"))
 RATES = os.environ.get("TRUST_RATES", "2e-4,5e-4,1e-3").split(",")
 STEPS = os.environ.get("TRUST_STEPS", "37,74").split(",")
 SETTINGS = os.environ.get("TRUST_SETTINGS", "").split()
+TEXT = os.environ.get("TRUST_TEXT", "demo")
 SIZES = ("2", "3", "4")
 SPACE = "mixtures.spaces=[{kind: subsets, sizes: [1, 2, 3, 4]}]"
 
@@ -40,7 +43,7 @@ SPACE = "mixtures.spaces=[{kind: subsets, sizes: [1, 2, 3, 4]}]"
 def measure(repeats: int) -> list[Ratio | str]:
     """The table; nothing here is timed, so nothing is repeated."""
     del repeats
-    home = HOME / "trust"
+    home = HOME / ("trust" if TEXT == "demo" else f"trust-{TEXT}")
     corpus = prepare(home)
     heads = ["rate", "steps", "references", "within k", "pooled", *(f"k = {k}" for k in SIZES)]
     heads += ["individual mean, within k", "pooled", "noise allows", "pairs with a barrier"]
@@ -54,9 +57,11 @@ def measure(repeats: int) -> list[Ratio | str]:
 
 
 def prepare(home: Path) -> Path:
-    """The demo's corpus after the arrival of its last domain, gathered once."""
+    """The demo's corpus after the arrival of its last domain, or the other text, gathered once."""
     corpus = home / "corpus"
-    if not corpus.exists():
+    if TEXT == "system" and not corpus.exists():
+        system_text.gather(corpus)
+    elif not corpus.exists():
         gather(corpus)
         (corpus / "arriving" / f"{LATE}.jsonl").rename(corpus / "corpus" / f"{LATE}.jsonl")
     return corpus
@@ -64,7 +69,8 @@ def prepare(home: Path) -> Path:
 
 def _row(home: Path, corpus: Path, rate: str, steps: str) -> list[str]:
     changes = [f"train.learning_rate={rate}", f"train.steps={steps}"]
-    changes += [f"validation.references={REFERENCES}", SPACE, *SETTINGS]
+    changes += [f"validation.references={REFERENCES}", SPACE]
+    changes += [*(system_text.SETTINGS if TEXT == "system" else []), *SETTINGS]
     recipe = override_recipe(demo_recipe(str(corpus)), changes)
     run = InlineRunner(Store(str(home / "store"), create=True), Runtime(threads=1))
     found = execute(run, recipe, with_references=True)

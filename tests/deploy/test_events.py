@@ -13,6 +13,8 @@ from tests.prefect_server import WITH_REDIS, clean_environment
 SCRIPT = Path(__file__).with_name("publish_events.py")
 NUMBER = 2000
 
+pytestmark = pytest.mark.team
+
 
 @pytest.fixture(scope="module")
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:

@@ -4,6 +4,7 @@ No engine is needed: the Compose file is read by a parser of its specification, 
 looks like Prefect's must be a setting of the Prefect that is installed.
 """
 
+import importlib.metadata
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 from dockerfile_parse import DockerfileParser  # type: ignore[import-untyped]
+from packaging.requirements import Requirement
 
 from flows.prefect.settings import CLIENT, SERVER
 from tests.prefect_server import WITH_REDIS
@@ -27,7 +29,7 @@ SECRETS = {
     name: f"secret-of-{name.lower()}"
     for name in (
         "PREFECT_AUTH", "POSTGRES_PASSWORD", "REDIS_PASSWORD", "AWS_ACCESS_KEY_ID",
-        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SECRET_ACCESS_KEY", "S3_ADMIN_ACCESS_KEY_ID", "S3_ADMIN_SECRET_ACCESS_KEY",
     )
 }  # fmt: skip
 
@@ -107,18 +109,18 @@ def test_whatever_should_be_secret_is(services: dict[str, Any]) -> None:
 
 
 def test_bucket_is_made_and_may_be_there(
-    services: dict[str, Any], moto_server: S3Server, tmp_path: Path
+    services: dict[str, Any], s3_server: S3Server, tmp_path: Path
 ) -> None:
     python, *arguments = services["bucket"]["command"]
     assert python == "python"
     for _ in range(2):
         subprocess.run(
             [sys.executable, *arguments],
-            env={**os.environ, **moto_server.environment, "HOME": str(tmp_path)},
+            env={**os.environ, **s3_server.environment, "HOME": str(tmp_path)},
             check=True,
             timeout=60,
         )
-    buckets = moto_server.client().list_buckets()["Buckets"]
+    buckets = s3_server.client().list_buckets()["Buckets"]
     assert "mixpool" in {bucket["Name"] for bucket in buckets}
 
 
@@ -141,7 +143,7 @@ def test_services_wait_for_what_they_need(services: dict[str, Any]) -> None:
                 assert needed in once
     volumes = compose(SECRETS)["volumes"]
     mounts = [mount for service in services.values() for mount in service.get("volumes", [])]
-    assert {mount.split(":")[0] for mount in mounts} == set(volumes)
+    assert {mount.split(":")[0] for mount in mounts if ":" in mount} == set(volumes)
 
 
 def test_server_and_services_share_their_settings(services: dict[str, Any]) -> None:
@@ -172,7 +174,8 @@ def test_gpu_worker_gets_the_gpus_and_only_when_asked_for(services: dict[str, An
     (device,) = worker["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
     assert worker["profiles"] == ["gpu"]
-    assert (worker["image"], worker["build"]["args"]) == ("mixpool:0.1.0-cuda", {"DEVICE": "cuda"})
+    assert worker["image"] == "mixpool:0.1.0-cuda"
+    assert worker["build"]["args"]["DEVICE"] == "cuda"
 
 
 def test_settings_files_hold_what_the_code_sets_and_the_tests_of_a_server_run_with() -> None:
@@ -217,8 +220,8 @@ def test_dockerfile_copies_what_is_there_and_what_its_ignore_file_lets_in(
     copied = [line["value"].split()[:-1] for line in dockerfile if line["instruction"] == "COPY"]
     sources = {source for line in copied for source in line}
     assert sources == {
-        "deploy/constraints.txt", "pyproject.toml", "README.md", "LICENSE", "mixpool.py", "storage",
-        "tasks", "flows",
+        "deploy/requirements.lock", "deploy/requirements-cuda.lock", "pyproject.toml", "README.md",
+        "LICENSE", "mixpool.py", "storage", "tasks", "flows",
     }  # fmt: skip
     assert all((DEPLOY.parent / source).exists() for source in sources)
     rules = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
@@ -226,15 +229,104 @@ def test_dockerfile_copies_what_is_there_and_what_its_ignore_file_lets_in(
     assert "*" in rules
 
 
-def test_dockerfile_installs_under_constraints_and_runs_as_nobody_special(
+def test_dockerfile_installs_what_is_locked_and_runs_as_nobody_special(
     dockerfile: list[dict[str, str]],
 ) -> None:
     installs = [line["value"] for line in dockerfile if "pip install" in line["value"]]
-    assert len(installs) == 3
-    assert all("--constraint deploy/constraints.txt" in line for line in installs)
+    locked, torch, of_cuda, ours = installs
+    for line, name in ((locked, "requirements.lock"), (of_cuda, "requirements-cuda.lock")):
+        assert line.endswith(
+            f"--require-hashes --no-deps --only-binary=:all: --requirement deploy/{name}"
+        )
+    assert "--no-index --no-deps --no-build-isolation . && pip check" in ours
+    pins = (DEPLOY / "constraints.txt").read_text().splitlines()
+    (version,) = (pin.removeprefix("torch==") for pin in pins if pin.startswith("torch=="))
+    assert f"torch=={version}%s" in torch
+    assert "--hash=sha256:${TORCH_SHA256}" in torch
     stages = [line["value"].split(" AS ") for line in dockerfile if line["instruction"] == "FROM"]
     assert [stage[-1] for stage in stages] == ["base", "cpu", "cuda", "mixpool"]
-    assert stages[-1][0] == "${DEVICE}"
+    assert [stage[0] for stage in stages] == ["${PYTHON_IMAGE}", "base", "base", "${DEVICE}"]
     assert [line["value"] for line in dockerfile if line["instruction"] == "USER"] == ["1001"]
     (entry,) = (line["value"] for line in dockerfile if line["instruction"] == "ENTRYPOINT")
     assert json.loads(entry) == ["/usr/bin/tini", "-g", "--"]
+
+
+def locked(name: str) -> dict[str, set[str]]:
+    """The hashes of a lock by ``name==version``; every line is a pin or one of its hashes."""
+    text = (DEPLOY / name).read_text().replace(" \\\n    ", " ")
+    found = {}
+    for line in text.splitlines()[1:]:
+        pin, *hashes = line.split(" ")
+        assert re.fullmatch(r"[a-z0-9-]+==[a-z0-9.]+", pin)
+        assert all(re.fullmatch("--hash=sha256:[0-9a-f]{64}", each) for each in hashes)
+        found[pin] = {*hashes}
+    return found
+
+
+def test_locks_hold_all_that_the_image_needs_at_the_tested_versions() -> None:
+    plain, of_cuda = locked("requirements.lock"), locked("requirements-cuda.lock")
+    assert {len(hashes) for hashes in plain.values()} == {1, 2}  # of both processors, or of any
+    assert {len(hashes) for hashes in of_cuda.values()} == {1}
+    names = {pin.partition("==")[0] for pin in plain}
+    assert "torch" not in names
+    assert {"torch", "triton"} < {pin.partition("==")[0] for pin in of_cuda}
+    lines = (DEPLOY / "constraints.txt").read_text().splitlines()
+    pins = dict(line.lower().split("==") for line in lines if "==" in line)
+    versions = {canonical(name): version for name, version in pins.items()}
+    for pin in [*plain, *of_cuda]:
+        name, _, version = pin.partition("==")
+        assert versions.get(name, version) == version, pin
+    # What the metadata of the installed packages asks for, from mixpool[team] on.
+    seen, waiting = {("mixpool", "team")}, [("mixpool", "team"), ("mixpool", "")]
+    while waiting:
+        name, extra = waiting.pop()
+        for text in importlib.metadata.requires(name) or []:
+            asked = Requirement(text)
+            if asked.marker is None or asked.marker.evaluate({"extra": extra}):
+                wanted = {(canonical(asked.name), further) for further in {"", *asked.extras}}
+                waiting += wanted - seen
+                seen |= wanted
+    needed = {name for name, _ in seen}
+    assert len(needed) > 100
+    assert needed - {"mixpool", "torch"} - names == set()
+
+
+def canonical(name: str) -> str:
+    """A package's name as indexes write it."""
+    return re.sub("[-_.]+", "-", name).lower()
+
+
+def test_containers_have_no_more_rights_than_they_need(services: dict[str, Any]) -> None:
+    confined = {name for name, service in services.items() if service.get("cap_drop") == ["ALL"]}
+    assert services.keys() - confined == {"s3"}
+    for service in services.values():
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert "privileged" not in service
+    read_only = {name for name, service in services.items() if service.get("read_only")}
+    # Compose copies configs into a container's own files, which must take them.
+    assert services.keys() - read_only == {
+        name for name, service in services.items() if "configs" in service
+    }
+    for name in read_only - {"postgres"}:
+        homes = [mount for mount in services[name]["tmpfs"] if mount.startswith("/home/mixpool:")]
+        assert homes == ["/home/mixpool:uid=1001,gid=1001,mode=700"]
+        assert "/tmp" in [
+            mount.split(":")[0]
+            for mount in services[name]["tmpfs"] + services[name].get("volumes", [])
+        ]
+
+
+def test_workers_may_use_one_bucket_only(services: dict[str, Any]) -> None:
+    for values in (SECRETS, SECRETS | {"MIXPOOL_BUCKET": "other"}):
+        bucket = values.get("MIXPOOL_BUCKET", "mixpool")
+        text = compose(values)["configs"]["s3-users"]["content"]
+        admin, worker = json.loads(text)["identities"]
+        assert worker["actions"] == [f"{what}:{bucket}" for what in ("Read", "List", "Write")]
+        assert worker["credentials"] != admin["credentials"]
+    keys = {name: service.get("environment", {}) for name, service in services.items()}
+    of_admin = {name for name, given in keys.items() if "secret-of-s3_admin" in json.dumps(given)}
+    assert of_admin == {"bucket"}
+    policy = json.loads((DEPLOY / "s3-policy.json").read_text())
+    for statement in policy["Statement"]:
+        assert statement["Resource"] in ("arn:aws:s3:::BUCKET", "arn:aws:s3:::BUCKET/PREFIX/*")
+        assert all(re.fullmatch(r"s3:\w+", action) for action in statement["Action"])

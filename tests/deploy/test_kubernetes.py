@@ -107,3 +107,33 @@ def test_charts_get_secrets_by_name_and_keep_the_auth_string_out_of_jobs() -> No
     for entry in [*server["global"]["prefect"]["env"], *server["backgroundServices"]["env"]]:
         is_secret = re.search("PASSWORD|AUTH|_URL$", entry["name"])
         assert ("valueFrom" in entry) == bool(is_secret), entry
+
+
+def test_pods_have_no_token_and_write_nothing_but_their_own_folders(
+    prefect_says: dict[str, Any],
+) -> None:
+    for made in prefect_says["manifests"]:
+        pod = made["spec"]["template"]["spec"]
+        assert pod["automountServiceAccountToken"] is False
+        (container,) = pod["containers"]
+        confined(container["securityContext"] | {"runAsNonRoot": True})
+        assert pod["securityContext"]["runAsNonRoot"]
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert mounts == {"shm": "/dev/shm", "tmp": "/tmp", "home": "/home/mixpool"}
+        assert {volume["name"] for volume in pod["volumes"]} == set(mounts)
+    server, worker = (
+        yaml.safe_load((KUBERNETES / f"{name}-values.yaml").read_text())
+        for name in ("server", "worker")
+    )
+    for part in (server["server"], server["backgroundServices"]):
+        assert part["automountServiceAccountToken"] is False
+        confined(part["containerSecurityContext"])
+    confined(server["migrations"]["securityContext"])
+    confined(worker["worker"]["containerSecurityContext"])
+
+
+def confined(context: dict[str, Any]) -> None:
+    assert context["runAsNonRoot"]
+    assert context["readOnlyRootFilesystem"]
+    assert context["allowPrivilegeEscalation"] is False
+    assert context["capabilities"] == {"drop": ["ALL"]}

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 NAME = "Tiny <b>1"
 USERS_SETTING = {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "150"}
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 class Session:
@@ -44,7 +44,7 @@ class Session:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=540,
         )
         assert done.returncode == 0, done.stderr[-4000:]
         observed = json.loads((folder / "observed.json").read_text())

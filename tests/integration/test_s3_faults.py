@@ -38,18 +38,18 @@ RUNTIME = Runtime(threads=1, checkpoint_seconds=0, chunk=1)
 
 @pytest.fixture
 def proxies(
-    moto_server: "S3Server", monkeypatch: pytest.MonkeyPatch
+    s3_server: "S3Server", monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[FaultyProxy, FaultyProxy]]:
     """One for the store, and one for the corpus, whose files have no digest that tells a flip."""
-    for name, value in moto_server.environment.items():
+    for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(retry, "Patience", partial(Patience, first=0.002, longest=0.02))
     every = tuple(Fault)
     unflipped = tuple(fault for fault in Fault if fault is not Fault.FLIPPED)
     late = (0.001, 0.02)
     with (
-        FaultyProxy(moto_server.endpoint, 0.6, seed=1, faults=every, late=late) as store,
-        FaultyProxy(moto_server.endpoint, 0.6, seed=2, faults=unflipped, late=late) as corpus,
+        FaultyProxy(s3_server.endpoint, 0.6, seed=1, faults=every, late=late) as store,
+        FaultyProxy(s3_server.endpoint, 0.6, seed=2, faults=unflipped, late=late) as corpus,
     ):
         monkeypatch.setenv("AWS_ENDPOINT_URL", corpus.endpoint)
         yield store, corpus
@@ -64,14 +64,14 @@ def recipe_on_s3(tiny_recipe: "TinyRecipe", folder: Path, server: "S3Server", wh
 
 def test_a_thousand_faults_change_nothing(
     proxies: tuple[FaultyProxy, FaultyProxy],
-    moto_server: "S3Server",
+    s3_server: "S3Server",
     tiny_recipe: "TinyRecipe",
     tmp_path: Path,
 ) -> None:
     on_disk = tiny_recipe(tmp_path)
     calm = execute(InlineRunner(Store(str(tmp_path / "calm")), RUNTIME), on_disk)
     where = uuid.uuid4().hex
-    recipe = recipe_on_s3(tiny_recipe, tmp_path, moto_server, where)
+    recipe = recipe_on_s3(tiny_recipe, tmp_path, s3_server, where)
     url = f"s3://{BUCKET}/{where}/store"
 
     def client(name: str) -> Store:
@@ -102,7 +102,8 @@ def test_a_thousand_faults_change_nothing(
     assert (again.summary["trained"], again.summary["losses_evaluated"]) == ([], 0)
     assert result.summary["losses_evaluated"] == calm.summary["losses_evaluated"]
     outputs = [
-        {(record.key, record.output.digest) for record in one.store.records()}
+        # A disk and a bucket have different stamps.
+        {(r.key, r.output.digest) for r in one.store.records() if r.step != "stamps"}
         for one in (place, alone)
     ]
     assert outputs[0] == outputs[1]

@@ -65,12 +65,12 @@ Store(sys.argv[1]).commit(Record(step="step", version=1, key=key, label="x", con
 
 
 @pytest.fixture(scope="module")
-def url(moto_server: "S3Server", tmp_path_factory: pytest.TempPathFactory) -> str:
+def url(s3_server: "S3Server", tmp_path_factory: pytest.TempPathFactory) -> str:
     """A store with one record and its artifact, which tests only read."""
     found = f"s3://{BUCKET}/{uuid.uuid4().hex}"
     subprocess.run(
         [sys.executable, "-c", RECORDING, found, str(tmp_path_factory.mktemp("recorded"))],
-        env={**os.environ, **moto_server.environment, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, **s3_server.environment, "PYTHONPATH": str(ROOT)},
         check=True,
     )
     return found
@@ -78,12 +78,12 @@ def url(moto_server: "S3Server", tmp_path_factory: pytest.TempPathFactory) -> st
 
 @pytest.mark.parametrize("what", ["read", "fetch", "check", "records", "lease"])
 def test_an_interrupt_does_not_wait_for_a_dead_server(
-    url: str, moto_server: "S3Server", tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+    url: str, s3_server: "S3Server", tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    for name, value in {**moto_server.environment, "PYTHONPATH": str(ROOT)}.items():
+    for name, value in {**s3_server.environment, "PYTHONPATH": str(ROOT)}.items():
         monkeypatch.setenv(name, value)
     faults = (Fault.UNAVAILABLE, Fault.RESET)
-    with FaultyProxy(moto_server.endpoint, 0, seed=0, faults=faults, longest=10**9) as proxy:
+    with FaultyProxy(s3_server.endpoint, 0, seed=0, faults=faults, longest=10**9) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         script = HEED + (HOLDING if what == "lease" else SCRIPT)
         running = subprocess.Popen(

@@ -31,7 +31,7 @@ from tests.servers import BUCKET
 if TYPE_CHECKING:
     from tests.conftest import TinyCorpus, TinyRecipe
     from tests.integration.conftest import Running, Runs
-    from tests.servers import Ministack, S3Server
+    from tests.servers import S3Server
 
 pytestmark = pytest.mark.slow
 
@@ -42,12 +42,12 @@ PAIRS = 10 * 4
 
 
 @pytest.fixture(scope="module")
-def server(ministack_server: "Ministack") -> Iterator["S3Server"]:
+def server(s3_server: "S3Server") -> Iterator["S3Server"]:
     """A server that this process uses, and whose store lies below a prefix of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in ministack_server.server.environment.items():
+        for name, value in s3_server.environment.items():
             patch.setenv(name, value)
-        yield ministack_server.server
+        yield s3_server
 
 
 @pytest.fixture(autouse=True)

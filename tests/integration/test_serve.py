@@ -20,24 +20,30 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 import pytest
+from websockets.exceptions import ConnectionClosedError, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+from websockets.sync.connection import Connection
+from websockets.typing import Subprotocol
 
 from flows.chain.recipe import Recipe
 from flows.chain.recipe_file import to_yaml
+from flows.server.guard import PASSWORD
 from storage import garbage
 from storage.store import Store
 from tests.browser import (
     CHROMIUM,
-    correct,
+    enter,
     list_item,
     new_page,
     open_form,
     picture,
     press_submit,
     run_page,
+    submit_corrected,
 )
 from tests.prefect_api import PrefectApi
 from tests.servers import free_port
-from tests.serving import Serving, gone, run_refused
+from tests.serving import MIXPOOL, Serving, gone, run_refused
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -97,10 +103,78 @@ def test_nothing_listens_beyond_this_machine(serving: Serving) -> None:
     assert {serving.port, serving.port + 1} <= {address.port for address in found}
 
 
-def test_no_page_of_another_site_can_start_a_run(serving: Serving, api: PrefectApi) -> None:
-    path = f"/api/deployments/{api.deployment('ablate/mixpool')}/create_flow_run"
-    assert httpx.post(serving.url + path, json={}).status_code == http.client.FORBIDDEN
+OTHERS = [
+    # A form or a fetch of another site, a sandbox, another port here, a name that is led here.
+    ({"Origin": "https://elsewhere.example"}, http.client.FORBIDDEN),
+    ({"Origin": "null"}, http.client.FORBIDDEN),
+    ({"Origin": "http://127.0.0.1:9"}, http.client.FORBIDDEN),
+    ({"Host": "elsewhere.example", "Origin": "http://elsewhere.example"}, http.client.BAD_REQUEST),
+]
+"""What a browser says of a page that is not the server's, and what the page is told."""
+
+
+@pytest.mark.parametrize(("sent", "status"), OTHERS)
+def test_no_page_of_another_site_can_start_a_run(
+    serving: Serving, api: PrefectApi, sent: dict[str, str], status: int
+) -> None:
+    path = f"/deployments/{api.deployment('ablate/mixpool')}/create_flow_run"
+    # Even with password and token.
+    assert api.post(path, {}, sent).status_code == status
+    assert httpx.get(f"{serving.url}/api/csrf-token", headers=sent).status_code == status
+    with pytest.raises(InvalidStatus) as refused, open_socket(serving, sent):
+        pass
+    assert refused.value.response.status_code == status
     assert api.runs() == []
+
+
+def test_no_other_account_of_the_machine_can_ask(serving: Serving, api: PrefectApi) -> None:
+    path = f"{serving.url}/api/deployments/{api.deployment('ablate/mixpool')}/create_flow_run"
+    assert httpx.post(path, json={}).status_code == http.client.FORBIDDEN  # without a token
+    for asked in ("version", "csrf-token?client=me", "deployments/name/ablate/mixpool"):
+        for auth in (None, ("mixpool", "wrong")):
+            answer = httpx.get(f"{serving.url}/api/{asked}", auth=auth)
+            assert answer.status_code == http.client.UNAUTHORIZED
+    for word in ("", "mixpool:wrong"):
+        with open_socket(serving, {}) as events, pytest.raises(ConnectionClosedError):
+            greet(events, word)
+    key, port = urlsplit(serving.pages).path, serving.port + 1
+    for path in ("/", "/index.html", f"{key[:-1]}/index.html"):
+        assert ask_raw(f"127.0.0.1:{port}", path, "localhost")[0] == http.client.NOT_FOUND
+    assert serving.home.stat().st_mode & 0o777 == 0o700
+    assert urlsplit(serving.door).fragment == serving.password
+    secrets = (serving.password.partition(":")[2], key.strip("/"))
+    lines = [line for process in serving.family() for line in process.cmdline()]
+    assert not [line for line in lines for secret in secrets if secret in line]
+
+
+def test_the_own_page_and_own_programs_are_answered(serving: Serving, api: PrefectApi) -> None:
+    with open_socket(serving, {"Origin": serving.url}) as events:
+        assert greet(events, serving.password) == {"type": "auth_success"}
+    assert api.post("/flows/count", {}, {"Origin": serving.url}).status_code == http.client.OK
+
+
+def test_a_command_without_the_password_says_where_it_is(serving: Serving) -> None:
+    command = [str(MIXPOOL), "landed", str(serving.recipe)]
+    said = run_refused(command, {**serving.environment, "PREFECT_API_URL": f"{serving.url}/api"})
+    assert "set PREFECT_API_AUTH_STRING=user:password" in said
+    assert f"the file {PASSWORD}" in said
+
+
+def open_socket(serving: Serving, sent: dict[str, str]) -> ClientConnection:
+    """The socket at which Prefect's programs tell of events."""
+    place = urlsplit(serving.url).netloc
+    return connect(
+        f"ws://{sent.get('Host', place)}/api/events/in",
+        sock=socket.create_connection(("127.0.0.1", serving.port)),
+        subprotocols=[Subprotocol("prefect")],
+        additional_headers={name: value for name, value in sent.items() if name != "Host"},
+    )
+
+
+def greet(events: Connection, password: str) -> Any:
+    """What the server says to a password."""
+    events.send(json.dumps({"type": "auth", "token": password}))
+    return json.loads(events.recv(timeout=30))
 
 
 def test_an_open_address_needs_a_password(serving: Serving) -> None:
@@ -162,7 +236,10 @@ def test_what_the_recipe_cannot_mean_fails_at_once_with_its_fields(api: PrefectA
 def test_a_person_fills_in_the_form_and_finds_ranking_and_report(
     serving: Serving, api: PrefectApi
 ) -> None:
+    asked: list[str] = []
     with new_page() as page:
+        page.on("request", lambda request: asked.append(request.url))
+        enter(page, serving.door)
         open_form(page, serving.url, api.deployment("ablate/mixpool"))
         check_form(page, serving)
         picture(page, "form")
@@ -176,6 +253,8 @@ def test_a_person_fills_in_the_form_and_finds_ranking_and_report(
         check_ranking(page, serving, api, run)
         picture(page, "ranking")
         check_report(page, serving, api, run)
+    places = {urlsplit(url).netloc for url in asked if not url.startswith(("data:", "blob:"))}
+    assert places == {urlsplit(place).netloc for place in (serving.url, serving.pages)}
 
 
 def check_form(page: "Page", serving: Serving) -> None:
@@ -214,8 +293,7 @@ def submit_what_is_wrong(page: "Page") -> None:
 
 def submit(page: "Page", override: str) -> str:
     """Correct the override and send the form; id of the run that it starts."""
-    correct(page, override, "does not match")
-    answer = press_submit(page)
+    answer = submit_corrected(page, override, "does not match")
     assert answer.status == http.client.CREATED
     return str(answer.json()["id"])
 
@@ -251,10 +329,21 @@ def check_report(page: "Page", serving: Serving, api: PrefectApi, run: str) -> N
     link = page.get_by_role("link", name="report.html")
     address = str(link.get_attribute("href"))
     assert re.fullmatch(rf"{re.escape(serving.pages)}/runs/[\w-]+-tiny/report\.html", address)
-    assert (serving.store / urlsplit(address).path[1:]).exists()
+    assert (serving.store / address.removeprefix(f"{serving.pages}/")).exists()
     page.goto(address)
     page.get_by_role("heading", name="tiny", exact=True).wait_for()
     page.get_by_text("birds-0").first.wait_for()
+    plots = page.evaluate("() => [...document.images].map(image => image.naturalWidth)")
+    assert len(plots) > 3
+    assert min(plots) > 0
+    page.goto(f"{serving.pages}/")
+    page.get_by_role("link", name="report.html").first.click()
+    page.wait_for_url(address)
+    foreign = serving.store / "foreign.html"
+    foreign.write_text("<title>unchanged</title><script>document.title = 'changed'</script>")
+    page.goto(f"{serving.pages}/foreign.html")
+    assert page.title() == "unchanged"
+    foreign.unlink()
 
 
 # What there is already ---------------------------------------------------------------------------
@@ -305,6 +394,7 @@ def test_what_the_store_has_is_shown_as_cached(api: PrefectApi, later: dict[str,
 def test_the_page_calls_it_cached(serving: Serving, api: PrefectApi, later: dict[str, str]) -> None:
     api.wait(later["again"], RUN_SECONDS)
     with new_page() as page:
+        enter(page, serving.door)
         page.goto(run_page(serving.url, later["again"], "TaskRuns"))
         shown = page.get_by_role("tabpanel", name="Task Runs").get_by_role("listitem")
         row = shown.filter(has=page.get_by_role("link", name="train sums-0"))
@@ -317,11 +407,11 @@ def test_the_store_is_shown_to_this_machine_and_no_more_than_the_store(
 ) -> None:
     assert later
     assert (serving.store / ".." / serving.recipe.name).exists()
-    local = urlsplit(serving.pages).netloc
-    assert ask_raw(local, "/index.html", local)[0] == http.client.OK
-    assert ask_raw(local, "/index.html", "elsewhere.example")[0] == http.client.BAD_REQUEST
+    local, key = urlsplit(serving.pages)[1:3]
+    assert ask_raw(local, f"{key}/index.html", local)[0] == http.client.OK
+    assert ask_raw(local, f"{key}/index.html", "elsewhere.example")[0] == http.client.BAD_REQUEST
     for path in ("/../recipe.yaml", "/%2e%2e/recipe.yaml", "/runs/..%2f../recipe.yaml"):
-        status, said = ask_raw(local, path, local)
+        status, said = ask_raw(local, f"{key}{path}", local)
         assert status == http.client.NOT_FOUND
         assert "tokenizer" not in said
 
@@ -437,45 +527,39 @@ def test_cancelling_keeps_what_a_training_has_done(
 
 
 @pytest.fixture(scope="module")
-def again(serving: Serving, cancelled: str) -> tuple[str, int]:
-    """Id of another run of the same, cancelled in its turn, and the step at which it went on."""
+def again(serving: Serving, cancelled: str) -> str:
+    """Id of another run of the same, which trains."""
     assert cancelled
     with serving.api() as api:
         run = start_long(api, LONG_STEPS)
         api.until(run, lambda: bool(resumed_at(api, run)), RUN_SECONDS)
-        cancel(api, run)
-        (step,) = resumed_at(api, run)
-    return run, step
-
-
-def test_the_next_run_goes_on_at_once(api: PrefectApi, again: tuple[str, int]) -> None:
-    run, step = again
-    assert 0 < step < LONG_STEPS
-    assert not [line for line in api.logs(run) if "is at it" in line]
-    assert api.tasks(run)["train base"] == "Cached"
-
-
-def test_ctrl_c_ends_everything_and_the_next_start_goes_on(
-    serving: Serving, again: tuple[str, int]
-) -> None:
-    # Several times as long as it trains here until its bar is seen, on whatever machine.
-    store, steps = Store(str(serving.store), create=False), 4 * again[1]
-    with serving.api() as api:
-        run = start_long(api, steps)
         await_training(api, run)
+    return run
+
+
+def test_the_next_run_goes_on_at_once(api: PrefectApi, again: str) -> None:
+    (step,) = resumed_at(api, again)
+    assert 0 < step < LONG_STEPS
+    assert not [line for line in api.logs(again) if "is at it" in line]
+
+
+def test_ctrl_c_ends_everything_and_the_next_start_goes_on(serving: Serving, again: str) -> None:
+    store = Store(str(serving.store), create=False)
+    with serving.api() as api:
         known = {found["id"] for found in api.runs()}
     family = serving.family()
     assert serving.interrupt() == 0
     assert gone(family, 15) == []
     assert garbage.live_work(store) == []
-    assert trainings(store, steps) == 0
     serving.start()
     with serving.api() as api:
-        assert {found["id"] for found in api.runs()} == known > {again[0]}
-        assert api.wait(run, RUN_SECONDS)["state_name"] == "Completed"
-        api.until(run, lambda: len(resumed_at(api, run)) == 1, 30)
-        assert 0 < resumed_at(api, run)[0] < steps
-    assert trainings(store, steps) == 1
+        api.until(again, lambda: len(resumed_at(api, again)) == 2, RUN_SECONDS)
+        assert {found["id"] for found in api.runs()} == known > {again}
+        first, second = resumed_at(api, again)
+        assert first < second < LONG_STEPS
+        cancel(api, again)
+        assert api.tasks(again)["train base"] == "Cached"
+    assert trainings(store, LONG_STEPS) == 0
 
 
 def test_what_a_killed_serve_leaves_is_ended_by_the_next(serving: Serving) -> None:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tests.conftest import TinyCorpus, TinyRecipe
     from tests.servers import S3Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.team, pytest.mark.timeout(900)]
 
 RUN_SECONDS = 240.0
 """For a small run; it takes some 15 s."""
@@ -45,15 +45,15 @@ LIMIT = dashed("mixpool", platform.node(), "cpu")
 FIRST = {f"{domain}-0" for domain in ("birds", "cooking", "law", "letters", "rivers", "sums")}
 NEW = "tools-0"
 LONG_STEPS, OTHER_STEPS = 100_000, 6
-NUM_EVENTS = 12
+NUM_EVENTS = 8
 
 
 @pytest.fixture(scope="module")
 def team(
-    tmp_path_factory: pytest.TempPathFactory, moto_server: "S3Server", tiny_recipe: "TinyRecipe"
+    tmp_path_factory: pytest.TempPathFactory, s3_server: "S3Server", tiny_recipe: "TinyRecipe"
 ) -> Iterator[Team]:
     """All servers; the flows are registered, and look for data every hour."""
-    with Team(tmp_path_factory.mktemp("team"), moto_server, tiny_recipe) as made:
+    with Team(tmp_path_factory.mktemp("team"), s3_server, tiny_recipe) as made:
         made.deploy(every=3600)
         yield made
 

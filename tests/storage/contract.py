@@ -19,8 +19,10 @@ from typing import Any, Protocol
 
 import pytest
 
+from storage import audit
 from storage.artifact import FORMAT, CorruptError, Record, describe, digest_of, seal, step_key
 from storage.backends.backend import Backend
+from storage.backends.names import OutsideError
 from storage.backends.urls import open_backend
 from storage.records import StoreFormatError
 from storage.store import CorruptArtifactError, Store
@@ -115,6 +117,48 @@ DAMAGES: dict[str, Callable[[BackDoor, str], None]] = {
     "emptied": lambda door, path: door.write(path, b""),
     "deleted": lambda door, path: door.delete(path),
 }
+
+
+OUTSIDE = [
+    "../outside",
+    "/outside",
+    "a/../../outside",
+    "a//b",
+    "a/.",
+    "./a",
+    "..",
+    ".",
+    "a\\b",
+    "a\0b",
+]
+"""Names that lead out of a folder somewhere."""
+
+
+def assert_refused(backend: Backend, name: str, file: Path) -> None:
+    """Every operation refuses the name, and ``file`` is not written."""
+    file.write_bytes(b"mine")
+    operations: list[Callable[[], object]] = [
+        lambda: backend.read(name),
+        lambda: backend.look(name),
+        lambda: backend.exists(name),
+        lambda: backend.fetch(name, file),
+        lambda: backend.create(name, b"1"),
+        lambda: backend.create_from(name, file),
+        lambda: backend.create_each({name: file}),
+        lambda: backend.put(name, b"1"),
+        lambda: backend.put_from(name, file),
+        lambda: backend.swap(name, b"", b"1"),
+        lambda: backend.delete(name),
+        lambda: backend.delete_each([name]),
+        lambda: backend.list(name),
+        lambda: backend.names(name),
+    ]
+    if backend.local("x") is not None:
+        operations.append(lambda: backend.local(name))
+    for operation in operations:
+        with pytest.raises(OutsideError):
+            operation()
+    assert file.read_bytes() == b"mine"
 
 
 class StoreContract:
@@ -280,6 +324,14 @@ class StoreContract:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(work, range(8)))
         assert backend.list("") == {}
+
+    @pytest.mark.parametrize("name", OUTSIDE)
+    def test_no_operation_takes_a_name_that_might_lead_out(
+        self, backend: Backend, door: BackDoor, tmp_path: Path, name: str
+    ) -> None:
+        backend.create("x/y", b"1")
+        assert_refused(backend, name, tmp_path / "file")
+        assert door.paths() == ["x/y"]
 
     # Opening -----------------------------------------------------------------------------------
 
@@ -560,7 +612,7 @@ class StoreContract:
         with pytest.raises(CorruptError, match="not the digest of its files"):
             store.read_record(made.record.path)
 
-    @pytest.mark.parametrize("name", ["../outside", "/outside", "a/../../outside"])
+    @pytest.mark.parametrize("name", OUTSIDE)
     def test_an_output_that_leads_out_of_its_folder_is_refused(
         self, client: Client, name: str
     ) -> None:
@@ -568,8 +620,82 @@ class StoreContract:
         files = {name: made.record.output.files["tail"]}
         output = made.record.output.model_copy(update={"files": files, "digest": digest_of(files)})
         client.door.write(made.record.path, seal(made.record.model_copy(update={"output": output})))
-        with pytest.raises(CorruptError, match="leads out of the artifact's folder"):
+        with pytest.raises(
+            CorruptError, match=r"output\.files: the name .* leads out of its folder"
+        ):
             store.read_record(made.record.path)
+
+    @pytest.mark.parametrize(
+        ("change", "where"),
+        [
+            ({"output": {"digest": "../.."}}, r"output\.digest"),
+            ({"output": {"digest": "A" * 64}}, r"output\.digest"),
+            ({"output": {"digest": ""}}, r"output\.digest"),
+            ({"output": {"kind": ".."}}, r"output\.kind"),
+            ({"output": {"files": {"tail": {"sha256": "..", "num_bytes": 1}}}}, "sha256"),
+            ({"inputs": {"tokens": "../.."}}, r"inputs\.tokens"),
+            ({"step": ".."}, "step"),
+            ({"key": "../" * 20}, "key"),
+        ],
+    )
+    def test_a_record_with_a_name_that_is_none_is_damaged(
+        self, client: Client, change: dict[str, Any], where: str
+    ) -> None:
+        made = client.made()
+        made.commit(client.open())
+        tree = json.loads(made.record.model_dump_json())
+        output = tree["output"] | change.get("output", {})
+        client.door.write(made.record.path, seal(tree | change | {"output": output}))
+        with pytest.raises(
+            CorruptError, match=f"is not a record: .*{where}.*: String should match"
+        ):
+            client.open().read_record(made.record.path)
+        assert client.open().find("train", made.record.key) is None
+        assert [*client.open().backend.list("records")] == []
+
+    def test_a_planted_record_deletes_nothing_of_another(self, client: Client) -> None:
+        made, store = client.made(), client.open()
+        made.commit(store)
+        # The same call with another output, under a name of its own: neither is the other.
+        forged = client.made("forged", {"x": b"forged"}).record
+        planted = f"records/train/0.{made.record.key}.json"
+        client.door.write(planted, seal(forged))
+        before = {path for path in client.door.paths() if path.startswith("artifacts/")}
+        faults = [fault for fault in audit.verify(store, lambda *_: None) if fault.is_damage]
+        assert [fault.path for fault in faults] == [planted]
+        assert audit.repair(client.open(), faults) == [planted]
+        assert before <= {*client.door.paths()}
+        assert client.open().find("train", made.record.key) == made.record
+
+    def test_what_no_record_names_is_not_retracted(self, client: Client) -> None:
+        made, store = client.made(), client.open()
+        made.commit(store)
+        client.door.delete(made.record.path)
+        before = client.door.paths()
+        assert store.retract(made.record.output) == []
+        assert client.door.paths() == before
+
+    def test_other_files_than_the_digest_says_are_never_handed_out(self, client: Client) -> None:
+        made, store = client.made(), client.open()
+        made.commit(store)
+        assert store.fetch(made.record.output)
+        other = client.made("other", {"x": b"other"}).record.output
+        forged = other.model_copy(update={"digest": made.record.output.digest})
+        before = client.door.paths()
+        for one in (store, client.open()):
+            with pytest.raises(CorruptError, match="files that do not have this digest"):
+                one.fetch(forged)
+        assert client.door.paths() == before
+
+    def test_a_file_beside_those_of_an_artifact_is_not_handed_out(self, client: Client) -> None:
+        made, store = client.made(), client.open()
+        made.commit(store)
+        assert content(store.fetch(made.record.output)) == FILES
+        stray = f"{made.record.output.prefix}/sub/adapter_config.json"
+        client.door.write(stray, b"{}")
+        for one in (store, client.open()):
+            assert content(one.fetch(made.record.output)) == FILES
+        assert client.door.read(stray) == b"{}"
 
     def test_a_record_of_a_newer_format_is_refused(self, client: Client) -> None:
         made, store = client.made(), client.open()

@@ -177,6 +177,48 @@ def test_a_stray_file_in_an_artifact_is_set_aside_alone(store: Store, record: Re
     assert store.find("step", record.key) == record
 
 
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("manifests/chain/000000.json", {}),
+        ("manifests/chain/000000.json", []),
+        (
+            "manifests/chain/000000.json",
+            {"chain": "chain", "number": 0, "x": {"kind": "x", "digest": "../..", "files": {}}},
+        ),
+        ("runs/run/run.json", {"name": "run"}),
+        ("runs/run/run.json", "run"),
+        ("runs/run/run.json", {"name": "run", "files": [], "records": [], "manifests": []}),
+    ],
+    ids=str,
+)
+def test_what_is_intact_and_of_another_make_is_a_fault(
+    store: Store, path: str, content: object
+) -> None:
+    store.backend.put(path, seal(content))
+    (fault,) = _verify(store)
+    assert fault.path == path
+    assert "is intact, but not what mixpool writes under such a name" in fault.what
+
+
+def test_a_run_cannot_have_a_file_outside_looked_at(store: Store) -> None:
+    run = {"name": "run", "files": {"../../x": "0" * 64}, "records": [], "manifests": []}
+    store.backend.put("runs/run/run.json", seal(run))
+    (fault,) = _verify(store)
+    assert "the name 'runs/run/../../x' leads out of its folder" in fault.what
+
+
+def test_a_manifest_that_names_other_files_than_the_digest_says(
+    store: Store, record: Record
+) -> None:
+    forged = record.output.model_copy(update={"files": {}})
+    manifest = {"chain": "chain", "number": 0, "index": [forged]}
+    store.backend.put("manifests/chain/000000.json", seal(manifest))
+    (fault,) = _verify(store)
+    assert fault.what == f"names {record.output.prefix}, which is not the digest of its files"
+    assert repair(store, [fault]) == []
+
+
 class TroubledBackend(LocalBackend):
     """A disk that may not be looked at in some places."""
 

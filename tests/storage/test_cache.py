@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import json
 import os
+import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,13 +12,15 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any, Self
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
-from storage.artifact import step_key
-from storage.cache import OutOfSpaceError, build, explain, lookup
-from storage.fingerprint import Config
+from storage.artifact import Artifact, Record, step_key
+from storage.cache import Nearest, OutOfSpaceError, build, lookup
+from storage.fingerprint import Config, canonical, differences
 from storage.lease import Busy
 from storage.step import Call, Handle, Runtime, Step, Workspace
 from storage.store import CorruptArtifactError, Store
@@ -242,7 +245,7 @@ BUILD = """
 import sys, time
 from pathlib import Path
 from storage.cache import build
-from storage.fingerprint import Config
+from storage.fingerprint import Config, canonical, differences
 from storage.lease import Busy
 from storage.step import Call, Runtime, Step
 from storage.store import Store
@@ -346,32 +349,73 @@ def test_explain_names_the_fields_that_differ_from_the_nearest_record(work: Work
     records = list(work.store.records("repeat"))
     assert near.record is not None
     asked = call(Repeat(times=5, scale=0.25), "wanted", source=source)
-    assert str(explain(asked, records)) == (
+    assert str(Nearest(records).explain(asked)) == (
         f"repeat wanted: differs from near ({near.record.key[:10]}) in\n"
         "    config.scale: 0.5 -> 0.25"
     )
     newer = replace(asked, step=replace(REPEAT, version=2), config=Repeat(times=5, scale=0.5))
-    assert str(explain(newer, records)).splitlines()[1:] == ["    version: 1 -> 2"]
-    planned = call(Repeat(times=5, scale=0.5), source=Handle("source", "text", None))
-    assert str(explain(planned, records)).splitlines()[1:] == [
-        f'    inputs.source: "{source.digest}" -> "not built"'
+    assert str(Nearest(records).explain(newer)).splitlines()[1:] == ["    version: 1 -> 2"]
+    later = call(Repeat(times=5, scale=0.5), "near", source=Handle("source", "text", None))
+    assert str(Nearest(records).explain(later)).splitlines()[1:] == [
+        "    inputs.source: not built yet"
     ]
+    other = replace(later, inputs={"source": work.build(call(Repeat(text="x"), "other"))})
+    assert str(Nearest(records).explain(other)).splitlines()[1:] == [
+        "    inputs.source: another one"
+    ]
+    assert str(Nearest(records).explain(replace(other, label="wanted"))) == "repeat wanted: new"
 
 
 def test_explain_prefers_the_record_of_the_same_thing(work: Work) -> None:
     for label in ("one", "two", "three"):
         work.build(call(Repeat(text=label), label))
     records = list(work.store.records("repeat"))
-    nearest = explain(call(Repeat(text="new"), "two"), records).nearest
+    nearest = Nearest(records).explain(call(Repeat(text="new"), "two")).nearest
     assert nearest is not None
     assert nearest.label == "two"
 
 
+def test_of_many_records_the_nearest_is_the_one_with_the_fewest_differences() -> None:
+    draw = random.Random(0)
+    made = Artifact(kind="text", digest="0" * 64, files={})
+
+    def config() -> Repeat:
+        return Repeat(times=draw.randrange(3), text=draw.choice("ab"), upper=draw.random() < 0.5)
+
+    def inputs() -> dict[str, str]:
+        return {name: draw.choice("abc") * 64 for name in draw.sample(["one", "two", "three"], 2)}
+
+    records = [
+        Record(
+            step="repeat", version=draw.randrange(2), key=f"{number:064x}", label=draw.choice("pqr"),
+            config=canonical(config()), inputs=inputs(), output=made, provenance={},
+        )
+        for number in range(60)
+    ]  # fmt: skip
+    nearest = Nearest(records)
+    for _ in range(100):
+        given_inputs = {
+            name: Handle(name, "text", made.model_copy(update={"digest": digest}))
+            for name, digest in inputs().items()
+        }
+        asked = Call(REPEAT, config(), given_inputs, draw.choice("pqs"))
+
+        def apart(record: Record, asked: Call[Repeat] = asked) -> tuple[int, bool]:
+            old = {"version": record.version, "config": record.config, "inputs": record.inputs}
+            new = {"version": 1, "config": canonical(asked.config), "inputs": asked.digests or {}}
+            found = [*differences(canonical(old), canonical(new))]
+            return len(found), record.label != asked.label
+
+        found = nearest.explain(asked)
+        assert found.nearest is min(records, key=apart)
+        assert len(found.differences) == apart(found.nearest)[0]
+
+
 def test_explain_where_nothing_differs_and_where_nothing_is(work: Work) -> None:
-    assert str(explain(call(), [])) == "repeat label: no record of this step yet"
+    assert str(Nearest([]).explain(call())) == "repeat label: no record of this step yet"
     made = work.build(call())
     assert made.record is not None
-    asked = explain(call(label="asked"), list(work.store.records()))
+    asked = Nearest(list(work.store.records())).explain(call(label="asked"))
     assert asked.differences == []
     assert str(asked) == f"repeat asked: is stored, as label ({made.record.key[:10]})"
 
@@ -415,6 +459,27 @@ def test_a_full_scratch_folder_is_told(small_disk: Path, tmp_path: Path) -> None
     assert list(small_disk.iterdir()) == []
     work.runtime = Runtime(scratch=str(tmp_path))
     assert len(work.text(work.build(call(BIG)))) == 2 << 20
+
+
+def tensors(
+    config: Repeat, inputs: Mapping[str, Path], output: Path, workspace: Workspace
+) -> Mapping[str, object]:
+    del inputs, workspace
+    save_file({"x": np.zeros(config.times, np.float32)}, output / "x.safetensors")
+    return {}
+
+
+def test_a_disk_that_is_full_of_tensors_is_told(small_disk: Path, tmp_path: Path) -> None:
+    step = Step("tensors", 1, "tensors", Repeat, tensors)
+    work = Work(Store(str(tmp_path / "store")), Runtime(scratch=str(small_disk)))
+    with pytest.raises(
+        OutOfSpaceError, match="no space left while tensors big was written"
+    ) as told:
+        work.build(Call(step, Repeat(times=1 << 20), {}, "big"))
+    # An error of the library's own, without a number.
+    assert not isinstance(told.value.__cause__, OSError)
+    assert list(small_disk.iterdir()) == []
+    assert work.build(Call(step, Repeat(times=1 << 10), {}, "small")).built
 
 
 def test_a_store_without_room_for_a_lease_is_told(small_disk: Path, tmp_path: Path) -> None:

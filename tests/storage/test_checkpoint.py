@@ -176,6 +176,40 @@ def test_a_damaged_one_is_reported_and_counts_as_none(
     assert loaded(checkpoints, tmp_path / "out") == (1, files_of("anew"))
 
 
+@pytest.mark.parametrize(
+    "planted",
+    [
+        [],
+        {},
+        {"position": "x", "artifact": None},
+        {"position": 1, "artifact": {"kind": "checkpoint", "digest": "../..", "files": {}}},
+        {
+            "position": 1,
+            "artifact": {
+                "kind": "checkpoint",
+                "digest": "0" * 64,
+                "files": {"../outside": {"sha256": "0" * 64, "num_bytes": 0}},
+            },
+        },
+    ],
+    ids=str,
+)
+def test_what_is_no_resume_point_counts_as_none(
+    backend: Backend,
+    checkpoints: Checkpoints,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    planted: object,
+) -> None:
+    (tmp_path / "outside").write_text("mine")
+    (tmp_path / "out").mkdir()
+    backend.put(f"{FOLDER}/checkpoint.json", seal(planted))
+    assert loaded(checkpoints, tmp_path / "out") == (None, {})
+    assert "; starting from the beginning" in caplog.text
+    assert "is no resume point" in caplog.text or not isinstance(planted, dict)
+    assert (tmp_path / "outside").read_text() == "mine"
+
+
 def test_a_file_of_a_checkpoint_may_be_called_like_the_index(
     backend: Backend, checkpoints: Checkpoints, tmp_path: Path
 ) -> None:

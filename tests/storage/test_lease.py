@@ -1,6 +1,7 @@
 """One holder at a time, among threads, processes, the killed, the stopped and the late."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -238,3 +239,12 @@ def test_renewal_goes_on_after_a_failure(tmp_path: Path, caplog: pytest.LogCaptu
         time.sleep(0.9)
         with pytest.raises(Busy):
             Lease(plain, "work/x", time_to_live=0.9).__enter__()
+
+
+def test_a_lease_whose_time_lies_ahead_names_its_remedy(tmp_path: Path) -> None:
+    backend = open_backend(str(tmp_path))
+    backend.put("work/x/lease.4", ELSEWHERE.encode())
+    later = time.time() + 7200
+    os.utime(tmp_path / "work" / "x" / "lease.4", (later, later))
+    with pytest.raises(Busy, match=r"work/x/lease\.4, which lies ahead: .* or delete that file"):
+        Lease(backend, "work/x").__enter__()

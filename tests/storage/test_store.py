@@ -281,6 +281,14 @@ def test_addresses_that_cannot_be_meant(url: str, words: str) -> None:
         assert "hunter2" not in str(caught.value)
 
 
+def test_a_folder_may_be_called_as_a_protocol_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert not Store("s3").backend.is_remote
+    assert (tmp_path / "s3" / "store.json").exists()
+
+
 def test_an_unknown_protocol_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nonsense://x"):
         Store("nonsense://x", tmp_path)

@@ -380,18 +380,18 @@ def test_a_store_on_a_disk(tmp_path: Path) -> None:
             room = tmp_path / uuid.uuid4().hex
             super().__init__(room, str(room / "store"), LocalDoor(room / "store"))
 
-    run_state_machine_as_test(OnDisk, settings=settings(max_examples=60, stateful_step_count=25))
+    run_state_machine_as_test(OnDisk, settings=settings(max_examples=40, stateful_step_count=25))
 
 
 def test_a_store_on_s3(
-    moto_server: "S3Server", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3_server: "S3Server", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class OnS3(StoreAgainstDict):
         def __init__(self) -> None:
             url = f"s3://{BUCKET}/{uuid.uuid4().hex}/the store"
-            super().__init__(tmp_path / uuid.uuid4().hex, url, S3Door(moto_server, url))
+            super().__init__(tmp_path / uuid.uuid4().hex, url, S3Door(s3_server, url))
 
-    for name, value in moto_server.environment.items():
+    for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     # To shrink an example takes longer than a test may; what fails here mostly fails on a disk too.
     phases = [Phase.explicit, Phase.reuse, Phase.generate]

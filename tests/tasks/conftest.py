@@ -108,7 +108,10 @@ class Ground:
         return CorpusConfig(split=SplitConfig(**self.split), **fields)
 
     def scan(
-        self, store: Store | None = None, progress: Progress = lambda done, total, unit: None
+        self,
+        store: Store | None = None,
+        progress: Progress = lambda done, total, unit: None,
+        tell: Callable[[list[str]], None] = lambda lines: None,
     ) -> Manifest:
         """Scan the corpus."""
         return scan(
@@ -120,6 +123,7 @@ class Ground:
             base_source=self.base_source,
             progress=progress,
             scratch=str(self.folder),
+            tell=tell,
         )
 
     def rows(self, artifact: Artifact) -> list[dict[str, Any]]:

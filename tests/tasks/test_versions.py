@@ -24,14 +24,17 @@ from storage.step import Step
 from tasks.evaluation import losses_table
 from tasks.evaluation.losses_table import EvaluateConfig
 from tasks.evaluation.set_part import PartConfig
+from tasks.evaluation.uphill import FLATNESS, FlatnessConfig
 from tasks.evaluation.window import WindowConfig
 from tasks.models.given import IMPORT_MODEL, ImportConfig
 from tasks.models.initialise import INITIALISE, InitialiseConfig, LlamaArchitecture
+from tasks.models.probe import PROBE, ProbeConfig
 from tasks.search.descent import DESCEND, DescentStepConfig
 from tasks.steps import MODELS, STEPS
 from tasks.tokens.tokenize import TokenizeConfig
 from tasks.tokens.tokenizer import TrainTokenizer
 from tasks.training.config import TrainConfig
+from tasks.training.localise import LOCALISE, LocaliseConfig
 from tasks.training.train import TRAIN
 
 GOLDEN = Path(__file__).with_name("versions.json")
@@ -42,7 +45,7 @@ ROOT = Path(tasks.__path__[0])
 
 WITHOUT_PART = {
     *("Attention", "Meter", "energy_source", "forward_flops", "training_flops"),
-    *("choose_device", "devices_of", "free_memory"),
+    *("choose_device", "devices_of", "free_memory", "passes"),
 }
 """What a step costs and where it runs is in no output."""
 
@@ -57,7 +60,10 @@ CONFIGS: dict[str, Config] = {
         )
     ),
     "import-model": ImportConfig(),
+    "localise": LocaliseConfig(context_length=128, blocks=16, seed=0),
     "part": PartConfig(number=0, share=0.03125, fewest=4),
+    "probe": ProbeConfig(train=2048, windows=1024),
+    "sharpness": FlatnessConfig(context_length=128, blocks=32, seed=0, rho=0.05),
     "tokenize": TokenizeConfig(),
     "tokenizer": TrainTokenizer(vocab_size=1024),
     "train": TrainConfig(steps=37, batch_size=8, context_length=128, learning_rate=5e-4),
@@ -67,9 +73,12 @@ CONFIGS: dict[str, Config] = {
 KEYS = {
     "descend": "8e1f1c11cd4ebd7ee5ae32cb72696a94659250857f50361ab8a7d6a84f403898",
     "evaluate": "44c30653685b7bf9c51986457d942d23a8d5751b71802ee308e81716aa2149f3",
-    "import-model": "03a229745fce7d066bdd99b8b7bb75ce65fb3d1ab7d0e4bb08191e7cb9f47580",
+    "import-model": "978aa4fd6a93d2fc1dbdd63aae44a066ff01847aacda78b4b9848b9c875d9826",
     "initialise": "65ef1b08c8c8bbc249dba00dfe0c43ec0e4e2fd3965098028991ecd8fe0cdab3",
+    "localise": "a9506d617665fa8fdad9b25beb72560423e11d64715a1f3619be2e8d22b45556",
     "part": "bd711d8c706427caef3c0a9330c301168a5b132136bb5a20c26572b301c37d62",
+    "probe": "1bc99b4b93b24ee95d6afcb36f633e78903fc22bd111b16f7557319032e351f2",
+    "sharpness": "099be2720c0346983bd3497dbacbed12535191f4682645f66bba1d771cdf26b2",
     "tokenize": "6682be1636432b9f0582508870792d4ab12d36dbb457cded7aa33405e6a64a8d",
     "tokenizer": "e81c8a3e1528cf7fce733067882d0f5cc93e1b203772955826c97b7e06340bdb",
     "train": "7c82bb00cc26c82edc9945f95eba4114c50237b70943a1c46c6a356a8778ecdf",
@@ -226,7 +235,7 @@ def test_every_step_is_in_the_list() -> None:
 
 
 def test_what_takes_a_device_and_what_makes_a_model() -> None:
-    assert {step for step in STEPS if step.on_device} == {TRAIN, DESCEND}
+    assert {step for step in STEPS if step.on_device} == {PROBE, LOCALISE, TRAIN, FLATNESS, DESCEND}
     assert {*MODELS} == {INITIALISE, IMPORT_MODEL, TRAIN}
 
 

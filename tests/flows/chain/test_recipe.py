@@ -2,6 +2,7 @@
 
 import copy
 import json
+import traceback
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flows.chain import recipe_file
 from flows.chain.recipe import Recipe
 from flows.chain.recipe_file import (
     RecipeError,
@@ -21,6 +23,7 @@ from flows.chain.recipe_file import (
     override_recipe,
     parse_recipe,
     to_yaml,
+    with_withdrawn,
 )
 from storage.fingerprint import fingerprint
 
@@ -171,7 +174,7 @@ def test_overrides_that_lead_nowhere(override: str, said: str) -> None:
         ("train.steps=1.5", ["train.steps", "integer", "1.5"]),
         ("train.learning_rate=.nan", ["train.learning_rate"]),
         ("train.learning_rate=.inf", ["train.learning_rate", "finite"]),
-        ("train=3", ["train: it is no mapping of the fields batch_size", "steps"]),
+        ("train=3", ["train: it is no mapping of the fields", "batch_size", "steps"]),
         ("mixtures.spaces.0.kind=cube", ["mixtures.spaces[0]", "'cube'", "subsets, grid"]),
         ("mixtures.spaces=[{sizes: [1]}]", ["mixtures.spaces[0]", "not given", "subsets, grid"]),
         ("tokenizer.kind=x", ["tokenizer", "'x'", "train, given"]),
@@ -242,9 +245,16 @@ def test_the_choices_of_a_recipe_are_found() -> None:
     assert {"tokenizer", "base", "mixtures.spaces.0"} <= {*found}
 
 
+GIVEN = ["tokenizer={kind: given, path: m}", "corpus.split.base_fraction=0"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
+        ([f"train.steps={10**19}"], "train.steps is 2^63 or more: give a smaller number"),
+        (["train.learning_rate=1e400"], "train.learning_rate is inf: give a finite number"),
+        (["base.architecture.num_heads=5"], "an even multiple of the heads"),
+        (["base.architecture.num_kv_heads=3"], "these a multiple of num_kv_heads"),
         (["base.train.context_length=65"], "base.train.context_length 65 is more than"),
         (["evaluation.windows.context_length=65"], "evaluation.windows.context_length 65 is"),
         (["train.optimizer_state=carried"], "set base.train.keep_optimizer to true"),
@@ -256,11 +266,40 @@ def test_the_choices_of_a_recipe_are_found() -> None:
             "corpus.split.base_fraction puts documents aside that nothing uses",
         ),
         (
+            ["base={kind: given, path: m}"],
+            "give it in tokenizer.path, or set base.tokenizer to any",
+        ),
+        (
             [
                 "evaluation.sets=[{name: a, source: {urls: [x.txt]}}, "
                 "{name: a, source: {urls: [y.txt]}}]"
             ],
             "have a name twice",
+        ),
+        (["train.replay=1"], "train.replay is 1: no partition would be trained on"),
+        (["base.train.adapter={rank: 2}"], "base.train.adapter trains little of a model that has"),
+        (["base.train.replay=0.5"], "base.train.replay replays what the base model is trained on"),
+        (
+            ["train.begins_at=4", "train.of=20"],
+            "train begins at step 4 of 20, and the base model ends at step 3 of 3",
+        ),
+        (
+            ["base={kind: given, path: m}", *GIVEN, "train.replay=0.5"],
+            "train.replay is 0.5, control is false, and there are no base documents: give base.source",
+        ),
+        (["base={kind: given, path: m}", *GIVEN, "control=true"], "control is true, and there are"),
+        (
+            ["base={kind: given, path: m}", *GIVEN, "train.optimizer_state=carried"],
+            "a given base model comes without an optimizer's state: set it to fresh",
+        ),
+        (["base.train.layers={mode: scale}"], "this is its own training: give train.layers"),
+        (
+            ["train.layers={mode: freeze}", "control=true"],
+            "control is true and train.layers is given: in the base model's own documents no layer",
+        ),
+        (
+            ["base={kind: given, path: m}", *GIVEN, "train.layers={mode: freeze}"],
+            "control is false, train.layers is given, and there are no base documents: give",
         ),
     ],
 )
@@ -278,8 +317,14 @@ def test_contradictions_are_found_before_anything_runs(overrides: list[str], sai
         "base={kind: given, path: 'https://me:hunter2@host/model'}",
         "tokenizer={kind: given, path: 'https://me:hunter2@host/model'}",
         "name='https://me:hunter2@host/model'",
+        "corpus.source.urls=['https://host/x.jsonl?X-Amz-Signature=hunter2']",
+        "base={kind: given, path: 'https://host/model?sig=hunter2'}",
+        "tokenizer={kind: given, path: 'https://host/model#access_token=hunter2'}",
         "train.password=hunter2",
         "train.steps='hunter2",
+        "train.steps=*hunter2",
+        "train.steps=!hunter2 1",
+        f"train.steps='https://me:{'hunter2' * 20}@host/model'",
     ],
 )
 def test_credentials_are_refused_and_not_repeated(override: str) -> None:
@@ -296,8 +341,11 @@ def test_bytes_that_are_no_text_are_refused() -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"a: [", "is no YAML"),
-        (b"\xff\xfe", "is no YAML"),
+        (b"name: x\nkey: *hunter2", r"is no YAML: correct it at line 2, column 6$"),
+        (b"name: x\n  hunter2: [", r"is no YAML: correct it at line 2, column 10$"),
+        (b"name: !hunter2 x", r"is no YAML: correct it at line 1, column 7$"),
+        (b"name: hunter2\x07", r"is no YAML: correct it at position 13, a character"),
+        (b"hunter2\xff\xfe", r"is no YAML: correct it at position 7, a character"),
         (b"", "holds no mapping"),
         (b"- 1", "holds no mapping"),
         (None, "there is no recipe at"),
@@ -307,8 +355,77 @@ def test_files_that_are_no_recipe(tmp_path: Path, content: bytes | None, said: s
     file = tmp_path / "recipe.yaml"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(RecipeError, match=said) as caught:
         load_recipe(file)
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "line"),
+    [
+        ("a:\n- " + "[" * 700 + "]" * 700, "nested too deeply", 2),
+        ("a:\n  b: 2026-13-45", "is no timestamp", 2),
+        ("a: !!timestamp x", "is no timestamp", 1),
+        ("a: !!bool x", "is no bool", 1),
+        ("a: !!int hunter2", "is no int", 1),
+        ("a: " + "9" * 5000, "is no int", 1),
+        ("\na: &a [*a]", "aliases stand for more than", 2),
+        ("a: &a {<<: *a}", "aliases stand for more than", 1),
+    ],
+)
+def test_values_that_yaml_cannot_read_are_named_by_their_place(
+    tmp_path: Path, text: str, said: str, line: int
+) -> None:
+    with pytest.raises(yaml.MarkedYAMLError) as caught:
+        yaml.load(text, Loader=RecipeLoader)
+    assert said in str(caught.value.problem)
+    assert caught.value.problem_mark is not None
+    assert caught.value.problem_mark.line + 1 == line
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=rf"is no YAML: correct it at line {line}, .*{said}"):
+        load_recipe(tmp_path / "recipe.yaml")
+    with pytest.raises(RecipeError, match="--set name: its value is no YAML") as refused:
+        parsed(f"name={text}")
+    assert "hunter2" not in str(refused.value)
+
+
+def test_aliases_that_stand_for_more_than_memory_holds_are_refused() -> None:
+    lines = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
+    text = "\n".join(["a0: &a0 [x]", *lines])
+    with pytest.raises(yaml.YAMLError, match="aliases stand for more than 1,000,000 values"):
+        yaml.load(text, Loader=RecipeLoader)
+    few = yaml.load("\n".join(["a0: &a0 [x]", *lines[:3]]), Loader=RecipeLoader)
+    assert few["a1"] == [["x"]] * 9
+
+
+def test_many_and_long_faults_are_a_short_message() -> None:
+    with pytest.raises(RecipeError) as caught:
+        parsed(f"corpus.source.urls={json.dumps([1] * 500)}")
+    assert str(caught.value).count("\n") == 21
+    assert str(caught.value).endswith("\n  and 480 more")
+    for value in ("x" * 10**6, ["train"] * 10**6):
+        with pytest.raises(RecipeError) as caught:
+            parse_recipe(TREE | {"tokenizer": {"kind": value}})
+        assert len(str(caught.value)) < 300
+    with pytest.raises(RecipeError, match="a number of very many digits"):
+        parsed(f"name=0x{'f' * 9000}")
+
+
+def test_a_file_above_the_limit_is_no_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe_file, "MOST_BYTES", 50)
+    (tmp_path / "recipe.yaml").write_text("# " + "x" * 60)
+    with pytest.raises(RecipeError, match="it goes on behind 50 bytes, the most that is read"):
+        load_recipe(tmp_path / "recipe.yaml")
+
+
+def test_weights_have_a_magnitude_that_floats_know_exactly() -> None:
+    spaces = "mixtures.spaces=[{kind: explicit, mixtures: [{a: %s, b: 1}]}]"
+    assert parsed(spaces % "1e15")
+    for wrong in ("1e16", "1e400", ".nan", "-1"):
+        with pytest.raises(RecipeError, match=r"mixtures.spaces\[0\].mixtures\[0\].a: "):
+            parsed(spaces % wrong)
 
 
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
@@ -324,7 +441,32 @@ def test_recipes_are_read_from_any_fsspec_url() -> None:
     assert load_recipe("memory://recipes/small.yaml") == parsed()
 
 
-def test_the_demo_recipe_is_valid() -> None:
-    recipe = load_recipe(str(resources.files("flows") / "recipes" / "demo.yaml"))
-    assert recipe.name == "demo"
-    assert recipe.train.learning_rate == 5e-4
+@pytest.mark.parametrize(("name", "rate"), [("demo", 5e-4), ("upsampling", 4e-3)])
+def test_the_recipes_that_come_along_are_valid(name: str, rate: float) -> None:
+    recipe = load_recipe(str(resources.files("flows") / "recipes" / f"{name}.yaml"))
+    assert recipe.name == name
+    assert recipe.train.learning_rate == rate
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("  # why\n  name: x  # so\n", '  # why\n  withdraw: ["a"]\n  name: x  # so\n'),
+        ("  name: x\n  withdraw: []  # none\n", '  name: x\n  withdraw: ["a"]  # none\n'),
+        ("  withdraw:\n    - a\n    - 'b'\n  name: x\n", '  withdraw:\n    ["a"]\n  name: x\n'),
+        (" {name: x} # flow\n", ' {withdraw: ["a"], name: x} # flow\n'),
+    ],
+)
+def test_ids_are_added_to_a_recipe_whose_comments_stay(before: str, after: str) -> None:
+    start, end = "# a recipe\ncorpus:", "train: {steps: 5e1}\n"
+    start += "" if before.startswith(" {") else "\n"
+    assert with_withdrawn(start + before + end, ["a"]) == start + after + end
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["corpus:\n  withdraw:\n    - a  # this one\n", "shared: &shared {name: x}\ncorpus: *shared\n"],
+)
+def test_a_recipe_that_cannot_be_changed_without_a_loss_is_left_alone(text: str) -> None:
+    with pytest.raises(RecipeError, match=r'set it to \["a"\] by hand'):
+        with_withdrawn(text, ["a"])

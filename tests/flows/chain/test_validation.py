@@ -7,6 +7,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from flows.run.execute import execute
+from flows.runners.inline import InlineRunner
+from storage.garbage import collect
+from storage.lineage import run_folders
+from storage.step import Call, Handle
 from storage.store import Store
 from tasks.ranking.rank import MACRO_MEAN
 from tests.flows.conftest import Place, mixpool, mixpool_json
@@ -50,6 +55,35 @@ def test_references_are_trained_once_and_one_more_costs_one_training(
     assert more["verdict"][0] in " ".join(shown.split())
     check_references(place, len(first) + 1)
     check_figures(place, more["validation"])
+
+
+class Interrupted(InlineRunner):
+    """Is stopped after its first reference."""
+
+    left = 1
+
+    def obtain(self, call: Call[Any]) -> Handle:
+        if call.label.startswith("reference "):
+            self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return super().obtain(call)
+
+
+def test_gc_keeps_what_an_interrupted_validation_has_trained(
+    finished: Place, tmp_path: Path
+) -> None:
+    place = finished.copy(tmp_path)
+    recipe, store = place.load("validation.references=2"), Store(place.store)
+    with pytest.raises(KeyboardInterrupt):
+        execute(Interrupted(store), recipe, with_references=True)
+    assert not any(collect(Store(place.store), None)[:-1])
+    again = InlineRunner(Store(place.store))
+    execute(again, recipe, with_references=True)
+    assert len([entry for entry in again.ledger.entries if entry.built]) == 1
+    # The run that ended has the same references, so the folder of the other is not needed.
+    (begun,) = {path.split("/")[1] for path in collect(Store(place.store), None).runs}
+    assert begun not in run_folders(Store(place.store))
 
 
 def domains(place: Place) -> list[str]:

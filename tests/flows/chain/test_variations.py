@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.chain.notes import notes_of
 from flows.chain.recipe import Recipe
 from flows.chain.runner import Quiet
 from flows.run.execute import RunResult, execute
@@ -16,6 +17,7 @@ from flows.runners.inline import InlineRunner
 from flows.runners.planner import plan
 from storage.step import Runtime
 from storage.store import Store
+from tests.model_table import Ground, random_model
 
 TinyRecipe = Callable[..., Recipe]
 
@@ -39,6 +41,7 @@ def run(recipe: Recipe, store: Path) -> RunResult:
     assert all(math.isfinite(row.nll) and row.nll > 0 for row in rows)
     known = plan(str(store), recipe, Runtime(), Quiet())
     assert ([call.name for call in known.to_build()], known.pairs_missing) == ([], 0)
+    assert known.notes == notes_of(outcome), "said in the same words"
     return result
 
 
@@ -157,6 +160,33 @@ def test_tokenizer_and_base_model_may_be_given(tmp_path: Path, tiny_recipe: Tiny
     neither = run(tiny_recipe(tmp_path, *small, *both, "corpus.name=c"), tmp_path / "store")
     assert neither.summary["trained"] == ["birds-0", "law-0"]
     assert neither.outcome.base.label == "base"
+    first, second = neither.report.notes[:2]
+    assert first == "each document ends with '<|endoftext|>' (id 0)"
+    assert second.startswith("the base model's folder has no tokenizer that can be read")
+
+
+def test_a_given_base_model_is_tried_before_it_is_trained(
+    tmp_path: Path, tiny_recipe: TinyRecipe
+) -> None:
+    """Contexts are refused at once, and what was found is said by run and plan in the same words."""
+    ground = Ground(tmp_path / "ground")
+    model = random_model("gemma3", {}, tmp_path / "model")
+    small = [change for change in SMALL if not change.startswith("base.")]
+    small += [f"base={{kind: given, path: '{model}'}}", "corpus.split.base_fraction=0"]
+    small += [f"tokenizer={{kind: given, path: '{ground.tokenizer}'}}"]
+    long = tiny_recipe(tmp_path, *small, "evaluation.windows.context_length=65")
+    with pytest.raises(
+        ValueError, match=r"evaluation\.windows\.context_length 65 is more than .* 64"
+    ):
+        run(long, tmp_path / "store")
+    assert not list(Store(str(tmp_path / "store")).records("train"))
+    recipe = tiny_recipe(tmp_path, *small)
+    planned = plan(str(tmp_path / "store"), recipe, Runtime(), Quiet())
+    assert any("a run tries it (step probe)" in note for note in planned.notes)
+    made = run(recipe, tmp_path / "store")
+    (note,) = [note for note in made.report.notes if "get no gradient" in note]
+    assert "(model.multi_modal_projector" in note
+    assert note in plan(str(tmp_path / "store"), recipe, Runtime(), Quiet()).notes
 
 
 def test_base_and_evaluation_may_have_documents_of_their_own(

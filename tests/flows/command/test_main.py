@@ -1,12 +1,14 @@
 """The command line as a person or a program uses it: codes, messages, one document on stdout."""
 
+import ctypes
+import hashlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,8 +17,10 @@ import typer
 import yaml
 
 from flows.command.main import app
+from flows.command.options import faults
 from flows.command.store import What
 from storage.artifact import FORMAT, seal
+from storage.fingerprint import KEY
 from storage.store import Store
 from tests.flows.conftest import Place, mixpool, mixpool_json
 
@@ -55,6 +59,7 @@ def test_help_tells_the_exit_codes() -> None:
         ("run RECIPE --store NEW --set train.steps=[", 2, ["--set train.steps"]),
         ("run RECIPE --store NEW --runtime foo=1", 2, ["--runtime foo", "batch_tokens"]),
         ("run RECIPE --store NEW --runtime threads=x", 2, ["--runtime threads", "integer"]),
+        ("run RECIPE --store NEW --runtime scratch=NONE", 2, ["--runtime scratch", "'NONE'"]),
         ("run RECIPE --store NEW --runtime device=abacus", 1, ["abacus"]),
         ("plan NOTHING --store NEW", 2, ["there is no recipe at"]),
         ("explain NOTHING --store NEW", 2, ["there is no recipe at"]),
@@ -84,6 +89,7 @@ def test_help_tells_the_exit_codes() -> None:
         ("run RECIPE --store nosuch://x", 1, ["nosuch://x", "Protocol not known"]),
         ("show ranking --store STORE --run x", 1, ["no finished run 'x'", "-tiny"]),
         ("show lineage --store STORE --run x", 1, ["no finished run 'x'"]),
+        ("show models --store STORE --run x", 2, ["show models lists all of a store", "--run 'x'"]),
         ("show ranking --store STORE --objective x", 1, ["no objective 'x'", "macro mean, birds"]),
         ("show everything --store STORE", 2, ["lineage"]),
         (
@@ -123,6 +129,9 @@ def test_wrong_input_is_one_message_and_a_code(
     [
         "run RECIPE --store s3://me:hunter2@bucket/x",
         "show --store s3://me:hunter2@bucket/x",
+        "show --store s3://bucket/x?X-Amz-Signature=hunter2",
+        "run RECIPE --prefect --store https://127.0.0.1:1/x?sig=hunter2",
+        "run https://127.0.0.1:1/recipe.yaml?a=1&token=hunter2",
         "run https://me:hunter2@127.0.0.1:1/recipe.yaml",
         "run RECIPE --store NEW --set corpus.source.urls=[s3://me:hunter2@bucket/x]",
         "run RECIPE --store NEW --set corpus.password=hunter2",
@@ -166,7 +175,7 @@ def test_a_model_with_pickled_weights_only_is_refused(finished: Place, tmp_path:
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    given = f"base={{kind: given, path: '{folder}'}}"
+    given = f"base={{kind: given, tokenizer: any, path: '{folder}'}}"
     result = mixpool("run", finished.recipe, "--store", tmp_path / "store", "--set", given)
     assert result.exit_code == 1
     assert "pytorch_model.bin" in result.stderr
@@ -221,6 +230,29 @@ def test_a_run_trains_once_and_its_repetition_nothing(new_place: NewPlace, tmp_p
     found = mixpool_json("run", place.recipe, "--store", place.store)
     assert found["trained"] == ["owls-0"]
     assert found["losses_evaluated"] == 28 * 7 - 126
+
+
+def test_a_plan_says_what_the_run_will_say(new_place: NewPlace, tmp_path: Path) -> None:
+    place = new_place(tmp_path)
+    with (place.corpus / "birds.jsonl").open("a") as file:
+        file.write("no JSON\n")
+    planned = mixpool_json("plan", place.recipe, "--store", place.store)
+    (note,) = [note for note in planned["notes"] if "birds" in note]
+    assert "1 skipped, first birds.jsonl:40, which is not JSON" in note
+    plain = mixpool("plan", place.recipe, "--store", place.store)
+    assert f"note: {note}" in plain.stdout.splitlines()
+    assert note in mixpool_json("run", place.recipe, "--store", place.store)["problems"]
+
+
+def test_a_plan_says_what_a_run_on_this_machine_would_end_with(finished: Place) -> None:
+    words = ("plan", finished.recipe, "--store", finished.store, "--runtime")
+    for setting, said in [
+        ("device=abacus", "device 'abacus' is none that torch knows"),
+        ("device=cuda:99", "device 'cuda:99' is asked for, and torch"),
+    ]:
+        notes = mixpool_json(*words, setting)["notes"]
+        assert any(f"a run on this machine would end with: {said}" in note for note in notes), notes
+    assert not any("this machine" in n for n in mixpool_json(*words, "device=cpu")["notes"])
 
 
 def test_plan_and_explain_change_nothing(finished: Place) -> None:
@@ -281,7 +313,49 @@ def test_explain_says_what_is_not_built(finished: Place) -> None:
 
 def test_explain_where_nothing_is_to_do(finished: Place) -> None:
     said = mixpool("explain", finished.recipe, "--store", finished.store).stdout
-    assert said == "everything is in the store\n"
+    goes_on, left_out, *rest = said.splitlines()
+    assert goes_on.startswith("corpus 'tiny' goes on from its manifest 0 of ")
+    assert left_out.endswith("documents left out by corpus.split.partitions_per_domain")
+    assert rest == ["everything is in the store"]
+
+
+def test_a_limit_that_is_raised_trains_what_it_adds(finished: Place) -> None:
+    change = ["--set", "corpus.split.partitions_per_domain=2"]
+    planned = mixpool_json("plan", finished.recipe, "--store", finished.store, *change)
+    added = planned["steps"]["train"]["build"]
+    assert added
+    assert {name.rpartition("-")[2] for name in added} == {"1"}
+    said = mixpool("explain", finished.recipe, "--store", finished.store, *change).stdout
+    assert f"train {added[0]}: new" in said.splitlines()
+
+
+def test_explain_names_the_rule_by_which_a_corpus_starts_anew(finished: Place) -> None:
+    change = ["--set", "corpus.split.heldout_fraction=0.3"]
+    said = mixpool("explain", finished.recipe, "--store", finished.store, *change).stdout
+    note = said.splitlines()[1]
+    assert note.startswith("note: corpus 'tiny' starts anew, by another rule (corpus.split.heldout")
+    assert not re.search("[0-9a-f]{64}", said)
+
+
+# Withdraw ------------------------------------------------------------------------------------
+
+
+def test_withdraw_says_what_it_finds_and_adds_it_to_the_recipe(
+    finished: Place, tmp_path: Path
+) -> None:
+    place = finished.copy(tmp_path)
+    words = ["withdraw", place.recipe, "--store", place.store]
+    assert "0 documents are in no file of the corpus any more" in mixpool(*words).stdout
+    text = json.loads((finished.corpus / "birds.jsonl").read_text().splitlines()[3])["text"]
+    names = ["--id", "birds.jsonl:5", "--text", text, "--id", "birds.jsonl:99999"]
+    said = mixpool(*words, *names)
+    assert "note: birds.jsonl:99999 is nothing that the corpus holds" in said.stderr
+    found = mixpool_json(*words, *names, "--write")
+    assert {entry["origin"] for entry in found["documents"]} == {"birds.jsonl:3", "birds.jsonl:5"}
+    assert place.load().corpus.withdraw == found["withdraw"]
+    assert hashlib.sha256(text.encode()).hexdigest() in found["withdraw"]
+    whole = mixpool_json(*words, "--file", "birds.jsonl")
+    assert whole["found"] == {"birds.jsonl": 40}
 
 
 # Show, verify, gc ----------------------------------------------------------------------------
@@ -340,7 +414,9 @@ def test_ranking_of_one_set(finished: Place) -> None:
 
 def test_verify_finds_damage_and_repair_has_it_made_anew(finished: Place, tmp_path: Path) -> None:
     place = finished.copy(tmp_path)
-    assert mixpool_json("verify", "--store", place.store) == {"faults": [], "set_aside": []}
+    found = mixpool_json("verify", "--store", place.store)
+    assert (found["faults"], found["set_aside"], found["signed"]) == ([], [], [])
+    assert "not for who that was" in found["promise"]
     row = mixpool_json("show", "models", "--store", place.store)[1]
     file = Path(place.store) / row["folder"] / "model.safetensors"
     file.chmod(0o644)
@@ -359,6 +435,80 @@ def test_verify_finds_damage_and_repair_has_it_made_anew(finished: Place, tmp_pa
     assert found["trained"] == [row["model"]]
     assert found["losses_evaluated"] == 0
     assert mixpool("verify", "--store", place.store).exit_code == 0
+
+
+def test_a_group_adopts_a_store_and_believes_nothing_else(
+    finished: Place,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    place, key = finished.copy(tmp_path), "1f" * 32
+    words = ["--store", place.store]
+    assert mixpool("verify", "--sign", *words).exit_code == 2
+    monkeypatch.setenv(KEY, key)
+    for command in (["run", place.recipe], ["show"], ["verify"]):
+        refused = mixpool(*command, *words)
+        assert refused.exit_code == 1
+        assert f"store.json is not signed with the key in {KEY}" in refused.stderr
+        assert "`mixpool verify --sign`" in refused.stderr
+    (Path(place.store) / "records" / "train" / f"x.{'0' * 64}.json").write_text("damaged")
+    signed = mixpool("verify", "--sign", "--repair", *words)
+    assert signed.exit_code == 1
+    assert "1 faults" in signed.stdout
+    assert "signed: store.json" in signed.stdout
+    assert "is out of date" not in caplog.text
+    assert "by someone who has the key" in " ".join(signed.stdout.split())
+    again = mixpool("run", place.recipe, *words)
+    assert "trained now: 0" in again.stdout
+    assert mixpool_json("verify", *words)["faults"] == []
+    planted = next(Path(finished.store, "runs").iterdir())
+    shutil.copytree(planted, Path(place.store) / "runs" / "planted")
+    refused = mixpool("gc", "--keep-all", *words)
+    assert "runs/planted/run.json is not signed" in refused.stderr
+    shutil.rmtree(Path(place.store) / "runs" / "planted")
+    told = [result.output + result.stderr for result in (refused, signed, again)]
+    assert not [text for text in told if key in text]
+    assert not [path for path, data in contents(place.store).items() if key.encode() in data]
+    monkeypatch.delenv(KEY)
+    assert (
+        f"set {KEY}, or run into a store of your own" in mixpool("run", place.recipe, *words).stderr
+    )
+    assert mixpool("show", "runs", *words).exit_code == 0
+
+
+@pytest.fixture
+def read_only(finished: Place, tmp_path: Path) -> Iterator[Place]:
+    """The finished place with a store on a file system that is mounted to be read."""
+    place, libc = finished.copy(tmp_path), ctypes.CDLL(None, use_errno=True)
+    store, bind, remount = os.fsencode(place.store), 4096, 32 | 4096 | 1
+    if libc.mount(store, store, None, bind, None) or libc.mount(None, store, None, remount, None):
+        pytest.skip(f"nothing can be mounted here: {os.strerror(ctypes.get_errno())}")
+    yield place
+    assert libc.umount2(store, 2) == 0
+
+
+def test_a_store_that_may_only_be_read_shows_its_results(
+    read_only: Place, finished: Place, tmp_path: Path
+) -> None:
+    words, before = ["--store", read_only.store], contents(read_only.store)
+    result = mixpool("run", read_only.recipe, *words)
+    assert result.exit_code == 0, result.stderr
+    assert "trained now: 0" in result.stdout
+    assert "report:" not in result.stdout
+    assert f"the store at {read_only.store} cannot be written" in result.stderr
+    shown = mixpool_json("run", read_only.recipe, *words)
+    assert shown["run"] is None
+    (tmp_path / "other").mkdir()
+    other = finished.copy(tmp_path / "other")
+    assert shown["best"] == mixpool_json("run", other.recipe, "--store", other.store)["best"]
+    refused = mixpool("run", read_only.recipe, *words, "--set", "train.steps=3")
+    assert refused.exit_code == 1
+    assert "cannot be written, and a result of 'train' that this run needs is not" in refused.stderr
+    assert mixpool("verify", *words).exit_code == 0
+    assert contents(read_only.store) == before
+    nowhere = mixpool("run", read_only.recipe, "--store", f"{read_only.store}/new")
+    assert "Read-only file system" in nowhere.stderr
 
 
 def test_gc_deletes_only_when_told_and_only_what_no_kept_run_needs(
@@ -419,6 +569,23 @@ def test_a_run_that_finds_everything_imports_nothing_heavy(finished: Place, tmp_
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["trained"] == []
     assert modules(done) & HEAVY == set()
+
+
+def test_of_a_long_message_beginning_and_end_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit), faults():
+        raise ValueError(f"first\nnothing is at {'x' * 10**6}: leave it out\nlast")
+    first, middle, last = capsys.readouterr().err.splitlines()
+    assert (first, last) == ("error: first", "  last")
+    assert middle.startswith("  nothing is at x")
+    assert middle.endswith("x: leave it out")
+    assert len(middle) < 2100
+
+
+def test_an_interrupt_says_what_becomes_of_the_work(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt), faults():
+        raise KeyboardInterrupt
+    said = "interrupted: what was done stays, and the same command goes on from there"
+    assert " ".join(capsys.readouterr().err.split()) == said
 
 
 @pytest.mark.parametrize("words", ["--help", "run --help", "show runs", "show models", "verify"])

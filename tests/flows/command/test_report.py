@@ -129,3 +129,24 @@ def test_runs_that_cannot_be_told_again_say_why(finished: Place, tmp_path: Path)
     assert "made by an earlier version" in result.stderr
     assert "run its recipe again" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("report", "--output"),
+        ("export", "best", "--model"),
+        ("export", "best", "--output"),
+        ("export", "best", "--weights"),
+        ("search", "--output"),
+    ],
+)
+def test_an_address_is_no_folder_to_write_to(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = mixpool(*command, "s3://key:hidden@bucket/out")
+    assert result.exit_code == 2
+    assert "it is an address" in result.stderr
+    assert "hidden" not in result.stderr
+    assert not [*tmp_path.iterdir()]

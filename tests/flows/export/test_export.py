@@ -118,6 +118,14 @@ def test_a_format_that_there_is_not(finished: Place) -> None:
     assert "there are yaml, huggingface, olmo-core, megatron, nanotron. Axolotl is" in result.stderr
 
 
+def test_a_member_that_was_trained_in_full_has_no_adapter(finished: Place, tmp_path: Path) -> None:
+    words = ("export", "law-0", "--store", finished.store, "--adapter", tmp_path / "adapter")
+    found = mixpool(*words)
+    assert found.exit_code == 1
+    assert "law-0 was trained in full, so there is no adapter to write" in found.stderr
+    assert not [*tmp_path.iterdir()]
+
+
 # The exported model ----------------------------------------------------------------------------
 
 

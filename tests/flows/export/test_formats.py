@@ -127,6 +127,17 @@ def test_a_name_in_the_place_of_a_path_is_said_to_be_one() -> None:
     assert not any("No path" in render(format_name, whole) for format_name in FORMATS)
 
 
+def test_comments_break_no_yaml_and_turn_no_text() -> None:
+    name = "a\x1b\u202e\x00-0"
+    sampling = sampling_of(run_of((name,)), Mixture.uniform([name]))
+    for format_name, read in (("olmo-core", "sources"), ("nanotron", "data_stages")):
+        text = render(format_name, sampling)
+        assert yaml.safe_load(text)[read]
+        comments = [line for line in text.splitlines() if line.startswith("#")]
+        assert all(line.isprintable() for line in comments)
+        assert r"\x1b\u202e\x00-0 of run" in comments[0]
+
+
 def test_white_space_ends_a_prefix_of_megatron() -> None:
     run, mixture = run_of(NAMES), Mixture.uniform(["computer science-0"])
     with pytest.raises(ValueError, match="give another by --paths 'computer science'=PREFIX"):

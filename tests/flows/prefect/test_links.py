@@ -50,18 +50,18 @@ def test_each_store_has_the_start_that_is_given_for_it(
 
 
 def test_signed_address_opens_the_file_for_a_week_and_holds_no_secret(
-    moto_server: "S3Server", monkeypatch: pytest.MonkeyPatch
+    s3_server: "S3Server", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in moto_server.environment.items():
+    for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv(VARIABLE, "presigned")
     prefix = uuid.uuid4().hex
     store, path = f"s3://{BUCKET}/{prefix}", "runs/a b/report.html"
-    moto_server.client().put_object(Bucket=BUCKET, Key=f"{prefix}/{path}", Body=b"<h1>report</h1>")
+    s3_server.client().put_object(Bucket=BUCKET, Key=f"{prefix}/{path}", Body=b"<h1>report</h1>")
     found = link(store, path)
     assert is_clickable(found)
     assert httpx.get(found).text == "<h1>report</h1>"
-    assert moto_server.secret_key not in found
+    assert s3_server.secret_key not in found
     query = parse_qs(urlsplit(found).query)
     signed = {name.lower() for name in query}
     assert signed & {"signature", "x-amz-signature"}

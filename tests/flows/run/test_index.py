@@ -275,6 +275,24 @@ def test_of_each_kind_only_the_newest_are_shown(
         assert f"mixpool show {what} --store STORE lists all." in page.text
 
 
+def test_of_many_records_only_those_that_are_shown_are_read(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "MOST_MODELS", 2)
+    made = [record(store, tmp_path / f"train{n}", "train", f"train{n}") for n in range(4)]
+    assert len(made) == 4
+    read: list[str] = []
+    plain = store.backend.read
+
+    def noted(path: str) -> bytes:
+        read.append(path)
+        return plain(path)
+
+    monkeypatch.setattr(store.backend, "read", noted)
+    write_index(store)
+    assert len([path for path in read if path.startswith("records/train/")]) == 2
+
+
 def test_only_the_newest_ranking_of_each_recipe_is_read(store: Store) -> None:
     for number, recipe in enumerate("aabab"):
         ended(store, f"2026112{number}T000000Z-{recipe}", recipe)

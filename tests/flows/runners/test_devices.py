@@ -215,7 +215,7 @@ def test_sets_that_could_not_be_read_are_read_at_the_next_try(
     artifact = others["other"].artifact
     assert artifact is not None
     path = bench.store.fetch(artifact) / "windows.safetensors"
-    hidden = path.rename(path.with_suffix(".hidden"))
+    hidden = path.rename(path.with_name(".hidden"))
     with pytest.raises((OSError, CorruptError)):
         resident.turn_to(work._replace(sets=others))
     hidden.rename(path)
@@ -516,6 +516,29 @@ def test_errors_that_cannot_be_sent_are_told_in_words() -> None:
 
 
 # Taking turns ---------------------------------------------------------------------------------------
+
+
+def test_devices_that_train_together_are_taken_together() -> None:
+    """In groups, each device under its own guard; one that is left over is in none."""
+    guarded: list[str] = []
+
+    def guard(name: str) -> AbstractContextManager[Any]:
+        guarded.append(name)
+        return nullcontext()
+
+    runtime = Runtime(device="cpu,cpu,cpu,cpu,cpu", shards=2)
+    with Devices("nowhere", runtime, guard) as devices, devices.take(quiet()) as one:
+        assert one.name == "cpu,cpu"
+        assert guarded == ["cpu", "cpu"]
+        with devices.take(quiet()) as other:
+            assert other is not one
+            stop = quiet()
+            threading.Timer(0.1, stop.set).start()
+            with pytest.raises(Stopped), devices.take(stop):
+                pass
+    few = Devices("nowhere", Runtime(device="cpu,cpu", shards=3))
+    with few, few.take(quiet()) as all_of_them:
+        assert all_of_them.name == "cpu,cpu"
 
 
 def test_devices_are_taken_and_given_back() -> None:

@@ -248,16 +248,16 @@ def test_a_given_tokenizer_is_looked_at(place: Place, tmp_path: Path) -> None:
 
 
 def test_a_look_costs_one_listing_of_the_corpus_and_one_read_of_a_run(
-    place: Place, template: Place, moto_server: "S3Server", monkeypatch: pytest.MonkeyPatch
+    place: Place, template: Place, s3_server: "S3Server", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in moto_server.environment.items():
+    for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     url = f"s3://{BUCKET}/{uuid.uuid4().hex}"
     put(template.corpus, f"{url}/corpus")
     overrides = f"corpus.source.urls=['{url}/corpus']", MARKED
     name = run(place, *overrides)
     put(Path(place.store), f"{url}/store")
-    with FaultyProxy(moto_server.endpoint, rate=0, seed=0) as proxy:
+    with FaultyProxy(s3_server.endpoint, rate=0, seed=0) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         store = Store(f"{url}/store", create=False)
         opened = proxy.requests
@@ -268,8 +268,8 @@ def test_a_look_costs_one_listing_of_the_corpus_and_one_read_of_a_run(
     assert sum("corpus" in target and "max-keys=1&" not in target for target in lists) == 1
     reads = [target for method, target, _ in log if method == "GET" and target not in lists]
     assert sum("/runs/" in target for target in reads) == 1
-    # The newest manifest, and the tokenizer's record.
-    assert len(reads) == 3
+    # The newest manifest, the stamps that it names, and the tokenizer's record.
+    assert len(reads) == 4
 
 
 def put(folder: Path, url: str) -> None:
@@ -336,11 +336,11 @@ def test_only_the_same_version_has_the_same_id(one: Any, other: Any) -> None:
 
 
 def test_on_s3_an_object_is_known_by_its_etag(
-    moto_server: "S3Server", monkeypatch: pytest.MonkeyPatch
+    s3_server: "S3Server", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in moto_server.environment.items():
+    for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
-    client, key = moto_server.client(), f"{uuid.uuid4().hex}/a.jsonl"
+    client, key = s3_server.client(), f"{uuid.uuid4().hex}/a.jsonl"
     uri = f"s3://{BUCKET}/{key}"
     sent = client.put_object(Bucket=BUCKET, Key=key, Body=b"one")
     first = look_at(uri)

@@ -1,5 +1,6 @@
 """A store over http: what lies there as it lies there, nothing beside it, and for this machine alone."""
 
+import os
 import re
 import uuid
 from collections.abc import Iterator
@@ -26,11 +27,12 @@ FILES = {
 }
 
 BESIDE = b"not of the store"
+KEY = "key"
 
 
 def client(store: str, host: str = "127.0.0.1:4201") -> TestClient:
-    """A browser that asks for ``http://host``; faults inside are answers."""
-    return TestClient(pages(store), f"http://{host}", raise_server_exceptions=False)
+    """A browser that asks for ``http://host/KEY``; faults inside are answers."""
+    return TestClient(pages(store, KEY), f"http://{host}/{KEY}", raise_server_exceptions=False)
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -41,7 +43,7 @@ def browser(
     if request.param == "disk":
         url = write_to_disk(tmp_path)
     else:
-        url = write_to_s3(request.getfixturevalue("moto_server"), monkeypatch)
+        url = write_to_s3(request.getfixturevalue("s3_server"), monkeypatch)
     with client(url) as found:
         yield found
 
@@ -89,12 +91,12 @@ def test_text_is_shown_and_tables_are_downloaded(browser: TestClient, name: str,
 
 def test_begins_with_the_index(browser: TestClient) -> None:
     answer = browser.get("/")
-    assert (answer.url.path, answer.content) == ("/index.html", FILES["index.html"])
+    assert (answer.url.path, answer.content) == (f"/{KEY}/index.html", FILES["index.html"])
 
 
 def test_a_folder_lists_what_is_in_it(browser: TestClient) -> None:
     answer = browser.get("/runs")
-    assert (answer.status_code, answer.url.path) == (200, "/runs/")
+    assert (answer.status_code, answer.url.path) == (200, f"/{KEY}/runs/")
     assert '<a href="one/">one/</a>' in answer.text
     names = ["ranking.parquet", "recipe.yaml", "report.html", "run.json"]
     links = [f'<a href="{name}">{name}</a>' for name in names]
@@ -130,7 +132,58 @@ def test_nothing_beside_the_store_is_shown(browser: TestClient, path: str) -> No
 
 def test_whole_paths_stay_in_the_store(tmp_path: Path) -> None:
     with client(write_to_disk(tmp_path)) as found:
-        assert found.get(f"//{tmp_path}/secret").status_code == 404
+        answer = found.get(f"http://127.0.0.1:4201/{KEY}/{tmp_path}/secret")
+    assert (answer.status_code, answer.url.path) == (404, f"/{KEY}/{tmp_path}/secret")
+
+
+@pytest.mark.parametrize("link", ["runs/one/away", "runs/away", "away", "index.html"])
+def test_links_lead_nowhere_beside_the_store(tmp_path: Path, link: str) -> None:
+    store = Path(write_to_disk(tmp_path))
+    (store / link).unlink(missing_ok=True)
+    (store / link).symlink_to(tmp_path)
+    with client(str(store)) as found:
+        for path in (link, f"{link}/", f"{link}/secret"):
+            answer = found.get(f"/{path}")
+            assert (answer.status_code == 404) or "No run has ended yet" in answer.text
+            assert BESIDE not in answer.content
+            assert b"href" not in answer.content
+        (store / link).unlink()
+        (store / link).symlink_to(tmp_path / "secret")
+        assert BESIDE not in found.get(f"/{link}").content
+
+
+def test_a_store_may_lie_behind_a_link_and_have_links_inside(tmp_path: Path) -> None:
+    store = Path(write_to_disk(tmp_path))
+    (tmp_path / "place").symlink_to(store)
+    (store / "newest").symlink_to("runs/one")
+    with client(str(tmp_path / "place")) as found:
+        assert found.get("/newest/report.html").content == FILES["runs/one/report.html"]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    store = Path(write_to_disk(tmp_path))
+    os.mkfifo(store / "pipe")
+    with client(str(store)) as found:
+        assert found.get("/pipe").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/", "/index.html", "/wrong/index.html", "//index.html", "/keys"])
+def test_who_has_no_key_sees_nothing(browser: TestClient, path: str) -> None:
+    answer = browser.get(f"http://127.0.0.1:4201{path}")
+    assert answer.status_code == 404
+    assert answer.text == "open the address that `mixpool serve` prints for the store"
+
+
+@pytest.mark.parametrize(
+    "path", ["/index.html", "/runs/", "/runs/one/run.json", "/runs/one/ranking.parquet", "/nothing"]
+)
+def test_a_browser_runs_nothing_of_a_store_and_tells_nobody(browser: TestClient, path: str) -> None:
+    headers = browser.get(path).headers
+    policy = headers["content-security-policy"].split("; ")
+    assert {"default-src 'none'", "sandbox allow-downloads", "frame-ancestors 'none'"} < set(policy)
+    assert not [rule for rule in policy if "script" in rule or "same-origin" in rule]
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
 
 
 @pytest.mark.parametrize(
@@ -163,9 +216,9 @@ def test_a_new_file_is_seen_at_once(tmp_path: Path) -> None:
 
 
 def test_a_store_that_does_not_answer_is_said(
-    moto_server: "S3Server", monkeypatch: pytest.MonkeyPatch
+    s3_server: "S3Server", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = write_to_s3(moto_server, monkeypatch)
+    url = write_to_s3(s3_server, monkeypatch)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("MIXPOOL_PATIENCE_SECONDS", "1")
     with client(url) as found:

@@ -13,6 +13,7 @@ from storage.backends.overlay import OverlayBackend, overlay
 from storage.backends.urls import open_backend
 from storage.lease import Busy
 from storage.store import Store
+from tests.storage.contract import OUTSIDE, assert_refused
 
 PATHS = ("a", "x/b", "x/y/c", "x/y/d")
 
@@ -124,6 +125,15 @@ def test_what_a_plan_finds_damaged_is_set_aside_for_the_plan_alone(
     folder = above.fetch(above.commit(record, tmp_path / "made").output)
     assert (folder / "two").read_text() == "two 1"
     assert _files(below.backend) == before
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_no_operation_takes_a_name_that_might_lead_out(url: str, tmp_path: Path, name: str) -> None:
+    above = overlay(url, tmp_path / "above")
+    open_backend(url).create("x/y", b"1")
+    above.create("x/z", b"1")
+    assert_refused(above, name, tmp_path / "file")
+    assert [*above.list("")] == ["x/y", "x/z"]
 
 
 def test_a_new_store_is_tried_without_a_trace(tmp_path: Path) -> None:

@@ -20,14 +20,14 @@ from tests.faulty import Fault, FaultyProxy
 from tests.servers import BUCKET
 
 if TYPE_CHECKING:
-    from tests.servers import Ministack, S3Server
+    from tests.servers import S3Server
 
 MIB = 1 << 20
 
 
 @pytest.fixture
-def url(moto_server: "S3Server", monkeypatch: pytest.MonkeyPatch) -> str:
-    for name, value in moto_server.environment.items():
+def url(s3_server: "S3Server", monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     return f"s3://{BUCKET}/{uuid.uuid4().hex}"
 
@@ -79,15 +79,14 @@ def test_of_racing_big_uploads_one_wins(backend: S3Backend, tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("small_parts")
 def test_an_upload_that_nobody_finished_is_found_and_thrown_away(
-    ministack_server: "Ministack", monkeypatch: pytest.MonkeyPatch
+    s3_server: "S3Server", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = ministack_server.server  # moto stamps all uploads with one day in 2010
-    for name, value in server.environment.items():
+    for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     backend = open_backend(f"s3://{BUCKET}/{uuid.uuid4().hex}")
     assert isinstance(backend, S3Backend)
     key = backend._key("a folder/big")
-    begun = server.client().create_multipart_upload(Bucket=BUCKET, Key=key)
+    begun = s3_server.client().create_multipart_upload(Bucket=BUCKET, Key=key)
     (name,) = backend.unfinished(-60)
     assert name == f"a folder/big?uploadId={begun['UploadId']}"
     assert backend.unfinished(3600) == {}
@@ -120,10 +119,10 @@ def test_a_download_never_mixes_two_versions(backend: S3Backend, tmp_path: Path)
     replacing.result()
 
 
-def test_pages_and_tables_say_what_they_are(backend: S3Backend, moto_server: "S3Server") -> None:
+def test_pages_and_tables_say_what_they_are(backend: S3Backend, s3_server: "S3Server") -> None:
     for name in ("index.html", "run.json", "model.safetensors"):
         backend.put(name, b"x")
-    client = moto_server.client()
+    client = s3_server.client()
     kinds = {
         name: client.head_object(Bucket=BUCKET, Key=backend._key(name))["ContentType"]
         for name in ("index.html", "run.json", "model.safetensors")
@@ -136,7 +135,7 @@ def test_pages_and_tables_say_what_they_are(backend: S3Backend, moto_server: "S3
 
 
 def test_a_changed_byte_that_comes_once_is_read_again(
-    backend: S3Backend, moto_server: "S3Server", monkeypatch: pytest.MonkeyPatch
+    backend: S3Backend, s3_server: "S3Server", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend.create("x", b"what was written")
     monkeypatch.setattr(
@@ -149,19 +148,19 @@ def test_a_changed_byte_that_comes_once_is_read_again(
     assert backend.read("x") == b"what was written"
     # What rotted on the server comes back as it is: the store's own digests say so.
     facts = {"Metadata": {"crc32": "AAAAAA=="}}
-    moto_server.client().put_object(Bucket=BUCKET, Key=backend._key("x"), Body=b"rot", **facts)
+    s3_server.client().put_object(Bucket=BUCKET, Key=backend._key("x"), Body=b"rot", **facts)
     assert backend.read("x") == b"rot"
 
 
 @pytest.mark.parametrize("size", [0, 1, 8 * MIB - 1, 8 * MIB, 8 * MIB + 1, 30 * MIB])
 def test_a_file_of_a_corpus_is_read_in_blocks_and_none_twice(
-    url: str, moto_server: "S3Server", monkeypatch: pytest.MonkeyPatch, size: int
+    url: str, s3_server: "S3Server", monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     data = os.urandom(size)
     system, path = file_system(f"{url}/some file.txt")
     with system.open(path, "wb") as file:
         file.write(data)
-    with FaultyProxy(moto_server.endpoint, rate=0, seed=0) as proxy:
+    with FaultyProxy(s3_server.endpoint, rate=0, seed=0) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         system, path = file_system(f"{url}/some file.txt")
         with system.open(path, "rb") as file:
@@ -186,9 +185,9 @@ def test_a_file_that_is_replaced_while_it_is_read_is_refused(url: str) -> None:
         reading.read()
 
 
-def test_a_store_may_fill_a_whole_bucket(moto_server: "S3Server", url: str, tmp_path: Path) -> None:
+def test_a_store_may_fill_a_whole_bucket(s3_server: "S3Server", url: str, tmp_path: Path) -> None:
     del url
-    moto_server.make_bucket("whole-bucket")
+    s3_server.make_bucket("whole-bucket")
     Store("s3://whole-bucket", tmp_path)
     assert set(Store("s3a://whole-bucket/", tmp_path, create=False).backend.list("")) == {
         "store.json"
@@ -225,11 +224,11 @@ def test_what_a_server_lacks_is_named_and_does_no_harm(backend: S3Backend) -> No
 
 
 def test_a_lost_answer_to_a_write_that_landed_is_no_second_write(
-    url: str, moto_server: "S3Server", monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    url: str, s3_server: "S3Server", monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(s3, "PART_BYTES", 5 * MIB)
     (tmp_path / "big").write_bytes(os.urandom(6 * MIB))
-    with FaultyProxy(moto_server.endpoint, rate=0, seed=0) as proxy:
+    with FaultyProxy(s3_server.endpoint, rate=0, seed=0) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         backend = open_backend(url)
 

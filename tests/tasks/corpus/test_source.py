@@ -1,10 +1,13 @@
 """Documents come back whole from every format, and whatever cannot be read is counted or refused."""
 
+import base64
+import gzip
 import hashlib
 import io
 import json
 import os
 import string
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,12 +18,17 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow.parquet import encryption
 from pydantic import ValidationError
 
+from storage.fingerprint import canonical
+from tasks.corpus import formats
+from tasks.corpus.columns import plain
 from tasks.corpus.formats import UnreadableFileError
 from tasks.corpus.listing import EmptyCorpusError, SourceFile
 from tasks.corpus.reading import Document, Problem, Problems, list_files, read_documents
-from tasks.corpus.source import DocumentFormat, Source
+from tasks.corpus.source import MOST_BYTES, DocumentFormat, Source
+from tests.benchmarks.measure import peak_growth
 
 CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".lz4": "lz4"}
 PALOMA = [{"text": "one\ntwo", "id": "a/1", "subdomain": "x"}, {"text": "three", "id": "a/2"}]
@@ -252,7 +260,7 @@ def test_a_repeated_column_name_is_not_guessed_at(tmp_path: Path) -> None:
 
 
 def test_text_files_can_be_faulty_too(tmp_path: Path) -> None:
-    put(tmp_path / "a.txt", b"\xff\xfe")
+    put(tmp_path / "a.txt", b"\xff")
     put(tmp_path / "b.txt", b"")
     put(tmp_path / "c.txt", b"good")
     documents, problems = read(source(str(tmp_path)))
@@ -368,6 +376,244 @@ def test_a_file_that_is_not_what_its_name_says_is_unreadable(
         read_file(tmp_path / name, data)
 
 
+def zstd_with_window(log: int, data: bytes) -> bytes:
+    """A frame of one raw block that asks for a window of 2**log bytes (RFC 8878, 3.1.1)."""
+    block = (len(data) << 3 | 1).to_bytes(3, "little")
+    return b"\x28\xb5\x2f\xfd\x00" + bytes([log - 10 << 3]) + block + data
+
+
+def test_a_zstd_window_that_arrow_does_not_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl.zst"
+    assert len(read_file(path, zstd_with_window(27, GOOD))[0]) == 1
+    with pytest.raises(
+        UnreadableFileError, match="window above 128 MiB: compress it with --long=27"
+    ):
+        read_file(path, zstd_with_window(31, GOOD))
+
+
+def test_bytes_behind_the_data_of_gzip_are_named(tmp_path: Path) -> None:
+    data = compressed(GOOD, ".gz")
+    with pytest.raises(UnreadableFileError, match=r"other bytes, perhaps padding.*zcat"):
+        read_file(tmp_path / "x.jsonl.gz", data + bytes(512))
+    with pytest.raises(UnreadableFileError, match="does not begin as gzip does"):
+        read_file(tmp_path / "x.jsonl.gz", GOOD)
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding"),
+    [
+        ("x.jsonl", "utf-16"),
+        ("x.jsonl", "utf-16-le"),
+        ("x.jsonl.gz", "utf-16-be"),
+        ("x.txt", "utf-16"),
+    ],
+)
+def test_utf_16_is_named(tmp_path: Path, name: str, encoding: str) -> None:
+    data = compressed(GOOD.decode().encode(encoding), name[name.rindex(".") :])
+    with pytest.raises(UnreadableFileError, match=r"is UTF-16: write it as UTF-8"):
+        read_file(tmp_path / name, data)
+
+
+class Plain(encryption.KmsClient):  # type: ignore[misc] # pyarrow has no types
+    """Keeps keys in the open: for tests alone."""
+
+    def wrap_key(self, key: bytes, _: str) -> bytes:
+        return base64.b64encode(key)
+
+    def unwrap_key(self, key: bytes, _: str) -> bytes:
+        return base64.b64decode(key)
+
+
+@pytest.mark.parametrize("footer", [True, False])
+def test_encrypted_parquet_is_named(tmp_path: Path, footer: bool) -> None:
+    kms = encryption.KmsConnectionConfig()
+    how = encryption.EncryptionConfiguration(
+        footer_key="footer", column_keys={"column": ["text"]}, plaintext_footer=not footer
+    )
+    properties = encryption.CryptoFactory(lambda _: Plain()).file_encryption_properties(kms, how)
+    table = pa.table({"text": ["a"]})
+    with pq.ParquetWriter(
+        tmp_path / "x.parquet", table.schema, encryption_properties=properties
+    ) as writer:
+        writer.write_table(table)
+    with pytest.raises(UnreadableFileError, match="is encrypted: write it as plain Parquet"):
+        read(source(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("x.xml", None),
+        ("x.sql.gz", None),
+        ("x.jsonl", json_lines),
+        ("x.parquet", parquet),
+        ("x.arrow", arrow),
+    ],
+)
+def test_a_document_that_is_too_large_is_skipped_and_named(
+    tmp_path: Path, name: str, write: Write | None
+) -> None:
+    texts = ["a" * 900, "x" * 1001, "b" * 900]
+    data = texts[1].encode() if write is None else write([{"text": text} for text in texts])
+    data = compressed(data, ".gz") if name.endswith(".gz") else data
+    documents, (problem, *_) = read_file(tmp_path / name, data, max_document_bytes=1000)
+    assert [document.text for document in documents] == ([] if write is None else texts[::2])
+    assert problem.kind == "document"
+    assert (
+        "is above 1,000 bytes: write its parts, or raise format.max_document_bytes"
+        in problem.message
+    )
+
+
+def test_the_limit_on_documents_at_its_default_is_no_rule() -> None:
+    assert canonical(DocumentFormat(max_document_bytes=MOST_BYTES)) == canonical(DocumentFormat())
+    assert "max_document_bytes" not in str(canonical(DocumentFormat()))
+    assert "max_document_bytes" in str(canonical(DocumentFormat(max_document_bytes=1)))
+
+
+def test_lines_of_any_length_take_little_memory(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    folder.mkdir()
+    with (folder / "long.jsonl").open("wb") as file:
+        file.truncate(100 << 20)  # one line, which takes no place on the disk
+        file.seek(0, 2)
+        file.write(b'\n{"text": "behind the line"}\n')
+    with gzip.open(folder / "blank.jsonl.gz", "wb", compresslevel=1) as blank:
+        for _ in range(100):
+            blank.write(b" " * (1 << 20))
+        blank.write(b'\n\n{"text": "behind the blanks"}\n')
+    found: list[Any] = []
+    where = source(str(folder), max_document_bytes=5_000_000)
+    read(where)
+    assert peak_growth(lambda: found.extend(read(where))) < 50 << 20
+    assert [document.text for document in found[0]] == ["behind the blanks", "behind the line"]
+    assert [(row.path, row.first) for row in found[1]] == [("long.jsonl", "long.jsonl:0")]
+
+
+def test_a_long_line_is_the_document_that_it_was(tmp_path: Path) -> None:
+    text = "é" * 1_500_000
+    data = b" " * 3_000_000 + json_lines([{"text": text}]) + json_lines([{"text": "b"}])
+    documents, problems = read_file(tmp_path / "x.jsonl", data)
+    assert ([document.text for document in documents], problems) == ([text, "b"], [])
+    with pytest.raises(UnreadableFileError, match="line 1, the last, is cut off"):
+        read_file(tmp_path / "x.jsonl", data[:4_500_000])
+
+
+def test_a_row_group_of_rows_above_the_limit_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "_BATCH_BYTES", 2500)
+    data = parquet([{"text": "x" * 5000}])
+    assert len(read_file(tmp_path / "x.parquet", data)[0]) == 1
+    with pytest.raises(UnreadableFileError, match="has rows above the limit"):
+        read_file(tmp_path / "x.parquet", data, max_document_bytes=1000)
+
+
+@pytest.mark.parametrize(("name", "write"), [("x.parquet", parquet), ("x.arrow", arrow_file)])
+def test_large_rows_come_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, write: Write
+) -> None:
+    texts = [f"{number:02d}" * 500 for number in range(20)]
+    monkeypatch.setattr(formats, "_BATCH_BYTES", 2500)
+    documents, _ = read_file(tmp_path / name, write([{"text": text} for text in texts]))
+    assert [document.text for document in documents] == texts
+    sizes: list[int] = []
+
+    def sized(column: pa.Array) -> list[object]:
+        sizes.append(len(column))
+        return plain(column)
+
+    monkeypatch.setattr(formats, "plain", sized)
+    read(source(str(tmp_path)))
+    assert sum(sizes) == 20
+    assert max(sizes) <= 2
+
+
+def test_offsets_and_numbers_that_lead_nowhere_are_damage(tmp_path: Path) -> None:
+    """Arrow's readers do not look at them."""
+    offsets = pa.array([0, 2, 1, 3], pa.int32()).buffers()[1]
+    texts = pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(b"abc")])
+    numbers = pa.array([0, 7], pa.int32())
+    words = pa.DictionaryArray.from_arrays(numbers, pa.array(["a", "b"]), safe=False)
+    for column in (texts, words):
+        table = pa.Table.from_arrays([column], ["text"])
+        with (
+            pa.OSFile(str(tmp_path / "x.arrow"), "wb") as sink,
+            pa.ipc.new_file(sink, table.schema) as writer,
+        ):
+            writer.write_table(table)
+        with pytest.raises(UnreadableFileError, match=r"x.arrow is truncated or not in the format"):
+            read(source(str(tmp_path)))
+
+
+def wet(*records: tuple[str, str, str]) -> bytes:
+    """A file of these records (type, language, text), by the library itself."""
+    pytest.importorskip("warcio")
+    from warcio.warcwriter import WARCWriter
+
+    sink = io.BytesIO()
+    writer = WARCWriter(sink, gzip=True)
+    writer.write_record(writer.create_warcinfo_record("x.wet.gz", {"software": "tests"}))
+    for kind, language, text in records:
+        writer.write_record(
+            writer.create_warc_record(
+                "http://example.org/",
+                kind,
+                payload=io.BytesIO(text.encode()),
+                length=len(text.encode()),
+                warc_content_type="text/plain",
+                warc_headers_dict={"WARC-Identified-Content-Language": language},
+            )
+        )
+    return sink.getvalue()
+
+
+def test_wet_without_its_extra_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "warcio.archiveiterator", None)
+    with pytest.raises(ValueError, match=r"pip install 'mixpool\[warc\]'"):
+        read_file(tmp_path / "x.wet", b"WARC/1.0")
+
+
+def test_a_record_of_a_wet_file_that_is_no_text_is_skipped(tmp_path: Path) -> None:
+    """Not looked into: it may lack what a record of its kind has."""
+    kinds = ("warcinfo", "response", "conversion", "request", "")
+    record = "WARC/1.0\r\nWARC-Type: {}\r\nContent-Length: 5\r\n\r\nhello\r\n\r\n"
+    data = "".join(map(record.format, kinds)).encode()
+    documents, problems = read_file(tmp_path / "x.wet", data)
+    assert [row.text for row in documents] == ["hello"]
+    skipped = [(row.first, row.message.partition(",")[0]) for row in problems]
+    assert skipped == [
+        ("x.wet:1", "is a record of 'response'"),
+        ("x.wet:3", "is a record of 'request'"),
+        ("x.wet:4", "is a record of ''"),
+    ]
+
+
+def test_each_record_of_a_wet_file_is_a_document(tmp_path: Path) -> None:
+    data = wet(
+        ("conversion", "eng", "one\ntwo"), ("metadata", "x", "y"), ("conversion", "deu", "drei")
+    )
+    documents, problems = read_file(tmp_path / "x.warc.wet.gz", data)
+    assert [(row.text, row.domain, row.origin) for row in documents] == [
+        ("one\ntwo", "x", "x.warc.wet.gz:1"),
+        ("drei", "x", "x.warc.wet.gz:3"),
+    ]
+    assert [row.message for row in problems] == [
+        "is a record of 'metadata', not of text (conversion)"
+    ]
+    language = {"domain_fields": ["WARC-Identified-Content-Language"]}
+    assert [row.domain for row in read_file(tmp_path / "x.wet.gz", data, **language)[0]] == [
+        "eng", "deu",
+    ]  # fmt: skip
+    plain = gzip.decompress(data)
+    assert len(read_file(tmp_path / "x.wet", plain)[0]) == 2
+    for cut in (plain[:-10], b"no record\n" * 9):
+        with pytest.raises(UnreadableFileError, match="truncated or not in the format"):
+            read_file(tmp_path / "x.wet", cut)
+    with pytest.raises(UnreadableFileError):
+        read_file(tmp_path / "x.wet.gz", data[:-10])
+
+
 def test_a_file_that_went_away_is_not_called_damaged(tmp_path: Path) -> None:
     for name in ("x.jsonl", "x.parquet", "x.jsonl.zst"):
         where = source(put(tmp_path / name, b"x"))
@@ -408,6 +654,67 @@ def test_domain_fields_are_joined_and_alike_in_every_format(tmp_path: Path) -> N
     assert [row.domain for row in documents] == ["web-2020-true-3-1.5"] * 4
 
 
+def test_dots_reach_into_objects_structs_and_json_in_text(tmp_path: Path) -> None:
+    rows = [
+        {
+            "text": "a",
+            "meta": {"set": {"name": "pile"}, "n": 1},
+            "said": '{"set": {"name": "pile"}}',
+        }
+    ]
+    inner = pa.array(["pile"]).dictionary_encode()
+    table = pa.Table.from_pylist(rows)
+    struct = pa.StructArray.from_arrays([inner, pa.array([[1.5]])], names=["name", "much"])
+    meta = pa.StructArray.from_arrays([struct, pa.array([1])], names=["set", "n"])
+    put(tmp_path / "1.jsonl", json_lines(rows))
+    put(tmp_path / "2.parquet", parquet(rows))
+    put(tmp_path / "3.arrow", arrow(rows))
+    pq.write_table(table.set_column(1, "meta", meta), tmp_path / "4.parquet")
+    for fields, domain in ((["meta.set.name", "meta.n"], "pile-1"), (["said.set.name"], "pile")):
+        documents, problems = read(source(str(tmp_path), domain_fields=fields))
+        assert problems == []
+        assert [row.domain for row in documents] == [domain] * 4
+    for field in ("meta.set", "meta.other", "said.set.name.first", "text.set", "meta.n.x"):
+        documents, problems = read(source(str(tmp_path), domain_fields=[field]))
+        assert documents == []
+        assert [row.count for row in problems] == [1] * 4
+
+
+def test_a_whole_name_with_a_dot_wins_and_empty_structs_are_faults(tmp_path: Path) -> None:
+    rows = [{"text": "a", "meta.x": "whole", "meta": {"x": "inner", "y.z": "odd"}}]
+    formats: dict[str, Write] = {"1.jsonl": json_lines, "2.parquet": parquet, "3.arrow": arrow}
+    for name, write in formats.items():
+        put(tmp_path / name, write(rows))
+    documents, _ = read(source(str(tmp_path), domain_fields=["meta.x", "meta.y.z"]))
+    assert [row.domain for row in documents] == ["whole-odd"] * 3
+    null: list[dict[str, Any]] = [{"text": "a", "meta": None}, {"text": "b", "meta": {"x": "ok"}}]
+    documents, problems = read_file(tmp_path / "4.parquet", parquet(null), domain_fields=["meta.x"])
+    assert [(row.text, row.domain) for row in documents] == [("b", "ok")]
+    assert "no text or number" in problems[0].message
+
+
+def test_of_a_struct_only_the_wanted_leaf_is_read(tmp_path: Path) -> None:
+    rows = [{"text": "a", "meta": {"name": "pile", "rest": os.urandom(1 << 16).hex()}}] * 8
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, use_dictionary=False)
+    data = bytearray(path.read_bytes())
+    rest = pq.ParquetFile(path).metadata.row_group(0).column(2)
+    assert rest.path_in_schema == "meta.rest"
+    data[rest.data_page_offset : rest.data_page_offset + 64] = bytes(64)
+    documents, _ = read_file(path, bytes(data), domain_fields=["meta.name"])
+    assert [row.domain for row in documents] == ["pile"] * 8
+    with pytest.raises(UnreadableFileError):
+        read_file(path, bytes(data), domain_fields=["meta.rest"])
+
+
+def test_a_field_that_rows_lack_may_be_that_of_a_folder(tmp_path: Path) -> None:
+    put(tmp_path / "lang=en%2FGB" / "year=2020" / "0.parquet", parquet([{"text": "a"}]))
+    put(tmp_path / "lang=de" / "year=2021" / "1.jsonl", json_lines([{"text": "b", "lang": "own"}]))
+    documents, problems = read(source(str(tmp_path), domain_fields=["lang", "year"]))
+    assert problems == []
+    assert {row.text: row.domain for row in documents} == {"a": "en/GB-2020", "b": "own-2021"}
+
+
 def test_the_text_field_can_be_the_domain_field(tmp_path: Path) -> None:
     formats: dict[str, Write] = {"x.parquet": parquet, "x.arrow": arrow, "x.jsonl": json_lines}
     for name, data in formats.items():
@@ -440,6 +747,17 @@ def test_an_optional_group_may_be_absent_and_a_path_without_match_is_a_problem(
     assert [row.domain for row in documents] == ["a", "b-1"]
     message = "its path does not match domain_pattern '^([a-z])(?:-(\\\\d))?'"
     assert problems == [Problem("9.jsonl", "file", 1, "9.jsonl", message)]
+
+
+def test_patterns_whose_groups_join_to_one_name_are_refused(tmp_path: Path) -> None:
+    put(tmp_path / "a-1" / "0.jsonl", GOOD)
+    put(tmp_path / "a" / "1.jsonl", GOOD)
+    where = source(str(tmp_path), domain_pattern=r"^([a-z]-\d|[a-z])/(?:([1-9]))?")
+    joined: dict[str, tuple[str, ...]] = {}
+    first, second = list_files(where)
+    assert [row.domain for row in read_documents(first, where, Problems(), joined)] == ["a-1"]
+    with pytest.raises(ValueError, match=r"would both be domain 'a-1'"):
+        list(read_documents(second, where, Problems(), joined))
 
 
 def test_a_constant_domain_and_the_choice_of_domains(tmp_path: Path) -> None:
@@ -503,7 +821,7 @@ def test_a_contradictory_source_is_refused(fields: dict[str, Any], message: str)
 )
 def test_credentials_are_refused_and_not_repeated(url: str) -> None:
     for fields in ({"urls": [url]}, {"dataset": url}):
-        with pytest.raises(ValidationError, match="holds credentials") as caught:
+        with pytest.raises(ValidationError, match="carries credentials") as caught:
             Source(**fields)
         assert "geheim" not in str(caught.value)
         assert "heim" not in str(caught.value)
@@ -594,8 +912,8 @@ def test_hidden_and_foreign_files_are_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("x.json", "write JSON lines"),
-        ("*.json", "write JSON lines"),
+        ("x.json", "call it .jsonl"),
+        ("*.json", "call it .jsonl"),
         ("x.bin", "give .jsonl, .parquet"),
         ("*.bin", "give .jsonl, .parquet"),
         ("LICENSE", "give .jsonl, .parquet"),

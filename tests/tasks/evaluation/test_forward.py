@@ -33,8 +33,14 @@ from tasks.evaluation.window import Windows
 pytest_plugins = ["tests.tasks.tiny_models"]
 
 
-@cases(st.lists(st.integers(1, 12), min_size=1, max_size=40), st.integers(1, 60))
-def test_batches_hold_every_scored_token_once(lengths: list[int], tokens: int) -> None:
+@cases(
+    st.lists(st.integers(1, 12), min_size=1, max_size=40),
+    st.integers(1, 60),
+    st.lists(st.integers(1, 12), max_size=2).map(sorted),
+)
+def test_batches_hold_every_scored_token_once(
+    lengths: list[int], tokens: int, turns: list[int]
+) -> None:
     count = len(lengths)
     ids = np.arange(count * 13, dtype=np.int32).reshape(count, 13)
     first = np.array([n // 3 for n in lengths], dtype=np.int32)
@@ -42,7 +48,10 @@ def test_batches_hold_every_scored_token_once(lengths: list[int], tokens: int) -
     none = np.zeros(count, dtype=np.int64)
     length = np.array(lengths, dtype=np.int32)
     found = token_batches(
-        Windows(ids[:, :-1], ids[:, 1:], first, length, group, none, none, none), tokens, "cpu"
+        Windows(ids[:, :-1], ids[:, 1:], first, length, group, none, none, none),
+        tokens,
+        "cpu",
+        turns,
     )
     targets = [int(t) for batch in found for t in batch.targets]
     groups = [int(g) for batch in found for g in batch.group]
@@ -53,6 +62,8 @@ def test_batches_hold_every_scored_token_once(lengths: list[int], tokens: int) -
     for batch in found:
         assert batch.inputs.numel() <= tokens or len(batch.inputs) == 1
         assert (batch.inputs.flatten()[batch.scored] + 1).equal(batch.targets)
+        batched = [lengths[group] for group in batch.group]
+        assert len({sum(length > turn for turn in turns) for length in batched}) == 1
     widths = [batch.inputs.shape[1] for batch in found]
     assert widths == sorted(widths)
 

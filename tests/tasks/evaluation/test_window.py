@@ -10,10 +10,14 @@ import pytest
 from hypothesis import given as cases
 from hypothesis import settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from storage.artifact import describe
-from tasks.evaluation.window import Windows, load_windows, spans
-from tasks.tokens.tokenizer import Encoder
+from storage.step import Workspace
+from tasks.evaluation.window import WindowConfig, Windows, build, load_windows, spans
+from tasks.tokens import tokenize
+from tasks.tokens.tokenize import TokenizeConfig
+from tasks.tokens.tokenizer import Encoder, save
 
 pytest_plugins = ["tests.tasks.tiny_models"]
 
@@ -151,3 +155,30 @@ def test_many_documents_share_groups(windows: Callable[..., Path]) -> None:
 def test_set_without_text_is_refused(windows: Callable[..., Path], texts: list[str]) -> None:
     with pytest.raises(ValueError, match="the evaluation set has no text"):
         windows(texts)
+
+
+def words_only(folder: Path) -> Path:
+    """A tokenizer that knows one word."""
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "<end>": 1, "a": 2}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    save(tokenizer, "<end>", folder)
+    return folder
+
+
+def test_unknown_tokens_are_counted_and_too_many_refused(
+    new: Callable[[], Path],
+    workspace: Callable[..., Workspace],
+    stored: Callable[[list[str]], Path],
+) -> None:
+    tokenizer, few = words_only(new()), ["a " * 99 + "b", "a " * 100]
+    few_inputs = {"documents": stored(few), "tokenizer": tokenizer}
+    config = WindowConfig(context_length=32)
+    assert build(config, few_inputs, new(), workspace())["num_unknown"] == 1
+    tokens = tokenize.build(TokenizeConfig(), few_inputs, new(), workspace())
+    assert (tokens["num_unknown"], tokens["num_tokens"]) == (1, 202)
+    none_inputs = {**few_inputs, "documents": stored(["a a"])}
+    assert "num_unknown" not in build(config, none_inputs, new(), workspace())
+    assert "num_unknown" not in tokenize.build(TokenizeConfig(), none_inputs, new(), workspace())
+    many_inputs = {**few_inputs, "documents": stored(["a " * 98 + "b c"])}
+    with pytest.raises(ValueError, match=r"has 2 tokens .* among 100, and above 1% bits per byte"):
+        build(config, many_inputs, new(), workspace())

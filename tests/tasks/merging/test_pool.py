@@ -184,7 +184,7 @@ def test_a_pool_takes_what_it_is_given(models: Models) -> None:
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
 def test_a_compiled_merge_has_the_same_bits(models: Models, pool: Pool) -> None:
     compiled = Pool(models, "cpu", compiled=True)
-    for parts in ({"a": 1}, {"a": 1, "c": 2}, {"a": 3, "b": 5, "c": 7}, {"a": 2, "b": 2, "c": 2}):
+    for parts in ({"a": 1}, {"a": 3, "b": 5, "c": 7}, {"a": 2, "b": 2, "c": 2}):
         mixture = Mixture.of(parts)
         assert merged_by(compiled, mixture).equal(merged_by(pool, mixture))
 
@@ -195,10 +195,10 @@ def test_a_compiled_merge_has_the_same_bits(models: Models, pool: Pool) -> None:
 def test_compiled_merges_are_compiled_once_for_each_power_of_two() -> None:
     from torch._dynamo.utils import counters
 
-    members, target = [torch.randn(50) for _ in range(16)], torch.empty(50)
+    members, target = [torch.randn(50) for _ in range(8)], torch.empty(50)
     torch.compiler.reset()
     counters.clear()
-    for k in range(2, 17):
+    for k in range(2, 9):
         fused_sum(target, members[:k], [1] * k)
         assert target.equal(weighted_sum(members[:k], [1] * k, torch.float64))
-    assert counters["stats"]["unique_graphs"] == 4
+    assert counters["stats"]["unique_graphs"] == 3

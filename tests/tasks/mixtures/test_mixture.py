@@ -262,7 +262,7 @@ def test_explicit_mixtures_are_exact_where_they_are_whole() -> None:
         "code-0 + code-1 + law-0",
         "2 code-0 + 1 code-1 + 1 law-0",
     ]
-    huge = 10**15 + 1
+    huge = 10**15
     assert listed(Explicit(mixtures=[{"law": huge, "prose": 1}]))[0].total == huge + 1
 
 
@@ -311,6 +311,18 @@ def test_a_name_of_both_kinds_is_a_domain_where_the_unit_is_one() -> None:
     assert listed(Subsets(only=["law"]), corpus=corpus) == [Mixture.uniform(["law"])]
     by_domain = Subsets(only=["law"], unit="domain")
     assert listed(by_domain, corpus=corpus) == [Mixture.uniform(["tort"])]
+
+
+def test_an_explicit_name_of_both_kinds_is_told_apart_or_refused() -> None:
+    corpus = {"law-0": "law", "law-0-0": "law-0", "code": "code"}
+    weights = [{"law-0": 1.0, "code": 1.0}]
+    with pytest.raises(
+        ValueError, match=r"mixtures\[0\] names 'law-0', which is a partition of 'law'"
+    ):
+        listed(Explicit(mixtures=weights), corpus=corpus)
+    for unit, chosen in (("partition", "law-0"), ("domain", "law-0-0")):
+        space = Explicit.model_validate({"mixtures": weights, "unit": unit})
+        assert listed(space, corpus=corpus) == [Mixture.uniform(["code", chosen])]
 
 
 def test_a_space_far_too_large_is_refused_at_once() -> None:

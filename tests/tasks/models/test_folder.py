@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given as cases
@@ -31,7 +32,13 @@ from tasks.merging.average import (
 )
 from tasks.models.facts import Facts, fact_differences, facts_of
 from tasks.models.folder import load_model, load_weights, save_model
-from tasks.models.initialise import InitialiseConfig, LlamaArchitecture, build_initial
+from tasks.models.initialise import (
+    InitialiseConfig,
+    LlamaArchitecture,
+    build_initial,
+    check_memory,
+    llama_config,
+)
 
 pytest_plugins = ["tests.tasks.tiny_models"]
 
@@ -204,6 +211,41 @@ def test_heads_that_do_not_divide_the_width(
         )
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_size_of_an_architecture_is_that_of_its_model(tied: bool) -> None:
+    shape = LlamaArchitecture(
+        hidden_size=32,
+        num_layers=3,
+        num_heads=4,
+        num_kv_heads=2,
+        intermediate_size=48,
+        context_length=8,
+        tie_embeddings=tied,
+    )
+    model = AutoModelForCausalLM.from_config(llama_config(shape, 300, 0))
+    number = model.num_parameters()
+    there = psutil.virtual_memory().total
+    check_memory(shape, 300, there // number)
+    with pytest.raises(
+        ValueError, match=rf"^base\.architecture has {number:,} parameters with a voc"
+    ):
+        check_memory(shape, 300, there // number + 1)
+
+
+def test_an_architecture_that_no_machine_holds(
+    tokenizer: Path, new: Callable[[], Path], workspace: Callable[..., Workspace]
+) -> None:
+    shape = LlamaArchitecture(
+        hidden_size=10**6, num_layers=8, num_heads=8, intermediate_size=10**7, context_length=8
+    )
+    with pytest.raises(
+        ValueError, match=r"take about [\d,]{7,} GB, .*: lower base\.architecture\.hid"
+    ):
+        build_initial(
+            InitialiseConfig(architecture=shape), {"tokenizer": tokenizer}, new(), workspace()
+        )
+
+
 def test_architecture_is_what_makes_weights_correspond(
     given: Callable[..., Path], imported: Callable[[Path], Path]
 ) -> None:
@@ -272,7 +314,7 @@ def test_vocabulary_smaller_than_the_tokenizer(
     given: Callable[..., Path], imported: Callable[[Path], Path]
 ) -> None:
     small = given(GPT2Config(vocab_size=299, n_positions=16, n_embd=8, n_layer=1, n_head=2))
-    with pytest.raises(ValueError, match="299 embeddings and the tokenizer 300"):
+    with pytest.raises(ValueError, match="299 embeddings and the tokenizer ids up to 299"):
         imported(small)
 
 

@@ -25,7 +25,8 @@ from tasks.partitions import manifest
 from tasks.partitions.arrival import look_for_files
 from tasks.partitions.config import CorpusConfig
 from tasks.partitions.manifest import Manifest
-from tasks.partitions.scan import rules_of, scan
+from tasks.partitions.rules import rules_of
+from tasks.partitions.scan import scan
 from tests.faulty import FaultyProxy
 from tests.servers import BUCKET
 from tests.tasks.conftest import Named
@@ -89,7 +90,7 @@ def root(
     """An empty folder, on three kinds of file systems."""
     name = uuid.uuid4().hex
     if request.param == "s3":
-        server: S3Server = request.getfixturevalue("moto_server")
+        server: S3Server = request.getfixturevalue("s3_server")
         for variable, value in server.environment.items():
             monkeypatch.setenv(variable, value)
     urls = {"disk": str(tmp_path), "memory": f"memory://{name}", "s3": f"s3://{BUCKET}/{name}"}
@@ -178,15 +179,13 @@ def listings(proxy: FaultyProxy) -> int:
     )
 
 
-def test_a_marker_costs_no_request(
-    moto_server: "S3Server", monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in moto_server.environment.items():
+def test_a_marker_costs_no_request(s3_server: "S3Server", monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     root = f"s3://{BUCKET}/{uuid.uuid4().hex}"
     lay(root, *TREE, *(f"{folder}/{MARKER}" for folder in ("a", "b", "a/deep")))
     for address in (root, f"{root}/**/*.jsonl", f"{root}/*/*.jsonl", f"{root}/a/*.jsonl"):
-        with FaultyProxy(moto_server.endpoint, rate=0, seed=0) as proxy:
+        with FaultyProxy(s3_server.endpoint, rate=0, seed=0) as proxy:
             monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
             list_files(Source(urls=[address]))
             plain, plain_listings = proxy.requests, listings(proxy)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections import Counter
@@ -17,9 +18,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from storage.artifact import seal
 from storage.store import Store
 from tasks.corpus.listing import EmptyCorpusError
-from tasks.corpus.source import Source
+from tasks.corpus.source import DocumentFormat, Source
 from tasks.partitions.config import EvaluationSetConfig, SplitConfig
 from tasks.partitions.index import Role
 from tasks.partitions.manifest import Manifest, PartitionEntry
@@ -265,7 +267,8 @@ def test_a_corpus_that_moves_brings_no_new_artifact(
         found.tokenizer,
         found.index,
     )
-    assert ground.artifacts() == names
+    new = ground.artifacts() - names
+    assert [path.rpartition("/")[2] for path in new] == ["stamps.json.gz"] * (place != "glob")
     assert len(ground.manifests()) == (1 if place == "glob" else 2)
     assert ground.scan() == moved
 
@@ -276,7 +279,9 @@ def test_a_store_that_was_copied_goes_on_as_the_first(disk: "Ground", tmp_path: 
     shutil.copytree(tmp_path / "store", tmp_path / "copy")
     disk.put("ant/1.jsonl", many(17, "more"))
     there = disk.scan(Store(str(tmp_path / "copy"), tmp_path / "cache"))
-    assert there == disk.scan()
+    assert there.model_copy(update={"created": ""}) == disk.scan().model_copy(
+        update={"created": ""}
+    )
     assert len(there.partitions()) == 6
 
 
@@ -439,7 +444,9 @@ def test_a_corpus_that_fills_no_partition_is_refused_until_it_does(ground: "Grou
 
 def test_a_corpus_without_a_usable_document_says_what_is_wrong_with_it(ground: "Ground") -> None:
     ground.put_bytes("ant/0.jsonl", b'{"body": "x"}\n')
-    with pytest.raises(ValueError, match=r"no usable document(.|\n)*lacks the text field 'text'"):
+    with pytest.raises(
+        ValueError, match=r"no document that can be used: .*lacks the text field 'text'"
+    ):
         ground.scan()
     ground.split |= {"base_fraction": 0.5}
     with pytest.raises(ValueError, match=r"base model(.|\n)*lacks the text field 'text'"):
@@ -531,3 +538,200 @@ def test_damaged_files_of_what_is_pinned_are_an_error(ground: "Ground") -> None:
     with pytest.raises(ValueError, match=r"base model's documents cannot be made of a part"):
         ground.scan()
     assert ground.manifests() == []
+
+
+def pair(a: str, b: str) -> dict[str, Any]:
+    return {"text": f"{a} {b} ".ljust(120, "."), "a": a, "b": b}
+
+
+def test_two_tuples_never_become_one_domain(disk: "Ground") -> None:
+    rule = DocumentFormat(domain_fields=["a", "b"])
+    disk.fields["source"] = Source(urls=[str(disk.corpus)], format=rule)
+
+    def put(name: str, *rows: dict[str, Any]) -> None:
+        disk.put_bytes(name, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+    put("0.jsonl", pair("web", "en-US"), pair("a-b", "c"))
+    first = disk.scan()
+    assert {*first.domains} == {"web-en-US", "a-b-c"}
+    put("1.jsonl", pair("web", "en-US") | {"text": "more ".ljust(120, ".")})
+    assert {*disk.partitions(disk.scan())} == {"web-en-US-0", "web-en-US-1", "a-b-c-0"}
+    put("2.jsonl", pair("a", "b-c"))
+    with pytest.raises(
+        ValueError, match=r"2\.jsonl:0: \('a', 'b-c'\) and \('a-b', 'c'\) would both"
+    ):
+        disk.scan()
+    assert len(disk.manifests()) == 2
+
+
+# A limit that changes, and rules that do ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [3, None])
+def test_a_limit_that_is_raised_appends_what_was_left_out(
+    ground: "Ground", limit: int | None
+) -> None:
+    ants, bees = many(23, "ant"), many(7, "bee")
+    ground.split |= {"partitions_per_domain": 1}
+    ground.put("ant/0.jsonl", ants)
+    ground.put("bee/0.jsonl", bees)
+    first = ground.scan()
+    assert first.counts == {"train": 10, "left out": 20}
+    ground.split |= {"partitions_per_domain": limit}
+    # The file has grown by now, so it is read as a new one too.
+    ground.put("ant/0.jsonl", [*ants, "more ants, ".ljust(20, ".")])
+    raised = ground.scan()
+    assert (raised.chain, raised.number) == (first.chain, 1)
+    assert raised.domains["ant"].partitions[:1] == first.domains["ant"].partitions
+    texts = [ants[start : start + 5] for start in range(0, 20 if limit is None else 15, 5)]
+    assert ground.partitions(raised) == {
+        **{f"ant-{number}": part for number, part in enumerate(texts)},
+        "bee-0": bees[:5],
+    }
+    assert sum(raised.counts.values()) == 30 + 24, "what was read again is counted once"
+    assert raised.counts.get("left out", 0) == (0 if limit is None else 24 - 15)
+    assert ground.scan(ground.opened()) == raised
+    ground.split |= {"partitions_per_domain": 2}
+    lowered = ground.scan()
+    assert lowered == raised
+    assert [e.name for e in lowered.partitions(limit=2)] == ["ant-0", "ant-1", "bee-0"]
+
+
+def test_chains_have_the_names_that_they_had_when_the_limit_was_a_rule(ground: "Ground") -> None:
+    """Written down from the commit before; with a limit, the name is no longer given."""
+    ground.put("ant/0.jsonl", many(12))
+    assert ground.scan().chain == "corpus.4055bad760e4e64c"
+
+
+def test_a_chain_from_when_the_limit_was_a_rule_is_gone_on_with(ground: "Ground") -> None:
+    ground.split |= {"partitions_per_domain": 1}
+    ground.put("ant/0.jsonl", many(12))
+    made = ground.scan()
+    (path,) = ground.manifests()
+    old = json.loads(ground.store.backend.read(path))["content"]
+    for field in ("created", "limit", "stamps", "story", "base_seen"):
+        del old[field]
+    old["rules"]["split"]["partitions_per_domain"] = 1
+    old |= {"chain": "corpus.162a6fc9963a5bc6", "files": made.files}
+    ground.store.backend.create(f"manifests/{old['chain']}/000000.json", seal(old))
+    ground.store.backend.delete(path)
+    found = ground.scan(ground.opened())
+    assert (found.chain, found.number, found.limit) == (old["chain"], 0, 1)
+    assert found.domains == made.domains
+    ground.split |= {"partitions_per_domain": 2}
+    raised = ground.scan()
+    assert (raised.chain, raised.number) == (old["chain"], 1)
+    assert list(ground.partitions(raised)) == ["ant-0", "ant-1"]
+    assert raised.files == made.files
+
+
+def test_a_corpus_that_starts_anew_says_by_which_rule(ground: "Ground") -> None:
+    ground.put("ant/0.jsonl", many(12))
+    assert ground.scan().problems == []
+    ground.split |= {"tokens_per_partition": 50}
+    ground.fields["source"] = Source(urls=[str(ground.corpus)], exclude_domains=["bee"])
+    found = ground.scan()
+    assert found.number == 0
+    assert found.problems == [
+        "corpus 'corpus' starts anew, by another rule (corpus.source.exclude_domains [] -> "
+        '["bee"], corpus.split.tokens_per_partition 100 -> 50): partitions are made anew, and all '
+        "models are trained again"
+    ]
+    assert ground.scan().problems == [], "it has started"
+
+
+def test_how_a_corpus_goes_on_is_told(ground: "Ground") -> None:
+    told: list[str] = []
+    ground.put("ant/0.jsonl", many(12))
+    ground.put("bee/0.jsonl", many(12, "bee"))
+    ground.scan(tell=told.extend)
+    assert told == []
+    (ground.corpus / "bee" / "0.jsonl").unlink()
+    ground.put("cow/0.jsonl", many(12, "cow"))
+    found = ground.scan(tell=told.extend)
+    assert re.sub(r"of \d{4}-\d\d-\d\d \d\d:\d\d UTC", "of DATE", told.pop(0)) == (
+        "corpus 'corpus' goes on from its manifest 0 of DATE; new domains: cow"
+    )
+    assert told == [
+        "1 files that were read are gone from the corpus's address (bee/0.jsonl); no file is left "
+        "of bee: their documents stay, and `mixpool withdraw` lists them"
+    ]
+    assert "bee-0" in ground.partitions(found)
+
+
+# Stamps ---------------------------------------------------------------------------------------------
+
+
+def test_a_manifest_does_not_grow_with_the_files_that_were_there(ground: "Ground") -> None:
+    for number in range(40):
+        ground.put(f"ant/{number:02d}.jsonl", many(1, f"t{number:02d}"))
+    for number in range(40, 50):
+        found = ground.scan()
+        ground.put(f"ant/{number:02d}.jsonl", many(1, f"t{number:02d}"))
+    assert b"ant/00.jsonl" not in ground.store.backend.read(ground.manifests()[-1])
+    assert len(found.stamps) < 5, "small ones are joined"
+    assert {*found.files} == {f"ant/{number:02d}.jsonl" for number in range(49)}
+    assert ground.scan(ground.opened()).files.keys() >= found.files.keys()
+
+
+def test_files_whose_stamps_are_lost_are_read_again_and_change_nothing(ground: "Ground") -> None:
+    ground.put("ant/0.jsonl", many(12))
+    found = ground.scan()
+    ground.store.retract(found.stamps[0])
+    again = ground.scan(ground.opened())
+    assert (again.domains, again.files, again.stamps) == (found.domains, found.files, found.stamps)
+    assert ground.scan(ground.opened()) == again
+
+
+# Twins and pins -------------------------------------------------------------------------------------
+
+
+def test_a_document_that_differs_from_an_evaluation_document_by_form_alone_is_not_trained_on(
+    ground: "Ground",
+) -> None:
+    held = "The café is\nopen today, and on every other day of this long year"
+    twins = [held.replace("é", "e\u0301"), held.upper(), f"  {held}\r\n".replace(" ", "\u00a0 ")]
+    others = [f"{held}.", held.replace("é", "e"), held.replace("long ", "")]
+    ground.split |= {"tokens_per_partition": len(" ".join(others).encode())}
+    ground.sets = [ground.own_set("own", [held])]
+    ground.put("ant/0.jsonl", [*twins, *others])
+    found = ground.scan()
+    assert ground.sealed_texts(found) == others
+    assert found.counts == {"known as evaluation": 3, "train": 3}
+
+
+def test_a_twin_of_a_held_out_document_is_not_trained_on(ground: "Ground") -> None:
+    ground.split |= {"heldout_fraction": 0.3, "heldout_documents": 30, "base_fraction": 0.2}
+    texts = many(40)
+    ground.put("ant/0.jsonl", [*texts, *(text.upper() for text in texts)])
+    found = ground.scan()
+    held = {text.casefold() for text in ground.texts(found.domains["ant"].heldout)}
+    ground.put("ant/1.jsonl", [text.title() for text in texts])
+    later = ground.scan()
+    for state in (found, later):
+        entries = state.partitions(with_open=True)
+        trained = [text for entry in entries for text in ground.texts(entry.documents)]
+        trained += ground.texts(state.base_documents)
+        assert held.isdisjoint(text.casefold() for text in trained)
+    forms = {text.casefold() for text in trained}
+    assert {*texts} - held == forms, "every text is either held out or trained on"
+    assert 5 < len(held) < 30
+    assert min(found.counts["known as heldout"], later.counts["known as heldout"]) > 5
+
+
+def test_what_is_pinned_and_has_changed_at_its_address_is_noted(ground: "Ground") -> None:
+    ground.put("ant/0.jsonl", many(12))
+    ground.sets = [ground.own_set("own", ["one", "two"])]
+    ground.base_source = ground.own_source("base", ["three"])
+    found = ground.scan()
+    assert found.problems == []
+    assert ground.scan().problems == []
+    ground.own_set("own", ["one", "two", "and another"])
+    ground.own_source("base", ["three and four"])
+    again = ground.scan()
+    assert again.sets == found.sets
+    stays = "stays as it was first read, and its files have another size or time now: give another"
+    assert again.problems == [
+        f"evaluation set 'own' {stays} name to take them anew",
+        f"base.source {stays} corpus.name to take them anew",
+    ]

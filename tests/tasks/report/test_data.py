@@ -7,18 +7,21 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pandas as pd
+import pytest
 
 from tasks.evaluation.losses import Losses
 from tasks.ranking.race_result import Screening
 from tasks.ranking.rank import MACRO_MEAN
+from tasks.report import page as report_page
 from tasks.report.data import ReportData
 from tasks.report.page import write_report
 from tasks.report.specs import plot_specs
 from tasks.report.vega import DARK, LIGHT
+from tasks.shown import line
 from tests.tasks.reports import changed, full_report, report_data
 
 VOID = {"meta", "source", "img", "br", "link"}
-NASTY = '<script>alert("x")</script> & \'quoted\' {{ 7 * 7 }} "]) \x08' + "long" * 80
+NASTY = '<script>alert("x")</script> & \'quoted\' {{ 7 * 7 }} "]) \u202e\n' + "long" * 80
 
 
 class Page(HTMLParser):
@@ -73,6 +76,9 @@ def test_page_is_complete_and_needs_nothing_else(tmp_path: Path) -> None:
     names += " pairs pareto validation validation-measures validation-sets validation-regrets"
     names += " noise barriers search surrogates"
     assert {f"table-{name}" for name in names.split()} <= set(page.cells)
+    head, first, *_ = page.cells["table-partitions"]
+    shown = dict(zip(head, first, strict=True))
+    assert (shown["sharpness"], shown["mean barrier"]) == ("0.0120", "−0.0340")
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
     for _, attrs in page.tags:
         for name in {"src", "srcset", "href", "action", "poster"} & set(attrs):
@@ -140,11 +146,24 @@ def test_any_text_is_shown_as_text(tmp_path: Path) -> None:
     data = dataclasses.replace(data, provenance={NASTY: NASTY}, cost_words=[NASTY])
     page = written(tmp_path, data)
     assert "script" not in {tag for tag, _ in page.tags}
-    assert page.text.count(NASTY) > 10
-    assert page.cells["table-partitions"][1][0] == NASTY
+    assert page.text.count(line(NASTY)) > 10
+    assert page.cells["table-partitions"][1][0] == line(NASTY)
+    assert "\u202e" not in page.text
     drawn = ["".join(ElementTree.fromstring(image).itertext()) for image in page.images()]
     assert sum("<script>alert" in texts for texts in drawn) == len(drawn) - 2  # no names in sizes
     assert not any("long" * 12 in texts for texts in drawn)
+
+
+def test_a_plot_that_cannot_be_drawn_is_left_out_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = report_data(["a", "b"], ["s"])
+    specs = plot_specs(data)
+    monkeypatch.setattr(report_page, "plot_specs", lambda _: specs | {"sizes": {"mark": "no mark"}})
+    page = written(tmp_path, data)
+    assert len(page.images()) == 2 * (len(specs) - 1)
+    assert page.text.count("This plot could not be drawn.") == 1
+    assert "the plot sizes is left out" in caplog.text
 
 
 def test_one_mixture_makes_a_page(tmp_path: Path) -> None:

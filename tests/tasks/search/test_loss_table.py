@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from tasks.mixtures.constraints import ConstraintsConfig
+from tasks.search import loss_table as loss_table_module
 from tasks.search.loss_table import LossTable, loss_table, read_frame
 from tasks.search.objective import ObjectiveConfig
 from tasks.search.table_search import propose_from_table
@@ -208,3 +209,28 @@ def test_a_table_of_five_rows_and_more_columns_is_answered_with_its_limits(tmp_p
     assert len(found.proposals) == 3
     with pytest.raises(ValueError, match=r"share of held-out rows is 0\.9"):
         propose_from_table(read(tmp_path, frame), EVEN, ConstraintsConfig(), held_out=0.9)
+
+
+def test_a_table_has_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_table_module, "MOST_WEIGHTS", 2)
+    with pytest.raises(
+        ValueError, match="has 3 columns of weights, and 2 can be searched at most: name"
+    ):
+        read(tmp_path, table())
+    assert read(tmp_path, table(), ["web", "books"]).names == ("web", "books")
+    monkeypatch.setattr(loss_table_module, "MOST_BYTES", 100)
+    with pytest.raises(
+        ValueError, match=r"losses.csv cannot be read as a table: it has [\d,]+ bytes, and 100"
+    ):
+        read(tmp_path, table())
+
+
+def test_a_surrogate_of_too_many_terms_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.surrogates.linear.MOST_NUMBERS", 100)
+    found = propose_from_table(
+        read(tmp_path, table()), EVEN, ConstraintsConfig(), names=["linear", "quadratic"]
+    )
+    assert {*found.surrogates["surrogate"]} == {"linear"}
+    assert "since it failed: 3 weights have 6 products in each of" in " ".join(found.notes)

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from storage.artifact import describe
 from storage.step import Workspace
+from tasks.tokens.published import import_given
 from tasks.tokens.tokenize import load_tokens
 from tasks.tokens.tokenizer import (
     Encoder,
@@ -22,7 +23,6 @@ from tasks.tokens.tokenizer import (
     TrainTokenizer,
     build_trained,
     copy_files,
-    import_given,
 )
 
 pytest_plugins = ["tests.tasks.tiny_models"]
@@ -154,20 +154,22 @@ def test_end_of_text_may_be_named(new: Callable[[], Path]) -> None:
 def test_no_end_of_text(new: Callable[[], Path]) -> None:
     source = new()
     published(source)
-    with pytest.raises(ValueError, match=r"end-of-text token None: .*tokenizer\.end_of_text"):
+    with pytest.raises(ValueError, match=r"names no end-of-text token: .*tokenizer\.end_of_text"):
         take_over(source, new())
 
 
 def test_slow_tokenizer_is_refused(new: Callable[[], Path]) -> None:
     source = new()
-    settings = {"tokenizer_class": "ByT5Tokenizer", "eos_token": "</s>"}
+    settings = {"tokenizer_class": "CTRLTokenizer", "eos_token": "a"}
+    (source / "vocab.json").write_text(json.dumps({"a": 0, "<unk>": 1}))
+    (source / "merges.txt").write_text("#version: 0.2\n")
     (source / "tokenizer_config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="no fast tokenizer"):
         take_over(source, new())
 
 
 def test_folder_without_a_tokenizer(new: Callable[[], Path]) -> None:
-    with pytest.raises(ValueError, match=r"cannot be loaded .*tokenizer\.json"):
+    with pytest.raises(ValueError, match=r"cannot be loaded, .*no tokenizer\.json"):
         take_over(new(), new())
 
 

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
+from tasks.tokens.tokenizer import Encoder, save
 from tasks.tokens.vocabulary import Ids, Vocabulary, shared
 from tasks.tokens.word_table import is_separable
 
@@ -44,6 +46,21 @@ def test_ids_are_those_of_the_library(
     for ids, count, expected in zip(encoded, counts, by_library(text, texts), strict=True):
         np.testing.assert_array_equal(np.frombuffer(ids, dtype), [*expected, 7])
         assert count == len(expected) + 1 == len(ids) // vocabulary.itemsize
+
+
+def test_a_text_that_has_no_ids(tmp_path: Path) -> None:
+    """Not all tokenizers have an entry for words that they do not know, and none is made up."""
+    tokenizer = Tokenizer(models.WordPiece({"a": 0, "b": 1}, unk_token="<unk>"))
+    ids = Ids(Vocabulary(tokenizer.to_str(), end_of_text=1, size=2))
+    assert ids.count(["a"]) == [2]
+    save(tokenizer, "b", tmp_path)
+    encoder = Encoder(tmp_path)
+    assert [covered for covered, _ in encoder.encode_starts(["a"], 1)] == ["a"]
+    for encode in (ids.count, partial(encoder.encode_starts, limit=1)):
+        with pytest.raises(
+            ValueError, match=r"cannot encode a text of the .* \(.*\): give one that"
+        ):
+            encode(["a", "zebra"])
 
 
 def test_words_are_remembered_from_step_to_step(tokenizer: Path) -> None:

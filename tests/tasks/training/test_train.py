@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import tracemalloc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,24 @@ import pytest
 import torch
 from hypothesis import given as cases
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, GPTNeoConfig
 
 from storage.artifact import describe
 from storage.backends.local import LocalBackend
 from storage.cache import build, deposit
 from storage.checkpoint import Checkpoints
+from storage.fingerprint import canonical
 from storage.step import Call, Handle, Progress, Runtime, Workspace
 from storage.store import Store
 from tasks.machine.meter import Meter
 from tasks.models.facts import facts_of
 from tasks.models.folder import load_model, load_weights
 from tasks.tokens.tokenize import load_tokens
-from tasks.training.blocks import Blocks
+from tasks.training.blocks import Batches, Blocks
 from tasks.training.config import TrainConfig
 from tasks.training.divergence import TrainingError
-from tasks.training.train import TRAIN, learning_rate
+from tasks.training.train import TRAIN, check_runtime, learning_rate
 from tasks.training.train import build as train
 
 pytest_plugins = ["tests.tasks.tiny_models"]
@@ -41,6 +43,9 @@ pytest_plugins = ["tests.tasks.tiny_models"]
 ROOT = Path(__file__).parents[3]
 
 SHORT: dict[str, Any] = {"steps": 6, "batch_size": 4, "context_length": 16, "learning_rate": 1e-2}
+
+
+TEACHERS = ("llama", "gpt")
 
 
 class KilledError(Exception):
@@ -118,35 +123,63 @@ def through_store(
 
 
 @pytest.mark.parametrize(
-    ("model", "config"),
+    ("model", "config", "runtime"),
     [
-        ("llama", {}),
-        ("llama", {"schedule": "cosine", "warmup_steps": 2, "precision": "bfloat16"}),
-        ("gpt", {"weight_decay": 0.3, "keep_optimizer": True}),
-        ("gpt_neo", {"seed": 5}),
+        ("llama", {}, {}),
+        ("llama", {"schedule": "cosine", "warmup_steps": 2, "precision": "bfloat16"}, {}),
+        ("gpt", {"weight_decay": 0.3, "keep_optimizer": True}, {}),
+        ("gpt_neo", {"seed": 5}, {}),
+        ("gpt_neo", {"precision": "bfloat16"}, {"micro_batch": 3}),
+        ("llama", {"replay": 0.4, "begins_at": 3, "of": 9, "schedule": "linear"}, {}),
+        ("gpt", {"sharpness": {"rho": 0.2}}, {"micro_batch": 3}),
+        ("gpt", {"layers": {"mode": "freeze"}, "begins_at": 2, "of": 8}, {}),
+        (
+            "llama",
+            {
+                "sharpness": {"ascent_fraction": 1},
+                "layers": {"mode": "scale"},
+                "precision": "bfloat16",
+                "replay": 0.4,
+            },
+            {},
+        ),
+        ("llama", {"teacher": {"stop": 0.5}}, {}),
+        ("gpt", {"teacher": {"choice": "mean"}, "precision": "bfloat16", "replay": 0.4}, {}),
+        ("gpt", {"adapter": {"rank": 2, "dropout": 0.2}}, {"micro_batch": 3}),
     ],
 )
 def test_killed_and_resumed_is_bit_identical(
     model: str,
     config: dict[str, Any],
+    runtime: dict[str, Any],
     corpus: Path,
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
     settings = TrainConfig.model_validate({**SHORT, **config})
-    folders = {"model": request.getfixturevalue(model), "tokens": corpus}
+    folders = {"model": request.getfixturevalue(model), "tokens": corpus, "replay": corpus}
+    if not settings.replay:
+        del folders["replay"]
+    if settings.layers:
+        folders["norms"] = tmp_path / "norms"
+        folders["norms"].mkdir()
+        stem = {"llama": "model.layers", "gpt": "transformer.h"}[model]
+        text = json.dumps({"relative": {f"{stem}.0": 1.5, f"{stem}.1": 1.0}})
+        (folders["norms"] / "norms.json").write_text(text)
+    if settings.teacher is not None:
+        folders |= {f"teacher-{i}": request.getfixturevalue(m) for i, m in enumerate(TEACHERS)}
     quiet, hard = Store(str(tmp_path / "quiet")), Store(str(tmp_path / "hard"))
-    expected = through_store(quiet, settings, stored(quiet, **folders))
+    expected = through_store(quiet, settings, stored(quiet, **folders), **runtime)
     inputs = stored(hard, **folders)
     for stop in (0, 1, 2, 5):
         with pytest.raises(KilledError):
-            through_store(hard, settings, inputs, stop, checkpoint_seconds=0)
+            through_store(hard, settings, inputs, stop, checkpoint_seconds=0, **runtime)
         torch.rand(7)  # a new process has another random state
     assert not list(hard.records("train"))
     kept = [path for path in hard.backend.list("work") if "/checkpoint." in path]
     assert any("checkpoint.000000005/" in path for path in kept)
     assert not any("checkpoint.000000004/" in path for path in kept)
-    found = through_store(hard, settings, inputs, checkpoint_seconds=0)
+    found = through_store(hard, settings, inputs, checkpoint_seconds=0, **runtime)
     assert found.digest == expected.digest
     assert not [path for path in hard.backend.list("work") if "checkpoint" in path]
 
@@ -410,7 +443,7 @@ def test_losses_are_what_transformers_computes(
     output = trained(llama, corpus, steps=1)
     (loss,) = json.loads((output / "training.json").read_text())["losses"]
     model: Any = load_model(llama)
-    batch = torch.from_numpy(Blocks([load_tokens(corpus)], 16, 4, 0).batch(0))
+    batch = torch.from_numpy(batches_of([load_tokens(corpus)], 16, 4)[0])
     assert loss == pytest.approx(model(input_ids=batch, labels=batch).loss.item(), rel=1e-6)
 
 
@@ -425,12 +458,25 @@ def files_of(counts: list[int]) -> list[np.ndarray]:
     return [np.arange(*pair, dtype=np.uint16) for pair in itertools.pairwise(ends)]
 
 
-@cases(COUNTS, st.integers(2, 8), st.integers(1, 7), st.integers(0, 2**63))
+def batches_of(
+    own: list[np.ndarray],
+    context: int,
+    batch: int,
+    seed: int = 0,
+    general: Sequence[np.ndarray] = (),
+    **fields: Any,
+) -> Batches:
+    """The batches of a training with such a config."""
+    sizes = {"steps": 1, "batch_size": batch, "context_length": context, "seed": seed}
+    return Batches(TrainConfig.model_validate({**sizes, **fields}), own, [*general])
+
+
+@cases(COUNTS, st.integers(2, 8), st.integers(1, 7), st.integers(0, 2**63 - 1))
 def test_an_epoch_is_every_block_once(
     counts: list[int], context: int, batch: int, seed: int
 ) -> None:
     files = files_of(counts)
-    blocks = Blocks(files, context, batch, seed)
+    blocks, batches = Blocks(files, context, seed), batches_of(files, context, batch, seed)
     expected = {
         tuple(tokens[start : start + context + 1].tolist())
         for tokens in files
@@ -438,7 +484,7 @@ def test_an_epoch_is_every_block_once(
     }
     assert len(blocks) == len(expected)
     steps = math.lcm(len(blocks), batch) // batch
-    rows = [tuple(row) for step in range(steps) for row in blocks.batch(step).tolist()]
+    rows = [tuple(row) for step in range(steps) for row in batches[step].tolist()]
     epochs = [rows[start : start + len(blocks)] for start in range(0, len(rows), len(blocks))]
     assert all({*epoch} == expected for epoch in epochs)
 
@@ -448,24 +494,24 @@ def test_a_batch_depends_on_seed_and_step_only(
     counts: list[int], steps: list[int], batch: int
 ) -> None:
     files = files_of(counts)
-    one = Blocks(files, 4, batch, 3)
+    one = batches_of(files, 4, batch, 3)
     for step in steps:
-        np.testing.assert_array_equal(one.batch(step), Blocks(files, 4, batch, 3).batch(step))
+        np.testing.assert_array_equal(one[step], batches_of(files, 4, batch, 3)[step])
 
 
 def test_epochs_and_seeds_are_shuffled_differently() -> None:
     files = [np.arange(4 * 50 + 1)]
     orders = [
-        Blocks(files, 4, 50, seed).batch(step)[:, 0].tolist() for seed in (0, 1) for step in (0, 1)
+        batches_of(files, 4, 50, seed)[step][:, 0].tolist() for seed in (0, 1) for step in (0, 1)
     ]
     assert len({*map(tuple, orders)}) == 4
     assert all(sorted(order) == sorted(orders[0]) for order in orders)
 
 
 def test_too_few_tokens() -> None:
-    assert len(Blocks([np.arange(17)], 16, 1, 0)) == 1
+    assert len(Blocks([np.arange(17)], 16, 0)) == 1
     with pytest.raises(TrainingError, match=r"32 tokens do not fill one block of 17: lower"):
-        Blocks([np.arange(16), np.arange(16)], 16, 1, 0)
+        Blocks([np.arange(16), np.arange(16)], 16, 0)
 
 
 def test_no_tokens(
@@ -500,10 +546,101 @@ def test_tokens_on_disk_are_not_read_whole(tmp_path: Path) -> None:
     with (tmp_path / "tokens.bin").open("wb") as file:
         file.truncate(2 * num_tokens)
     tracemalloc.start()
-    Blocks([load_tokens(tmp_path)], 2048, 8, 0).batch(1000)
+    batches_of([load_tokens(tmp_path)], 2048, 8)[1000]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10_000_000
+
+
+# Replay and phases ---------------------------------------------------------------------------------
+
+
+@cases(st.integers(0, 1000), st.integers(1, 7), st.integers(0, 40))
+def test_replayed_blocks_are_an_exact_share_and_go_on_where_the_trunk_stopped(
+    thousandths: int, batch: int, begins_at: int
+) -> None:
+    own, general = np.arange(0, 41), np.arange(100, 161)
+    fields = {"replay": thousandths / 1000, "begins_at": begins_at, "of": begins_at + 1}
+    batches = batches_of([own], 4, batch, 7, [general], **fields)
+    first = [int(row[0]) for step in range(30) for row in batches[step]]
+    replayed = [start for start in first if start >= 100]
+    for length in range(len(first) + 1):
+        number = sum(start >= 100 for start in first[:length])
+        assert number == length * thousandths // 1000
+    assert batches.replayed(30) == len(replayed)
+    order, trunk = Blocks([general], 4, 7), begins_at * batch
+    assert replayed == [int(order[trunk + n][0]) for n in range(len(replayed))]
+    kept, alone = [start for start in first if start < 100], Blocks([own], 4, 7)
+    assert kept == [int(alone[n][0]) for n in range(len(kept))]
+
+
+def test_a_tail_of_replay_alone_ends_where_an_unbroken_training_ends(
+    llama: Path, corpus: Path, new: Callable[[], Path], workspace: Callable[..., Workspace]
+) -> None:
+    """Trunk and control tail: to the bit, with the optimizer's state and only with it."""
+    fields = {"schedule": "cosine", "warmup_steps": 2, "of": 10, "keep_optimizer": True}
+
+    def run(model: Path, steps: int, inputs: dict[str, Path], **more: Any) -> Path:
+        settings = TrainConfig.model_validate({**SHORT, **fields, "steps": steps, **more})
+        output = new()
+        train(settings, {"model": model, **inputs}, output, workspace())
+        return output
+
+    whole = run(llama, 10, {"tokens": corpus})
+    trunk = run(llama, 7, {"tokens": corpus})
+    tail: dict[str, Any] = {"replay": 1.0, "begins_at": 7}
+    control = run(trunk, 3, {"replay": corpus}, **tail, optimizer_state="carried")
+    fresh = run(trunk, 3, {"replay": corpus}, **tail)
+    expected = load_weights(whole)
+    assert all(torch.equal(value, expected[name]) for name, value in load_weights(control).items())
+    assert not all(torch.equal(v, expected[name]) for name, v in load_weights(fresh).items())
+    details = json.loads((control / "training.json").read_text())
+    blocks = (len(load_tokens(corpus)) - 1) // 16
+    assert (details["num_blocks"], details["repeats"]) == (blocks, 3 * 4 / blocks)
+
+
+def test_what_is_replayed_does_not_count_as_repeated(
+    llama: Path, corpus: Path, new: Callable[[], Path], workspace: Callable[..., Workspace]
+) -> None:
+    settings = TrainConfig.model_validate({**SHORT, "replay": 0.25})
+    inputs = {"model": llama, "tokens": corpus, "replay": corpus}
+    details = train(settings, inputs, new(), workspace())
+    blocks = (len(load_tokens(corpus)) - 1) // 16
+    assert (details["num_blocks"], details["repeats"]) == (blocks, 18 / blocks)
+
+
+def test_neutral_values_leave_the_key_as_it_was() -> None:
+    today = canonical(TrainConfig(steps=6))
+    assert canonical(TrainConfig(steps=6, replay=0, begins_at=0, of=None)) == today
+    assert isinstance(today, dict)
+    assert {"replay", "begins_at", "of"}.isdisjoint(today)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"begins_at": 3}, "begins_at is 3: give in 'of' the steps of the whole training"),
+        ({"begins_at": 3, "of": 8}, "end at step 9, and 'of' says that the whole training has 8"),
+        ({"of": 5}, "end at step 6, and 'of' says that the whole training has 5"),
+        ({"replay": 1.1}, "less than or equal to 1"),
+    ],
+)
+def test_phases_that_do_not_add_up(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig.model_validate({**SHORT, **fields})
+
+
+def test_tokens_that_are_replayed_are_the_tokenizers_own(
+    llama: Path, corpus: Path, new: Callable[[], Path], workspace: Callable[..., Workspace]
+) -> None:
+    folder = new()
+    shutil.copytree(corpus, folder, dirs_exist_ok=True)
+    facts = json.loads((corpus / "tokens.json").read_text())
+    (folder / "tokens.json").write_text(json.dumps({**facts, "tokenizer": "f" * 64}))
+    settings = TrainConfig.model_validate({**SHORT, "replay": 0.5})
+    inputs = {"model": llama, "tokens": corpus, "replay": folder}
+    with pytest.raises(ValueError, match="replay was made by the tokenizer ffffffffff"):
+        train(settings, inputs, new(), workspace())
 
 
 # Learning rate -------------------------------------------------------------------------------------
@@ -526,6 +663,10 @@ def test_schedules_begin_and_end_where_they_should() -> None:
         assert found[4:] == sorted(found[4:], reverse=True)
         assert 0.1 < found[-1] < 0.5
         assert rates(schedule=schedule, final_fraction=1.0) == [1.0] * 10
+    whole = rates(schedule="cosine", warmup_steps=3)
+    phase = {"steps": 4, "begins_at": 6, "of": 10, "schedule": "cosine", "warmup_steps": 3}
+    tail = TrainConfig.model_validate({**phase, "learning_rate": 0.5})
+    assert [2 * learning_rate(tail, step) for step in range(4)] == pytest.approx(whole[6:])
     assert rates(warmup_steps=20) == pytest.approx([(step + 1) / 20 for step in range(10)])
 
 
@@ -603,3 +744,38 @@ def test_tokens_of_another_tokenizer(
 def test_seed_out_of_range(seed: int) -> None:
     with pytest.raises(ValueError, match="seed"):
         TrainConfig(steps=1, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("option", "runtime"),
+    [
+        ({"adapter": {"rank": 1}}, {"compile": True}),
+        ({"teacher": {}}, {"micro_batch": 1}),
+        ({"layers": {"mode": "scale"}}, {"compile": True}),
+        ({"sharpness": {}}, {"shards": 2}),
+    ],
+)
+def test_runtimes_that_nobody_has_tried_with_an_option(
+    option: dict[str, Any], runtime: dict[str, Any]
+) -> None:
+    ((name, value),) = runtime.items()
+    words = rf"runtime\.{name} is {str(value).lower()} and train\.{next(iter(option))} is given"
+    with pytest.raises(ValueError, match=words):
+        check_runtime(TrainConfig.model_validate({**SHORT, **option}), Runtime(**runtime))
+    cpus = Runtime(device="cpu,cpu", **runtime)
+    check_runtime(TrainConfig(**SHORT), cpus)
+
+
+def test_a_training_that_cannot_be_spread_is_refused_by_plans_too() -> None:
+    with pytest.raises(ValueError, match=r"runtime\.shards is 2, and runtime\.device has 1"):
+        check_runtime(TrainConfig(**SHORT), Runtime(device="cpu", shards=2))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("adapter", "teacher"), ("adapter", "sharpness"), ("teacher", "layers")],
+)
+def test_options_that_nobody_has_tried_together(options: tuple[str, str]) -> None:
+    fields = {"adapter": {"rank": 1}, "teacher": {}, "sharpness": {}, "layers": {"mode": "freeze"}}
+    with pytest.raises(ValidationError, match=f"{options[0]} and {options[1]} are given"):
+        TrainConfig.model_validate({**SHORT, **{name: fields[name] for name in options}})
