@@ -7,6 +7,7 @@ own digest, so an edit shows like a flipped bit.
 
 import hashlib
 import hmac
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +17,17 @@ from pydantic import Field, ValidationError, field_validator
 from storage.backends.local import TEMPORARY
 from storage.backends.names import CorruptError as CorruptError
 from storage.backends.names import inside
-from storage.fingerprint import KEY, Config, NotCanonicalError, canonical, fingerprint, signature
+from storage.fingerprint import (
+    KEY,
+    Config,
+    NotCanonicalError,
+    bytes_of,
+    canonical,
+    canonical_bytes,
+    fingerprint,
+    fingerprint_of,
+    signature,
+)
 
 FORMAT = 1
 """Version of the store's layout; a store of a newer one is refused."""
@@ -79,10 +90,16 @@ def describe(kind: str, folder: Path) -> Artifact:
 
     Temporary files that a killed writer left in a store's folder do not count.
     """
+    paths = [
+        Path(top, name)
+        for top, _, names in os.walk(folder)
+        for name in names
+        if not name.startswith(TEMPORARY)
+    ]
     files = {
         inside(path.relative_to(folder).as_posix()): hash_file(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.startswith(TEMPORARY)
+        for path in sorted(paths)
+        if path.is_file()
     }
     if not files:
         raise ValueError(f"{folder} holds no file: a step must write its output there")
@@ -159,10 +176,10 @@ class Sealed(Config):
 
 def seal(content: object) -> bytes:
     """JSON bytes, indented for people, with the fingerprint of the content beside it, and the signature."""
-    signed = signature(content)
-    sealed = Sealed(
-        seal=fingerprint("sealed", content), signature=signed, content=canonical(content)
-    )
+    plain = canonical(content)
+    data = bytes_of(plain)
+    signed = signature(data)
+    sealed = Sealed(seal=fingerprint_of("sealed", data), signature=signed, content=plain)
     left_out = {"signature"} if signed is None else None
     return sealed.model_dump_json(indent=1, exclude=left_out).encode()
 
@@ -183,15 +200,15 @@ def unseal(data: bytes, name: str, *, believes_unsigned: bool = False) -> dict[s
     except ValidationError as error:
         raise CorruptError(f"{name} is not readable as sealed JSON ({len(data)} bytes)") from error
     try:
-        intact = fingerprint("sealed", sealed.content) == sealed.seal
+        plain = canonical_bytes(sealed.content)
     except NotCanonicalError:  # a changed digit can turn a number into infinity
-        intact = False
-    if not intact:
+        plain = b""
+    if fingerprint_of("sealed", plain) != sealed.seal:
         raise CorruptError(f"{name} was changed after it was written: its seal does not match")
     content = sealed.content
     if not isinstance(content, dict):
         raise CorruptError(f"{name} is intact, but not what mixpool writes under such a name")
-    expected = None if believes_unsigned else signature(content)
+    expected = None if believes_unsigned else signature(plain)
     given = (sealed.signature or "").encode()
     if expected is not None and not hmac.compare_digest(expected.encode(), given):
         raise UnsignedError(

@@ -81,20 +81,21 @@ def is_full(error: BaseException) -> bool:
 def _build(
     store: Store, call: Call[Any], runtime: Runtime, meter: Meter, progress: Progress
 ) -> Handle:
-    digests = call.digests
-    assert digests is not None, f"{call.name}: an input is not built"
-    folder = f"{call.step.name}/{call._key(digests)}"
+    assert call.key is not None, f"{call.name}: an input is not built"
+    folder = f"{call.step.name}/{call.key}"
     with store.lease(folder):
         checkpoints = Checkpoints(store.backend, f"work/{folder}")
         if (handle := lookup(store, call, fresh=True)) is None:
-            record = _run(store, call, digests, Workspace(runtime, checkpoints, meter, progress))
+            record = _run(store, call, Workspace(runtime, checkpoints, meter, progress))
             handle = Handle(call.label, call.step.kind, record.output, record, hit=False)
         # Also after a hit: a crash between commit and clear leaves resume points behind.
         checkpoints.clear()
     return handle
 
 
-def _run(store: Store, call: Call[Any], digests: dict[str, str], workspace: Workspace) -> Record:
+def _run(store: Store, call: Call[Any], workspace: Workspace) -> Record:
+    key, digests = call.key, call.digests
+    assert key is not None and digests is not None
     inputs = {name: store.fetch(handle.built) for name, handle in call.inputs.items()}
     with tempfile.TemporaryDirectory(dir=workspace.runtime.scratch, prefix="mixpool-") as scratch:
         output = Path(scratch) / "output"
@@ -106,7 +107,7 @@ def _run(store: Store, call: Call[Any], digests: dict[str, str], workspace: Work
         record = Record(
             step=call.step.name,
             version=call.step.version,
-            key=call._key(digests),
+            key=key,
             label=call.label,
             config=canonical(call.config),
             inputs=digests,
@@ -163,10 +164,10 @@ class Nearest:
 
     def explain(self, call: Call[Any]) -> Explanation:
         """Compare a call with the records of its step; an unbuilt input has the digest ``not built``."""
-        inputs = {name: handle.digest or NOT_BUILT for name, handle in call.inputs.items()}
-        version, config = call.step.version, canonical(call.config)
         if not self._records:
             return Explanation(call, None, [])
+        inputs = {name: handle.digest or NOT_BUILT for name, handle in call.inputs.items()}
+        version, config = call.step.version, canonical(call.config)
         own = canonical_bytes([version, config])
         if own not in self._apart:
             target = _pre_image(version, config, {})

@@ -8,6 +8,7 @@ a form is how a cache comes to serve the wrong model.
 the fingerprint explicitly, so that changing a default later never makes two configs share a key.
 """
 
+import functools
 import hashlib
 import hmac
 import json
@@ -15,7 +16,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from enum import Enum
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
@@ -25,6 +26,9 @@ NEUTRAL = "neutral"
 """Key in a field's ``json_schema_extra``: the value at which a field *added after a release* is left
 out of the fingerprint, so that results from before it stay valid. Never changed once declared."""
 
+
+_LEAVES = frozenset({int, bool, type(None)})
+"""Types whose values are their own canonical form."""
 
 KEY = "MIXPOOL_STORE_KEY"
 """Variable of the environment, and of nothing else, with the key of a group that signs its documents."""
@@ -54,13 +58,10 @@ def canonical(value: object, where: str = "value") -> Json:
     # What most values are, before the slower look at what they might be.
     if type(value) is str:
         return _canonical_text(value, where)
-    if type(value) in (int, bool, type(None)):
+    if type(value) in _LEAVES:
         return value  # type: ignore[return-value]
     if type(value) is dict:
-        return {
-            _canonical_key(key, where): canonical(item, f"{where}.{key}")
-            for key, item in value.items()
-        }
+        return _canonical_mapping(value, where)
     if type(value) is list:
         return [canonical(item, f"{where}[{index}]") for index, item in enumerate(value)]
     match value:
@@ -79,10 +80,7 @@ def canonical(value: object, where: str = "value") -> Json:
                 f"{where} is {value}: give a finite number, or None for 'not set'"
             )
         case Mapping():
-            return {
-                _canonical_key(key, where): canonical(item, f"{where}.{key}")
-                for key, item in value.items()
-            }
+            return _canonical_mapping(value, where)
         case list() | tuple():
             return [canonical(item, f"{where}[{index}]") for index, item in enumerate(value)]
     raise NotCanonicalError(_refusal(value, where))
@@ -90,18 +88,31 @@ def canonical(value: object, where: str = "value") -> Json:
 
 def _identity_fields(model: BaseModel) -> dict[str, object]:
     fields = dict(model.model_extra or {})
-    for name, info in type(model).model_fields.items():
+    for name, neutral in _fields(type(model)):
         value = getattr(model, name)
-        extra = info.json_schema_extra
         # Compared as bytes: Python holds 0, 0.0 and False to be equal, and a list never equal to a tuple.
-        if (
-            isinstance(extra, dict)
-            and NEUTRAL in extra
-            and canonical_bytes(value) == canonical_bytes(extra[NEUTRAL])
-        ):
-            continue
-        fields[name] = value
+        if neutral is None or canonical_bytes(value) != neutral:
+            fields[name] = value
     return fields
+
+
+@functools.cache
+def _fields(model: type[BaseModel]) -> list[tuple[str, bytes | None]]:
+    """The fields of a model, each with the canonical bytes of its neutral value where it has one."""
+    extras = {name: info.json_schema_extra for name, info in model.model_fields.items()}
+    return [
+        (name, canonical_bytes(x[NEUTRAL]) if isinstance(x, dict) and NEUTRAL in x else None)
+        for name, x in extras.items()
+    ]
+
+
+def _canonical_mapping(value: Mapping[Any, object], where: str) -> dict[str, Json]:
+    return {
+        key if type(key) is str and key.isascii() else _canonical_key(key, where): item
+        if type(item) in _LEAVES or (type(item) is str and item.isascii())
+        else canonical(item, f"{where}.{key}")
+        for key, item in value.items()
+    }  # type: ignore[misc]
 
 
 def _canonical_text(value: str, where: str) -> str:
@@ -142,18 +153,31 @@ def _refusal(value: object, where: str) -> str:
 
 def canonical_bytes(value: object) -> bytes:
     """Canonical JSON of ``value`` as bytes: sorted keys, no white space, UTF-8."""
-    return json.dumps(
-        canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    return bytes_of(canonical(value))
+
+
+def bytes_of(plain: Json) -> bytes:
+    """The canonical bytes of what ``canonical`` has reduced."""
+    return _ENCODER.encode(plain).encode()
+
+
+_ENCODER = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
 
 
 def fingerprint(tag: str, value: object) -> str:
     """Sha256 (64 hex digits) of ``value``; different ``tag``s never collide by construction."""
-    return hashlib.sha256(f"mixpool:{tag}\0".encode() + canonical_bytes(value)).hexdigest()
+    return fingerprint_of(tag, canonical_bytes(value))
 
 
-def signature(value: object) -> str | None:
-    """HMAC-SHA256 (64 hex digits) of ``value`` with the environment's key; None where it has none.
+def fingerprint_of(tag: str, data: bytes) -> str:
+    """The fingerprint of a value whose canonical bytes are ``data``."""
+    return hashlib.sha256(f"mixpool:{tag}\0".encode() + data).hexdigest()
+
+
+def signature(data: bytes) -> str | None:
+    """HMAC-SHA256 (64 hex digits) of canonical bytes with the environment's key; None where it has none.
 
     Raises:
         ValueError: the key is too short.
@@ -165,8 +189,7 @@ def signature(value: object) -> str | None:
             f"the key in {KEY} is too short: give at least 16 characters that nobody can guess, such "
             "as `openssl rand -hex 32` prints"
         )
-    signed = b"mixpool:signature\0" + canonical_bytes(value)
-    return hmac.digest(os.fsencode(key), signed, "sha256").hex()
+    return hmac.digest(os.fsencode(key), b"mixpool:signature\0" + data, "sha256").hex()
 
 
 class Difference(NamedTuple):

@@ -7,6 +7,7 @@ first can enter the fingerprint. ``storage.cache`` looks results up and builds t
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
@@ -161,21 +162,19 @@ class Call(Generic[C]):
                 f"not {type(self.config).__name__}"
             )
 
-    @property
+    @cached_property
     def digests(self) -> dict[str, str] | None:
         """Digest of each input, or None while one is not built."""
         digests = {name: handle.digest for name, handle in self.inputs.items()}
         built = {name: digest for name, digest in digests.items() if digest is not None}
         return built if len(built) == len(digests) else None
 
-    @property
+    @cached_property
     def key(self) -> str | None:
         """The name of the result, or None while an input is not built."""
-        digests = self.digests
-        return None if digests is None else self._key(digests)
-
-    def _key(self, digests: dict[str, str]) -> str:
-        return step_key(self.step.name, self.step.version, self.config, digests)
+        if self.digests is None:
+            return None
+        return step_key(self.step.name, self.step.version, self.config, self.digests)
 
     @property
     def name(self) -> str:

@@ -5,7 +5,7 @@ document in both is lost to training, and so is its twin (see ``tasks.partitions
 comes later loses the documents that training already holds.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from storage.artifact import Artifact
@@ -29,20 +29,23 @@ def freeze_sets(job: ScanJob) -> list[SetEntry]:
     Raises:
         ValueError: training data already holds every document of a set, or a file is damaged.
     """
-    identities = {entry.identity for entry in job.state.sets}
-    return [
-        freeze_set(job, config) for config in job.sets if set_identity(config) not in identities
-    ]
+    known = {entry.identity for entry in job.state.sets}
+    return [freeze_set(job, identity) for identity in job.sets if identity not in known]
 
 
 def changed_since(
-    state: Manifest, sets: list[EvaluationSetConfig], base_source: Source | None
+    state: Manifest, sets: Mapping[str, EvaluationSetConfig], base_source: Source | None
 ) -> Iterator[str]:
-    """Which pinned things have other files at their address than when they were read, in words."""
+    """Which pinned things have other files at their address than when they were read, in words.
+
+    Args:
+        state: what was known before this scan.
+        sets: the evaluation sets that are asked for, by identity.
+    """
     seen = {entry.identity: entry.seen for entry in state.sets}
     pinned = [
-        (f"evaluation set {config.name!r}", config.source, seen.get(set_identity(config)))
-        for config in sets
+        (f"evaluation set {config.name!r}", config.source, seen.get(identity))
+        for identity, config in sets.items()
     ]
     if base_source is not None:
         pinned.append(("base.source", base_source, state.base_seen))
@@ -66,8 +69,9 @@ def set_identity(config: EvaluationSetConfig) -> str:
     return fingerprint("set", config)
 
 
-def freeze_set(job: ScanJob, config: EvaluationSetConfig, *, again: bool = False) -> SetEntry:
+def freeze_set(job: ScanJob, identity: str, *, again: bool = False) -> SetEntry:
     """Store a set; ``again``, when its artifact was lost, only what was in a set before."""
+    config = job.sets[identity]
     chosen = _Chosen(job, config, again)
     with DocumentWriter(job.folder()) as writer:
         what = f"evaluation set {config.name!r}"
@@ -75,6 +79,7 @@ def freeze_set(job: ScanJob, config: EvaluationSetConfig, *, again: bool = False
         for document in job.read_pinned(files, config.source, what, again=again):
             if chosen.wants(document):
                 writer.add(stored(document, 0))
+                job.twins.add([document.text])
             if len(chosen.taken) == config.max_documents:
                 break
     if not chosen.taken:
@@ -87,7 +92,7 @@ def freeze_set(job: ScanJob, config: EvaluationSetConfig, *, again: bool = False
     artifact = job.deposit("evaluation-set", config.name, writer.folder, {**sizes})
     return SetEntry(
         name=config.name,
-        identity=set_identity(config),
+        identity=identity,
         domain=None,
         documents=artifact,
         **sizes,

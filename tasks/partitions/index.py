@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tasks.corpus.documents import batches
+from tasks.corpus.documents import batches, write_rows
 
 FILE = "index.parquet"
 BATCH = 8192
@@ -115,16 +115,11 @@ class DocumentIndex:
     def save_new(self, folder: Path) -> int:
         """Write the present scan's rows as ``index.parquet``; their number."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         schema = pa.schema({name: pa.string() for name in IndexEntry._fields})
-        written = 0
-        with pq.ParquetWriter(folder / FILE, schema, compression="zstd") as writer:
-            for entries in batches(self.new(), BATCH):
-                written += len(entries)
-                columns = map(list, zip(*entries, strict=True))
-                writer.write_table(pa.table([*columns], schema=schema))
-        return written
+        write_rows(folder / FILE, schema, batches(self.new(), BATCH))
+        (count,) = self._database.execute("SELECT count(*) FROM seen WHERE new = 1").fetchone()
+        return int(count)
 
     def close(self) -> None:
         """Let go of the scratch file."""

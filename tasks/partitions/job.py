@@ -1,7 +1,7 @@
 """The state of one scan, which assigning, freezing, withdrawing and repairing share."""
 
+import itertools
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -30,7 +30,8 @@ class ScanJob:
 
     store: Store
     corpus: CorpusConfig
-    sets: list[EvaluationSetConfig]
+    sets: dict[str, EvaluationSetConfig]
+    """The evaluation sets that are asked for, by identity."""
     base_source: Source | None
     progress: Progress
     scratch: Path
@@ -47,13 +48,14 @@ class ScanJob:
     """Of the documents that are held out."""
     base_twins: Twins = field(default_factory=Twins)
     """Of the base documents of a first scan."""
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def update(self, **fields: object) -> None:
         """Replace fields of the manifest."""
         self.state = self.state.model_copy(update=fields)
 
     def know_twins(self) -> None:
-        """Know the texts of all evaluation documents so far, before anything else is read."""
+        """Know the texts of all evaluation documents of earlier scans."""
         heldout = (state.heldout for state in self.state.domains.values())
         for twins, artifacts in (
             (self.twins, [entry.documents for entry in self.state.sets]),
@@ -65,14 +67,15 @@ class ScanJob:
 
     def folder(self) -> Path:
         """A new scratch folder."""
-        return Path(tempfile.mkdtemp(dir=self.scratch))
+        folder = self.scratch / str(next(self._numbers))
+        folder.mkdir()
+        return folder
 
     def deposit(self, step: str, label: str, folder: Path, details: dict[str, object]) -> Artifact:
         """Move a scratch folder into the store; ``details`` are facts for people."""
         origin = {"chain": self.state.chain, "manifest": self.state.number}
         facts = {**details, **origin}
-        stored = deposit(self.store, step, "documents", label, folder, facts).artifact
-        assert stored is not None
+        stored = deposit(self.store, step, "documents", label, folder, facts).built
         shutil.rmtree(folder)
         return stored
 

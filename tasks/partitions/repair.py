@@ -17,7 +17,7 @@ from tasks.corpus.documents import DocumentWriter, StoredDocument
 from tasks.corpus.listing import SourceFile
 from tasks.corpus.reading import Problems, list_files
 from tasks.partitions.assign import store_heldout
-from tasks.partitions.freeze import freeze_set, set_identity, store_base
+from tasks.partitions.freeze import freeze_set, store_base
 from tasks.partitions.index import DocumentIndex, IndexEntry, Role
 from tasks.partitions.job import ScanJob
 from tasks.partitions.manifest import DomainState, Manifest, PartitionEntry, SetEntry
@@ -119,11 +119,10 @@ def _repair_domain(
 def _repair_set(job: ScanJob, old: SetEntry, lost: set[str]) -> SetEntry | None:
     if old.documents.digest not in lost:
         return old
-    configs = [config for config in job.sets if set_identity(config) == old.identity]
-    if not configs:
+    if old.identity not in job.sets:
         LOG.warning("evaluation set %r was lost and is no longer asked for: forgotten", old.name)
         return None
-    new = freeze_set(job, configs[0], again=True)
+    new = freeze_set(job, old.identity, again=True)
     if new.num_documents != old.num_documents:
         raise ValueError(
             f"evaluation set {old.name!r} was damaged in the store, and its source has "

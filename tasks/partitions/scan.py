@@ -8,7 +8,7 @@ scan publishes first, this one starts over from there. With nothing new it costs
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -74,15 +74,15 @@ def scan(
         EmptyCorpusError: an address matches nothing, or, in a first scan, no complete file.
         ValueError: no domain fills one partition; an evaluation set lost all its documents.
     """
-    rules = rules_of(corpus, tokenizer, base_source)
+    rules, own = rules_of(corpus, tokenizer, base_source), {set_identity(s): s for s in sets}
     chain = chain_of(store, corpus, rules)
     for _ in range(ATTEMPTS):
         previous = manifest.latest(store, chain)
         arrivals = look_for_files(corpus, previous, settle_seconds)
-        if previous is not None and is_current(store, previous, arrivals.new, corpus, sets):
+        if previous is not None and is_current(store, previous, arrivals.new, corpus, own):
             tell(story(corpus, previous, previous, arrivals.files))
-            notes = [*arrivals.notes, *changed_since(previous, sets, base_source)]
-            return _as_run_sees_it(previous, sets, arrivals._replace(notes=notes))
+            notes = [*arrivals.notes, *changed_since(previous, own, base_source)]
+            return _as_run_sees_it(previous, own, arrivals._replace(notes=notes))
         anew = [*starts_anew(store, corpus.name, rules)] if previous is None else []
         with (
             tempfile.TemporaryDirectory(dir=scratch, prefix="mixpool-scan-") as folder,
@@ -91,7 +91,7 @@ def scan(
             state = _start_manifest(chain, rules, previous, corpus)
             pending = {name for name in corpus.withdraw if name not in _withdrawn(state)}
             root = Path(folder)
-            job = ScanJob(store, corpus, sets, base_source, progress, root, index, state, pending)
+            job = ScanJob(store, corpus, own, base_source, progress, root, index, state, pending)
             again = _to_read_again(previous, state, arrivals)
             _advance(job, arrivals, again, make_tokenizer, threads)
         current = job.state
@@ -100,20 +100,20 @@ def scan(
         elif not manifest.publish(store, current):
             LOG.info("another run published %s first; scanning again", manifest.path_of(current))
             continue
+        notes = [*anew, *arrivals.notes]
         if previous is not None:
             tell(story(corpus, previous, current, arrivals.files))
-        notes = [*anew, *arrivals.notes, *changed_since(current, sets, base_source)]
-        return _as_run_sees_it(current, sets, arrivals._replace(notes=notes))
+            notes += changed_since(previous, own, base_source)
+        return _as_run_sees_it(current, own, arrivals._replace(notes=notes))
     raise RuntimeError(f"{ATTEMPTS} other scans of {chain} were faster; run again")
 
 
 def _as_run_sees_it(
-    state: Manifest, sets: list[EvaluationSetConfig], arrivals: Arrivals
+    state: Manifest, sets: Mapping[str, EvaluationSetConfig], arrivals: Arrivals
 ) -> Manifest:
     """The manifest for one run: only the run's own sets, with the files that wait or were not read."""
     # The chain may know a set of the same name from another recipe.
-    identities = {set_identity(config) for config in sets}
-    own_sets = [entry for entry in state.sets if entry.identity in identities]
+    own_sets = [entry for entry in state.sets if entry.identity in sets]
     of_run = {"sets": own_sets, "problems": [*state.problems, *arrivals.notes]}
     return state.model_copy(update={**of_run, "unread": unread_digest(arrivals.new, state.files)})
 
@@ -127,16 +127,16 @@ def is_current(
     previous: Manifest,
     new: list[SourceFile],
     corpus: CorpusConfig,
-    sets: list[EvaluationSetConfig],
+    sets: Collection[str],
 ) -> bool:
     """Whether nothing has changed since ``previous``: files, sets, withdrawals, stored documents.
 
-    ``new`` are the files that are to be read (see ``tasks.partitions.arrival.look_for_files``).
+    ``new`` are the files that are to be read (see ``tasks.partitions.arrival.look_for_files``), ``sets``
+    the identities of the evaluation sets that are asked for.
     """
-    identities = {entry.identity for entry in previous.sets}
     return (
         not new
-        and all(set_identity(config) in identities for config in sets)
+        and {entry.identity for entry in previous.sets}.issuperset(sets)
         and _withdrawn(previous).issuperset(corpus.withdraw)
         and not (previous.counts.get("left out") and _limit(previous, corpus) != previous.limit)
         and is_whole(store, previous)
@@ -236,14 +236,13 @@ def _advance(
     """Bring ``job.state`` up to date."""
     if job.state.number == 0:
         job.update(sets=freeze_sets(job))
-        job.know_twins()
         job.update(base_documents=collect_base(job, arrivals.new))
         job.update(tokenizer=_tokenizer(job, make_tokenizer))
     else:
         _restore(job, arrivals.files, make_tokenizer)
         job.update(domains=withdraw(job))
-        job.update(sets=[*job.state.sets, *freeze_sets(job)])
         job.know_twins()
+        job.update(sets=[*job.state.sets, *freeze_sets(job)])
     encoders = Encoders(job.store.fetch(job.state.tokenizer), threads)
     job.update(domains=assign(job, arrivals.new, encoders, again))
     report_unknown(job)
