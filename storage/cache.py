@@ -95,7 +95,8 @@ def _build(
 
 def _run(store: Store, call: Call[Any], workspace: Workspace) -> Record:
     key, digests = call.key, call.digests
-    assert key is not None and digests is not None
+    assert key is not None
+    assert digests is not None
     inputs = {name: store.fetch(handle.built) for name, handle in call.inputs.items()}
     with tempfile.TemporaryDirectory(dir=workspace.runtime.scratch, prefix="mixpool-") as scratch:
         output = Path(scratch) / "output"
