@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.command.console import TerminalReporter, print_json, print_rows
+from flows.command.export import export
 from flows.command.options import (
     DEFAULT_STORE,
     FAULT,
@@ -32,7 +33,7 @@ from flows.command.options import (
 from flows.command.report import report
 from flows.command.search import search
 from flows.command.server import deploy, landed, serve
-from flows.command.store import export, gc, show, verify
+from flows.command.store import gc, show, verify
 from flows.command.withdraw import withdraw
 from flows.run.unforeseen import is_unforeseen, told
 from tasks.shown import Shown

@@ -1,8 +1,7 @@
-"""The commands show, verify, gc and export, which work on a store."""
+"""The commands show, verify and gc, which work on a store."""
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -16,7 +15,6 @@ from flows.command.options import (
     StoreUrl,
     err,
     faults,
-    local,
     open_store,
     out,
 )
@@ -168,98 +166,6 @@ def gc(
         _print_lines(f"{kind}: {path}" for path in (paths if isinstance(paths, list) else []))
     what = "deleted" if delete else "would be deleted; nothing was (add --delete)"
     out.print(f"{garbage.num_bytes:,} bytes {what}")
-
-
-def export(
-    mixture: Annotated[str, typer.Argument(help="'best', 'a + b' or '3 a + b'.")],
-    store: StoreUrl = DEFAULT_STORE,
-    run: RunName = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(help="New folder for the merged model (Hugging Face).", callback=local),
-    ] = None,
-    adapter: Annotated[
-        Path | None,
-        typer.Option(help="New folder for the mean of adapters (peft).", callback=local),
-    ] = None,
-    format_name: Annotated[
-        str | None,
-        typer.Option(
-            "--format",
-            help="Sampling weights as yaml, or for huggingface, olmo-core, megatron or nanotron.",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(help="File for --format; without it the text is printed.", callback=local),
-    ] = None,
-    unit: Annotated[
-        Literal["domain", "partition"],
-        typer.Option(help="What a trainer samples from; yaml always has both."),
-    ] = "domain",
-    paths: Annotated[
-        list[str] | None,
-        typer.Option(help="A source's data: NAME=PATH, or a YAML file of them. May be repeated."),
-    ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="The same as --format yaml --output FILE.", callback=local)
-    ] = None,
-) -> None:
-    """Write a mixture's merged model, its adapter, its sampling weights for a trainer, or several."""
-    from flows.chain.recipe_file import UsageError
-    from flows.export import export as exports
-    from flows.export.adapter import export_adapter
-    from flows.export.formats import render, unplaced
-    from flows.run import stored
-
-    # Where weights are printed, nothing else is.
-    say = err if format_name is not None and output is None else out
-    with faults():
-        outputs = _formats(format_name, output, weights)
-        if model is None and adapter is None and not outputs:
-            raise UsageError(
-                "say what to write: --model FOLDER, --adapter FOLDER, --format FORMAT, --weights FILE, "
-                "or several"
-            )
-        opened = open_store(store)
-        content = stored.find_run(opened, run)
-        chosen = exports.parse_mixture(mixture, content)
-        sampling = exports.sampling_of(content, chosen, unit, paths or [])
-        texts = [(render(name, sampling), file) for name, file in outputs]
-        if model is not None:
-            exports.export_model(opened, content, chosen, model)
-            say.print(f"merged model of {chosen.label}: {model}", soft_wrap=True)
-        if adapter is not None:
-            export_adapter(opened, content, chosen, adapter)
-            say.print(f"adapter of {chosen.label}: {adapter}", soft_wrap=True)
-        for text, file in texts:
-            exports.write_text(file, text)
-            if file is not None:
-                say.print(f"sampling weights of {chosen.label}: {file}", soft_wrap=True)
-        if sampling.unplaced and {name for name, _ in outputs} - {"yaml"}:
-            err.print(f"note: {unplaced(sampling)}", soft_wrap=True)
-        if texts and (replays := exports.replays(opened, content, chosen)):
-            shares = ", ".join(f"{name} ({share:g})" for name, share in replays.items())
-            err.print(
-                f"note: a share of these trainings was replay of the base model's documents: {shares}. "
-                "The weights leave it out",
-                soft_wrap=True,
-            )
-
-
-def _formats(
-    format_name: str | None, output: Path | None, weights: Path | None
-) -> list[tuple[str, Path | None]]:
-    """Formats that are wanted, each with its file; None where it is to be printed."""
-    from flows.chain.recipe_file import UsageError
-    from flows.export.formats import FORMATS, unknown_format
-
-    if format_name is not None and format_name not in FORMATS:
-        raise UsageError(unknown_format(format_name))
-    outputs: list[tuple[str, Path | None]] = []
-    if format_name is not None or output is not None:
-        outputs.append((format_name or "yaml", output))
-    return [*outputs, ("yaml", weights)] if weights is not None else outputs
 
 
 def _print_lines(lines: Iterable[str]) -> None:

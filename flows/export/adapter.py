@@ -13,15 +13,20 @@ from pathlib import Path
 import yaml
 
 from flows.export.export import describe_mixture, members_of, new_folder
-from flows.export.model_card import ADAPTER
+from flows.export.model_card import ADAPTER, UNKNOWN
 from flows.run.stored import RunContent
 from storage.store import Store
 from tasks.mixtures.mixture import Mixture
 from tasks.training.adapter import AdapterConfig, is_transposed, mean_factors
 
 
-def export_adapter(store: Store, run: RunContent, mixture: Mixture, folder: Path) -> None:
+def export_adapter(
+    store: Store, run: RunContent, mixture: Mixture, folder: Path, licence: str = UNKNOWN
+) -> None:
     """Write the mean of a mixture's adapters, as peft reads one, and a card.
+
+    Args:
+        licence: of the adapter, as the hub calls it.
 
     Raises:
         ValueError: the folder is not empty, or a member was trained in full.
@@ -61,4 +66,5 @@ def export_adapter(store: Store, run: RunContent, mixture: Mixture, folder: Path
             for factor in "AB"
         }
         save_file(tensors, output / "adapter_model.safetensors")
-        describe_mixture(store, run, mixture, trained, output, ADAPTER)
+        form = ADAPTER._replace(licence=licence)
+        describe_mixture(store, run, mixture, trained, output, form)

@@ -1,60 +1,32 @@
-"""Export a mixture: its merged model as a folder, its sampling weights as a file for a trainer."""
+"""Export a mixture: its merged model as a folder, and text to a file."""
 
 import json
-import re
 import shutil
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from flows.export.formats import Sampling, Share, decimals
-from flows.export.model_card import MODEL, Form, model_card
+from flows.export.model_card import MODEL, UNKNOWN, Form, model_card
+from flows.export.sampling import weights_tree
 from flows.run.stored import RunContent
 from storage.artifact import Record
 from storage.fingerprint import short
 from storage.store import Store
-from tasks.mixtures.mixture import Mixture, Unit
+from tasks.mixtures.mixture import Mixture
 from tasks.shown import lines
 from tasks.tokens.tokenizer import TRAIN_TOKENIZER
 from tasks.training.train import TRAIN
 
 
-def parse_mixture(text: str, run: RunContent) -> Mixture:
-    """A mixture as people write it: ``best``, ``a + b``, ``3 a + b``.
-
-    Raises:
-        ValueError: a partition that the run does not have.
-    """
-    if text.strip() == "best":
-        return Mixture.of(run.content["best"])
-    # Names come from data and may hold spaces and plus signs ("C++-0"), so they are looked for as
-    # they are, the longest first.
-    names = "|".join(map(re.escape, sorted(run.models, key=len, reverse=True)))
-    # A count is optional and taken last: "3 x" may be a name too.
-    term = re.compile(rf"\s*(?:(\d+)(?:\s*[*x]\s*|\s+))??({names})\s*(\+|$)")
-    parts: Counter[str] = Counter()
-    position, separator = 0, "+"
-    while separator:
-        match = term.match(text, position)
-        if match is None:
-            wrong = text[position:].partition("+")[0].strip()
-            raise ValueError(
-                f"{text!r}: {wrong!r} is no partition of run {run.name}; write a mixture as "
-                f"'best' or '3 a + b' with partitions {', '.join(sorted(run.models))}"
-            )
-        parts[match[2]] += int(match[1] or 1)
-        position, separator = match.end(), match[3]
-    return Mixture.of(parts)
-
-
-def export_model(store: Store, run: RunContent, mixture: Mixture, folder: Path) -> None:
+def export_model(
+    store: Store, run: RunContent, mixture: Mixture, folder: Path, licence: str = UNKNOWN
+) -> None:
     """Write the merged model of a mixture, its tokenizer and a model card as a Hugging Face folder.
+
+    Args:
+        licence: of the model, as the hub calls it.
 
     Raises:
         ValueError: the folder is not empty.
@@ -64,7 +36,7 @@ def export_model(store: Store, run: RunContent, mixture: Mixture, folder: Path) 
 
     from tasks.merging.average import average_weights
     from tasks.models.facts import facts_of
-    from tasks.models.folder import load_weights
+    from tasks.models.folder import load_weights, longest_input
     from tasks.tokens.tokenizer import copy_files
 
     with new_folder(folder) as output:
@@ -79,7 +51,13 @@ def export_model(store: Store, run: RunContent, mixture: Mixture, folder: Path) 
         named = {"tokenizer": facts_of(first).tokenizer}
         tokenizer = _records(store, TRAIN_TOKENIZER.name, named)["tokenizer"]
         copy_files(store.fetch(tokenizer.output), output)
-        describe_mixture(store, run, mixture, trained, output)
+        length = longest_input(first)
+        if length is not None:  # else transformers cuts no text off
+            file = output / "tokenizer_config.json"
+            settings = {**json.loads(file.read_bytes()), "model_max_length": length}
+            file.write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
+        form = MODEL._replace(licence=licence, length=length)
+        describe_mixture(store, run, mixture, trained, output, form)
 
 
 @contextmanager
@@ -96,6 +74,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
         output = Path(name) / "model"
         output.mkdir()
         yield output
+        # safetensors writes files that nobody else may read, whatever the umask says.
+        ordinary = output.stat().st_mode & 0o666
+        for file in output.iterdir():
+            file.chmod(ordinary)
         if folder.exists():
             folder.rmdir()
         output.rename(folder)
@@ -155,84 +137,6 @@ def replays(store: Store, run: RunContent, mixture: Mixture) -> dict[str, float]
     shares = {r.output.digest: r.config.get("replay", 0) for r in store.records(TRAIN.name)}
     found = {name: shares.get(run.models[name], 0) for name in mixture.members}
     return {name: share for name, share in found.items() if share}
-
-
-def weights_tree(run: RunContent, mixture: Mixture) -> dict[str, Any]:
-    """A mixture as sampling weights by partition and by domain; both sum to exactly 1."""
-    return {
-        "mixture": mixture.label,
-        "recipe": run.content["recipe"],
-        "run": run.name,
-        "weights": decimals(_parts(run, mixture, "partition")),
-        "domains": decimals(_parts(run, mixture, "domain")),
-    }
-
-
-def _parts(run: RunContent, mixture: Mixture, unit: Unit) -> dict[str, int]:
-    if unit == "partition":
-        return dict(mixture.parts)
-    parts: Counter[str] = Counter()
-    for name, part in mixture.parts:
-        parts[run.content["domains"][name]] += part
-    return dict(parts)
-
-
-def sampling_of(
-    run: RunContent, mixture: Mixture, unit: Unit = "domain", paths: Iterable[str] = ()
-) -> Sampling:
-    """A mixture as sources to sample from.
-
-    Args:
-        unit: of a source. A domain's weight is the sum over its partitions in the mixture.
-        paths: where each source's data lies, as ``read_paths`` takes it.
-
-    Raises:
-        ValueError: as ``read_paths``.
-    """
-    domains = run.content["domains"]
-    placed = read_paths(paths, domains if unit == "partition" else set(domains.values()))
-    weights = decimals(_parts(run, mixture, unit))
-    shares = [Share(name, weight, placed.get(name, ())) for name, weight in weights.items()]
-    return Sampling(weights_tree(run, mixture), unit, shares)
-
-
-def read_paths(options: Iterable[str], names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Paths by name, from ``NAME=PATH`` (again for a further path) and YAML files that map them.
-
-    Raises:
-        ValueError: an option that is neither, or a name that the run does not have.
-    """
-    # The longest first: a name comes from data and may hold an equals sign.
-    longest_first = sorted(names, key=len, reverse=True)
-    paths_of: dict[str, tuple[str, ...]] = {}
-    for option in options:
-        name = next((name for name in longest_first if option.startswith(f"{name}=")), None)
-        pairs = _mapped(option) if name is None else {name: [option[len(name) + 1 :]]}
-        for source, paths in pairs.items():
-            if source not in longest_first or not all(paths):
-                raise ValueError(
-                    f"--paths {option}: {source!r} with {paths} gives no path of a source; the "
-                    f"sources of this run are {', '.join(sorted(longest_first))}"
-                )
-            paths_of[source] = (*paths_of.get(source, ()), *paths)
-    return paths_of
-
-
-def _mapped(option: str) -> dict[str, list[str]]:
-    if not Path(option).is_file():
-        name = option.partition("=")[0]
-        if "=" in option:
-            return {name: [option.partition("=")[2]]}
-        raise ValueError(
-            f"--paths {option}: give NAME=PATH, or a YAML file that maps names to paths"
-        )
-    tree = yaml.safe_load(Path(option).read_text(encoding="utf-8"))
-    if not isinstance(tree, dict):
-        raise ValueError(f"--paths {option}: the file maps no names to paths")
-    return {
-        str(name): [str(path) for path in (paths if isinstance(paths, list) else [paths])]
-        for name, paths in tree.items()
-    }
 
 
 def write_text(file: Path | None, text: str) -> None:

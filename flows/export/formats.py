@@ -1,63 +1,22 @@
 """File formats for sampling weights: one writer for each trainer.
 
-A weight is a source's share of training tokens. It is written as a decimal, and the decimals of a file
-sum to exactly 1: they are rounded together, by largest remainder. A format is offered where the
-trainer's documentation or source says what the numbers mean; each writer names that source.
+A weight is written as a decimal, and the decimals of a file sum to exactly 1: they are rounded together, by
+largest remainder. Trainers that pack text into sequences of one length get shares of tokens, and loaders that
+draw rows shares of rows (``flows.export.rows``). A format is offered where the trainer's documentation or
+source says what the numbers mean; each writer names that source.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
+from flows.export import rows
+from flows.export.sampling import Sampling, Share
 from tasks import shown
-from tasks.mixtures.mixture import Mixture, Unit
-
-DIGITS = 9
-"""Decimals of a weight; more where parts are so uneven that one would be rounded to zero."""
-
-
-class Share(NamedTuple):
-    """One source of a mixture."""
-
-    name: str
-    """The partition or domain."""
-    weight: Decimal
-    """Share of training tokens; the shares of a mixture sum to exactly 1."""
-    paths: tuple[str, ...] = ()
-    """Where its data lies for the trainer, as the user says; empty where the user did not."""
-
-    def path(self, format_name: str) -> str:
-        """Its one path, or its name where there is none. ValueError where there are several."""
-        if len(self.paths) > 1:
-            raise ValueError(
-                f"{self.name!r} has {len(self.paths)} paths ({', '.join(self.paths)}), and a weight "
-                f"of {format_name} is that of one: give one path, or use olmo-core"
-            )
-        return self.paths[0] if self.paths else self.name
-
-
-class Sampling(NamedTuple):
-    """A mixture as sources to sample from."""
-
-    facts: Mapping[str, Any]
-    """The mixture, the run, its weights by partition and by domain (``weights_tree``)."""
-    unit: Unit
-    shares: list[Share]
-
-    @property
-    def unplaced(self) -> list[str]:
-        """Names of those without a path."""
-        return [share.name for share in self.shares if not share.paths]
-
-
-def decimals(parts: Mapping[str, int]) -> dict[str, Decimal]:
-    """Weights in proportion to ``parts``, by name; above 0 and exactly 1 together."""
-    digits = max(DIGITS, len(str(sum(parts.values()))) + 1)
-    rounded = Mixture.from_weights(parts, 10**digits)
-    return {name: Decimal(w.numerator) / w.denominator for name, w in rounded.weights.items()}
 
 
 def render(format_name: str, sampling: Sampling) -> str:
@@ -76,35 +35,35 @@ def unknown_format(format_name: str) -> str:
 
 def _ours(sampling: Sampling) -> str:
     paths = {share.name: list(share.paths) for share in sampling.shares if share.paths}
-    return to_yaml({**sampling.facts, "paths": paths} if paths else sampling.facts)
+    tree = {**sampling.facts, "sources": sampling.sources}
+    return to_yaml({**tree, "paths": paths} if paths else tree)
 
 
-def _huggingface(sampling: Sampling) -> str:
-    """For ``datasets.interleave_datasets`` (huggingface/datasets, src/datasets/combine.py).
-
-    It draws rows, so its probabilities are shares of tokens where all rows are equally long.
-    """
-    names = [share.name for share in sampling.shares]
-    paths = [share.path("huggingface") for share in sampling.shares]
-    probabilities = [float(share.weight) for share in sampling.shares]
-    python = [
-        "from datasets import interleave_datasets, load_dataset",
-        f"paths = {paths!r}",
-        f"probabilities = {probabilities!r}",
-        'sources = [load_dataset(path, split="train") for path in paths]',
-        "mixed = interleave_datasets(sources, probabilities=probabilities, seed=0)",
-    ]
-    notes = ["probabilities are shares of tokens: rows must be equally long, as packed blocks are"]
-    notes += [unplaced(sampling)] * bool(sampling.unplaced)
-    tree = {
-        **{name: sampling.facts[name] for name in ("mixture", "recipe", "run")},
-        "names": names,
-        "probabilities": probabilities,
-        "paths": paths,
-        "python": python,
-        "notes": notes,
+def _llama_factory(sampling: Sampling) -> str:
+    """``DataArguments`` and dataset_info.json (hiyouga/LLaMA-Factory at ff6d4d12, src/llamafactory/data)."""
+    if odd := [
+        share.name
+        for share in sampling.shares
+        if share.name != share.name.strip() or "," in share.name
+    ]:
+        raise ValueError(
+            f"a comma or blank ends a name of LLaMA-Factory, and {odd[0]!r} has one: rename the domain"
+        )
+    files = {
+        share.name: {"file_name": rows.placed(share, "llama-factory")[0]}
+        for share in sampling.shares
     }
-    return json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
+    settings = {
+        "dataset": ",".join(files),
+        "mix_strategy": "interleave_over",
+        "interleave_probs": ",".join(_decimal(share.row) for share in sampling.shares),
+        "streaming": True,
+    }
+    note = (
+        f"Part of the arguments of LLaMA-Factory (ff6d4d12), which draws rows ({sampling.rows}). In "
+        f"dataset_info.json of dataset_dir: {json.dumps(files, ensure_ascii=False)}"
+    )
+    return _comments(sampling, note) + to_yaml(settings)
 
 
 def _olmo_core(sampling: Sampling) -> str:
@@ -117,11 +76,20 @@ def _olmo_core(sampling: Sampling) -> str:
         {
             "source_name": share.name,
             "target_ratio": share.weight,
-            "paths": list(share.paths) or [share.name],
+            "paths": _paths(share),
+            **(
+                {}
+                if share.epochs is None
+                else {"max_repetition_ratio": max(1, math.ceil(share.epochs))}
+            ),
         }
         for share in sampling.shares
     ]
-    note = "A source is used once at most: max_repetition_ratio above 1 allows more."
+    note = (
+        "For OLMo-core 3.0.0, which rounds to whole sequences in each file: give few and large files."
+        + " A source is used once at most: max_repetition_ratio above 1 allows more."
+        * (sampling.repetition is None)
+    )
     return _comments(sampling, note) + to_yaml({"sources": sources})
 
 
@@ -144,7 +112,10 @@ def _megatron(sampling: Sampling) -> str:
 
 
 def _nanotron(sampling: Sampling) -> str:
-    """``NanosetDatasetsArgs`` (huggingface/nanotron, src/nanotron/config/config.py, docs/nanoset.md)."""
+    """``NanosetDatasetsArgs`` (huggingface/nanotron, src/nanotron/config/config.py, docs/nanoset.md).
+
+    It makes one index of as many samples as all sources have together, and repeats that.
+    """
     dataset = {
         "dataset_folder": [share.path("nanotron") for share in sampling.shares],
         "dataset_weights": [share.weight for share in sampling.shares],
@@ -154,17 +125,53 @@ def _nanotron(sampling: Sampling) -> str:
         "start_training_step": 1,
         "data": {"dataset": dataset, "num_loading_workers": 1, "seed": 0},
     }
-    return _comments(sampling, "Part of a config.") + to_yaml({"data_stages": [stage]})
+    note = (
+        "Part of a config of nanotron's main branch (2411b022); release 0.4 has no dataset_weights."
+    )
+    return _comments(sampling, note) + to_yaml({"data_stages": [stage]})
+
+
+def _gpt_neox(sampling: Sampling) -> str:
+    """``NeoXArgsTraining`` (EleutherAI/gpt-neox at ea7aefd8, megatron/neox_arguments/neox_args.py)."""
+    settings = {
+        "train_data_paths": [share.path("gpt-neox") for share in sampling.shares],
+        "train_data_weights": [share.weight for share in sampling.shares],
+        "weight_by_num_documents": False,
+    }
+    note = "Part of a config of GPT-NeoX (ea7aefd8): paths are prefixes; train_epochs goes with no weights."
+    return _comments(sampling, note) + to_yaml(settings)
+
+
+def _levanter(sampling: Sampling) -> str:
+    """``LMMixtureDatasetConfig`` (stanford-crfm/levanter at 9263f81e, src/levanter/data/text.py).
+
+    In each block of a mixture weights are cut down to whole sequences: a tenth of one at most, here.
+    """
+    least = min(share.weight for share in sampling.shares)
+    data = {
+        "configs": {share.name: {"train_urls": _paths(share)} for share in sampling.shares},
+        "train_weights": {share.name: share.weight for share in sampling.shares},
+        "stop_strategy": "restart",
+        "mixture_block_size": max(2048, math.ceil(10 / least)),
+    }
+    return _comments(sampling, "Part of a config of levanter (git 9263f81e).") + to_yaml(
+        {"data": data}
+    )
 
 
 FORMATS: dict[str, Callable[[Sampling], str]] = {
     "yaml": _ours,
-    "huggingface": _huggingface,
+    **rows.FORMATS,
+    "llama-factory": _llama_factory,
     "olmo-core": _olmo_core,
     "megatron": _megatron,
     "nanotron": _nanotron,
+    "gpt-neox": _gpt_neox,
+    "levanter": _levanter,
 }
 """Writers by name of the format."""
+WITHOUT_NOTES = {"megatron", "maxtext"}
+"""Formats whose files have no place for anything but weights and paths."""
 
 
 def to_yaml(tree: Mapping[str, Any]) -> str:
@@ -188,19 +195,25 @@ _DecimalDumper.add_representer(
 )
 
 
+def _paths(share: Share) -> list[str]:
+    return list(share.paths) or [share.name]
+
+
 def _comments(sampling: Sampling, note: str) -> str:
     facts = sampling.facts
     lines = [
         f"Mixture {facts['mixture']} of run {facts['run']} (recipe {facts['recipe']}), by mixpool.",
-        f"Weights are shares of training tokens, by {sampling.unit}. {note}",
-        *[unplaced(sampling)] * bool(sampling.unplaced),
+        f"By {sampling.unit}. {note}",
+        *notes(sampling),
     ]
     return "".join(f"# {shown.line(' '.join(text.split()))}\n" for text in lines)
 
 
-def unplaced(sampling: Sampling) -> str:
-    """The note for sources without a path."""
-    return (
-        "No path was given for these, and their names stand where a path belongs "
-        f"(--paths NAME=PATH): {', '.join(sampling.unplaced)}"
-    )
+def notes(sampling: Sampling) -> list[str]:
+    """What each source's share means, and what is to be known of it, in lines."""
+    shares = []
+    for name, tree in sampling.sources.items():
+        seen = f", {tree.pop('epochs'):.4g} epochs" if "epochs" in tree else ""
+        held = ", ".join(f"{_decimal(share)} of {what}" for what, share in tree.items())
+        shares.append(f"{name}: {held}{seen}")
+    return ["Shares of a training's text:", *shares, *sampling.notes]

@@ -1,7 +1,7 @@
 """The README.md of a merged model: its members, its losses in the run, and what it is not.
 
-The front matter is for the Hugging Face hub. It names no licence: that follows from the corpus and the
-base model, which mixpool knows nothing about.
+The front matter is for the Hugging Face hub. A licence follows from the corpus and the base model, which
+mixpool knows nothing about: it is the user who names one.
 """
 
 import importlib.metadata
@@ -39,12 +39,19 @@ REPLAY = (
 )
 
 
+UNKNOWN = "unknown"
+"""What the hub calls a licence that nobody named."""
+
+
 class Form(NamedTuple):
     """What a folder holds for programs: as the hub calls it, and how it is loaded."""
 
     library: str
     loading: str
     """Python."""
+    licence: str = UNKNOWN
+    length: int | None = None
+    """Tokens of an input at most; None where the model's config names no limit."""
 
 
 MODEL = Form(
@@ -76,10 +83,14 @@ def model_card(
     """The card of a mixture's merged model, as Markdown.
 
     Args:
-        facts: of the mixture (``flows.export.export.weights_tree``).
+        facts: of the mixture (``flows.export.sampling.weights_tree``).
         trained: how each member's model was made, by partition.
     """
-    front = {"library_name": form.library, "tags": ["mixpool", "merge"]}
+    front = {
+        "library_name": form.library,
+        "license": form.licence,
+        "tags": ["mixpool", "merge"],
+    }
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# {markdown(facts['mixture'])}",
@@ -87,7 +98,7 @@ def model_card(
         "## What it is made of",
         _members(run, facts, trained),
         _table(("domain", "weight"), [(n, f"{w:f}") for n, w in facts["domains"].items()]),
-        _origin(run, facts, trained),
+        _origin(run, facts, trained, form),
         "## How good it was in that run",
         _losses(ranked(store, run, facts["mixture"])),
         "## How to load it",
@@ -120,7 +131,9 @@ def _members(run: RunContent, facts: Mapping[str, Any], trained: Mapping[str, Re
     return f"{table}\n\n{REPLAY}"
 
 
-def _origin(run: RunContent, facts: Mapping[str, Any], trained: Mapping[str, Record]) -> str:
+def _origin(
+    run: RunContent, facts: Mapping[str, Any], trained: Mapping[str, Record], form: Form
+) -> str:
     bases = sorted({record.inputs["model"] for record in trained.values()})
     taught = dict.fromkeys(_taught(record) for record in trained.values())
     return "\n".join(
@@ -128,6 +141,7 @@ def _origin(run: RunContent, facts: Mapping[str, Any], trained: Mapping[str, Rec
             f"- base model: {', '.join(bases)} (sha256 of its files)",
             *(f"- {words}" for words in taught if words),
             *_adapters(trained),
+            *([] if form.length is None else [f"- input: {form.length:,} tokens at most"]),
             f"- recipe: {markdown(facts['recipe'])}",
             f"- run: {markdown(run.name)}, of {markdown(run.content['created'])}",
             f"- averaged by mixpool {importlib.metadata.version('mixpool')}; "

@@ -105,11 +105,16 @@ def repetition_limits(
     for domain in sorted(set(domains.values())):
         inside = [name for name in domains if domains[name] == domain]
         held = sum((tokens or {})[name] for name in inside)
-        share = exact(repetition.most) * held / repetition.tokens
+        share = exact(repetition.most) / epochs(Fraction(1), held, repetition.tokens)
         if share < 1:
             units = frozenset(number for number, name in enumerate(domains) if name in inside)
             what = f"repetition of {domain!r} ({repetition.most:g} times {held} tokens)"
             yield Limit(what, units, Fraction(0), share)
+
+
+def epochs(share: Fraction, held: int, tokens: int) -> Fraction:
+    """How often ``held`` tokens are seen where theirs is a ``share`` of a training's ``tokens``."""
+    return share * tokens / held
 
 
 def exact(number: float) -> Fraction:

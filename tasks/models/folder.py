@@ -153,6 +153,15 @@ def check_limit(settings: "PretrainedConfig", length: int, field: str) -> None:
         raise ValueError(f"{field} {length} is more than the model's {longest}: lower it")
 
 
+def longest_input(folder: Path) -> int | None:
+    """Tokens that a model's config says it takes at most; None where it names no limit."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    longest: int = getattr(config.get_text_config(), "max_position_embeddings", None) or 0
+    return longest if longest >= 1 else None
+
+
 def turning_lengths(model: "PreTrainedModel") -> list[int]:
     """Lengths, ascending, beyond which the longest window of a batch changes how all of it is read.
 

@@ -14,7 +14,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.export.export import parse_mixture, weights_tree
+from flows.export.sampling import parse_mixture, weights_tree
 from flows.run.stored import RunContent
 from storage.store import Store
 from tasks.mixtures.mixture import Mixture

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.export.export import parse_mixture
+from flows.export.sampling import parse_mixture
 from flows.run.stored import find_run
 from storage.artifact import seal
 from storage.store import Store
