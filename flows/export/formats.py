@@ -145,14 +145,20 @@ def _gpt_neox(sampling: Sampling) -> str:
 def _levanter(sampling: Sampling) -> str:
     """``LMMixtureDatasetConfig`` (stanford-crfm/levanter at 9263f81e, src/levanter/data/text.py).
 
-    In each block of a mixture weights are cut down to whole sequences: a tenth of one at most, here.
+    In each block of a mixture, of less than 2 ** 16 sequences, weights are cut down to whole sequences.
     """
-    least = min(share.weight for share in sampling.shares)
+    least = min(sampling.shares, key=lambda share: share.weight)
+    block = min(max(2048, math.ceil(10 / least.weight)), 2**16 - 1)
+    if least.weight * block < 1:
+        raise ValueError(
+            f"{least.name!r} has {_decimal(least.weight)}, and levanter draws none of less than 1 in "
+            f"{block:,} sequences: leave it out of the mixture"
+        )
     data = {
         "configs": {share.name: {"train_urls": _paths(share)} for share in sampling.shares},
         "train_weights": {share.name: share.weight for share in sampling.shares},
         "stop_strategy": "restart",
-        "mixture_block_size": max(2048, math.ceil(10 / least)),
+        "mixture_block_size": block,
     }
     return _comments(sampling, "Part of a config of levanter (git 9263f81e).") + to_yaml(
         {"data": data}

@@ -43,7 +43,7 @@ class Place:
         return Place(folder)
 
 
-def mixpool(*words: str | Path) -> Result:
+def mixpool(*words: str | Path | int) -> Result:
     """Call the command line; a traceback fails the test."""
     result = CliRunner().invoke(app, [str(word) for word in words])
     if result.exception is not None and not isinstance(result.exception, SystemExit):

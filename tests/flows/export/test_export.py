@@ -47,6 +47,8 @@ def run_of(names: tuple[str, ...], best: tuple[str, ...] = ("x-0",)) -> RunConte
         ("4 x-0 + 日本-1", {"x-0": 4, "日本-1": 1}),
         ("x-0 + x-0 + C-0", {"x-0": 2, "C-0": 1}),
         (" best ", {"C-0": 1, "R + D-0": 1}),
+        ("0.7 C-0 + .2 C++-0 + 0.10 x-0", {"C-0": 7, "C++-0": 2, "x-0": 1}),
+        ("0.5 C-0 + 0.25*C-0 + 0.25 x-0 + 0.0 C++-0", {"C-0": 3, "x-0": 1}),
     ],
 )  # fmt: skip
 def test_mixtures_as_people_write_them(text: str, parts: dict[str, int]) -> None:
@@ -115,7 +117,85 @@ def test_weights_are_printed_or_written(finished: Place, tmp_path: Path) -> None
 def test_a_format_that_there_is_not(finished: Place) -> None:
     result = mixpool("export", "best", "--store", finished.store, "--format", "axolotl")
     assert result.exit_code == 2
-    assert "there are yaml, huggingface, olmo-core, megatron, nanotron. Axolotl is" in result.stderr
+    assert "; there are yaml, huggingface, " in result.stderr
+    assert ", gpt-neox, levanter. Axolotl is" in result.stderr
+
+
+def partition(place: Place, name: str) -> dict[str, Any]:
+    (row,) = (
+        r
+        for r in mixpool_json("show", "partitions", "--store", place.store)
+        if r["partition"] == name
+    )
+    return dict(row)
+
+
+def test_rows_and_epochs_follow_from_what_partitions_hold(finished: Place) -> None:
+    words = ("export", "0.75 birds-0 + 0.25 law-0", "--store", finished.store, "--tokens", 10_000)
+    birds, law = (partition(finished, name) for name in ("birds-0", "law-0"))
+    documents = [
+        0.75 * birds["documents"] / birds["tokens"],
+        0.25 * law["documents"] / law["tokens"],
+    ]
+    tree = json.loads(mixpool(*words, "--format", "grain").stdout)
+    assert tree["probabilities"] == pytest.approx([x / sum(documents) for x in documents], abs=1e-9)
+    epochs = {name: source["epochs"] for name, source in tree["sources"].items()}
+    assert epochs == pytest.approx(
+        {"birds": 7500 / birds["tokens"], "law": 2500 / law["tokens"]}, abs=1e-4
+    )
+    blocks = json.loads(mixpool(*words, "--format", "grain", "--rows", "blocks").stdout)
+    assert blocks["probabilities"] == [0.75, 0.25]
+    assert blocks["sources"] == tree["sources"]
+    found = mixpool(*words, "--format", "megatron")
+    assert f"birds: 0.75 of tokens, {tree['sources']['birds']['bytes']} of bytes, " in found.stderr
+
+
+def test_the_recipes_limit_on_repetition_is_the_exports(finished: Place, tmp_path: Path) -> None:
+    place = finished.copy(tmp_path)
+    (recipe,) = Path(place.store).glob("runs/*/recipe.yaml")
+    tree = yaml.safe_load(recipe.read_text())
+    tree["search"]["constraints"]["repetition"] = {"tokens": 20_000, "most": 1.5}
+    recipe.write_text(yaml.safe_dump(tree))
+    words = (
+        "export",
+        "law-0",
+        "--store",
+        place.store,
+        "--format",
+        "olmo-core",
+        "--paths",
+        "law=/l",
+    )
+    assert "Seen more than 1.5 times" in mixpool(*words).stderr
+    assert "Seen more than" not in mixpool(*words, "--tokens", 100).stderr
+    ratio = yaml.safe_load(mixpool(*words).stdout)["sources"][0]["max_repetition_ratio"]
+    assert ratio == math.ceil(20_000 / partition(place, "law-0")["tokens"])
+
+
+def test_shares_of_another_tokenizer_are_counted_on_the_documents(
+    finished: Place, tmp_path: Path
+) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    words = Tokenizer(WordLevel({"[UNK]": 0}, "[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    words.save(str(tmp_path / "tokenizer.json"))
+    command = ("export", "birds-0 + law-0", "--store", finished.store, "--format", "megatron")
+    rates = []
+    for name in ("birds-0", "law-0"):
+        (record,) = (r for r in Store(finished.store).records("partition") if r.label == name)
+        frame = pd.read_parquet(Path(finished.store) / record.output.prefix / "documents.parquet")
+        counted = sum(len(re.findall(r"\w+|[^\w\s]+", text)) + 1 for text in frame["text"])
+        rates.append(counted / frame["num_tokens"].sum())
+    for tokenizer in (tmp_path, tmp_path / "tokenizer.json"):
+        found = mixpool(*command, "--tokenizer", tokenizer)
+        shares = [float(line.split()[0]) for line in found.stdout.splitlines()]
+        assert shares == pytest.approx([rate / sum(rates) for rate in rates], abs=1e-6)
+    refused = mixpool(*command, "--tokenizer", tmp_path / "gpt2")
+    assert refused.exit_code == 1
+    assert "gpt2 is no folder here: give one that has a tokenizer.json" in refused.stderr
 
 
 def test_a_member_that_was_trained_in_full_has_no_adapter(finished: Place, tmp_path: Path) -> None:
@@ -167,8 +247,9 @@ def test_the_exported_model_has_the_perplexity_that_was_ranked(
 
     folder, file = tmp_path / "new" / "model", tmp_path / "weights.yaml"
     result = mixpool(
-        "export", "best", "--store", finished.store, "--model", folder, "--weights", file
-    )
+        "export", "best", "--store", finished.store, "--model", folder, "--weights", file,
+        "--license", "apache-2.0",
+    )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     best = mixpool_json("show", "ranking", "--store", finished.store)[0]["mixture"]
     assert f"merged model of {best}: {folder}" in result.stdout
@@ -187,7 +268,14 @@ def test_the_exported_model_has_the_perplexity_that_was_ranked(
     assert sum(weights["domains"].values()) == pytest.approx(1)
 
     front, card = (folder / "README.md").read_text().removeprefix("---\n").split("---\n", 1)
-    assert yaml.safe_load(front) == {"library_name": "transformers", "tags": ["mixpool", "merge"]}
+    tree = {"library_name": "transformers", "license": "apache-2.0", "tags": ["mixpool", "merge"]}
+    assert yaml.safe_load(front) == tree
+    assert "- input: 32 tokens at most" in card
+    assert tokenizer.model_max_length == model.config.max_position_embeddings == 32
+    ordinary = tmp_path / "ordinary"
+    ordinary.touch()
+    modes = {path.stat().st_mode for path in (*folder.iterdir(), file)}
+    assert modes == {ordinary.stat().st_mode}
     assert ModelCard.load(folder / "README.md").data.tags == ["mixpool", "merge"]
     assert card.startswith(f"\n# {best}\n")
     for name, weight in weights["weights"].items():
