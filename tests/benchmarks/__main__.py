@@ -35,6 +35,7 @@ ON_REQUEST = (
     "malformed",
     "sharpness",
     "accumulate",
+    "exports",
 )
 """Only run when named: they install packages, take many minutes, or are part of another."""
 
@@ -61,7 +62,8 @@ def main() -> None:
 def told(found: Sequence[Ratio | str]) -> str:
     """A suite's ratios as a table, and its notes below."""
     notes = [note for note in found if isinstance(note, str)]
-    return "\n\n".join([table([r for r in found if isinstance(r, Ratio)]), *notes])
+    ratios = [ratio for ratio in found if isinstance(ratio, Ratio)]
+    return "\n\n".join([table(ratios), *notes] if ratios else notes)
 
 
 def table(ratios: list[Ratio]) -> str:
