@@ -1,8 +1,8 @@
 """Draw from one real loader what an export says, in the environment of ``exports-requirements.txt``.
 
-`python exports_loaders.py FOLDER FORMAT MOST` prints tokens drawn of each source as JSON. Nothing of mixpool is
-imported. A row, or a token, tells by a number which source it is from. Where a loader reads a form of its own,
-the sources are written in it first.
+`python exports_loaders.py FOLDER FORMAT MOST` prints tokens drawn of each source as JSON. Nothing of mixpool
+is imported. A row, or a token, tells by a number which source it is from. Where a loader reads a form of its
+own, the sources are written in it first.
 """
 
 import importlib
@@ -113,6 +113,9 @@ def megatron(folder: Path, most: int) -> Counter[int]:
         path_to_cache=str(folder / "megatron-cache"), reset_position_ids=False,
         reset_attention_mask=False, eod_mask_loss=False,
     )  # fmt: skip
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/group", rank=0, world_size=1
+    )
     count = most // SEQUENCE
     made_of = BlendedMegatronDatasetBuilder(GPTDataset, [count, 0, 0], lambda: True, config)
     train = made_of.build()[0]
