@@ -1,7 +1,7 @@
 """`mixpool search`: look for the best mixture of a recipe's pool, or by a table of losses."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,9 +21,14 @@ from flows.command.options import (
     read_runtime,
 )
 
+if TYPE_CHECKING:
+    from tasks.search.prediction import Prediction
+    from tasks.search.table_search import TableSearch
+
 FOR_TABLES = [
     "targets",
     "weights",
+    "predict",
     "count",
     "held_out",
     "constraints",
@@ -33,6 +38,8 @@ FOR_TABLES = [
 ]
 FOR_RECIPES = ["evaluations", "store", "runtime"]
 """Options that say something about one of the two only."""
+FOR_PROPOSALS = ["count", "held_out", "constraints", "tokens"]
+"""Options that say nothing where given rows are predicted."""
 
 
 RecipeOrNone = Annotated[
@@ -57,6 +64,13 @@ Weights = Annotated[
     typer.Option(
         help="With --losses: the columns of weights; default: all other numbers, where these "
         "have the same sum in all rows."
+    ),
+]
+PredictFile = Annotated[
+    str | None,
+    typer.Option(
+        help="With --losses: a table of mixtures, CSV or Parquet, with the columns of weights. Their "
+        "losses are predicted, and nothing is proposed."
     ),
 ]
 Count = Annotated[int, typer.Option(min=1, help="With --losses: mixtures to propose.")]
@@ -86,6 +100,7 @@ def search(
     losses: LossTable = None,
     targets: Targets = None,
     weights: Weights = None,
+    predict: PredictFile = None,
     count: Count = 10,
     held_out: HeldOut = 0.2,
     constraints: ConstraintsFile = None,
@@ -100,8 +115,9 @@ def search(
     """Look for the best mixture where there are too many to evaluate: fit, propose, evaluate, repeat.
 
     With --losses nothing is evaluated: surrogates are fitted to the table, judged on rows that they
-    have not seen, and propose the mixtures to try next. Fields of the recipe's search are then set
-    without their first word: --set constraints.most_partitions=4, --set objective.weights='{qa: 2}'.
+    have not seen, and propose the mixtures to try next, or with --predict, predict given mixtures. Fields
+    of the recipe's search are then set without their first word: --set constraints.most_partitions=4,
+    --set objective.weights='{qa: 2}'.
     """
     from flows.chain.recipe_file import UsageError
     from flows.command import table_search as by_table
@@ -110,12 +126,16 @@ def search(
     with faults():
         if (recipe is None) == (losses is None):
             raise UsageError("give a recipe, or --losses with a table: one of the two")
-        names, why = FOR_RECIPES, "is for a recipe, and means nothing with --losses"
+        ignored = dict.fromkeys(FOR_RECIPES, "is for a recipe, and means nothing with --losses")
         if recipe is not None:
-            names, why = FOR_TABLES, "is for --losses, and means nothing for a recipe"
-        for name in names:
+            ignored = dict.fromkeys(FOR_TABLES, "is for --losses, and means nothing for a recipe")
+        elif predict is not None:
+            ignored |= dict.fromkeys(
+                FOR_PROPOSALS, "means nothing with --predict: nothing is proposed"
+            )
+        for name, why in ignored.items():
             source = context.get_parameter_source(name)
-            if source is not None and source.name == "COMMANDLINE":  # it would be ignored
+            if source is not None and source.name == "COMMANDLINE":
                 raise UsageError(f"--{name.replace('_', '-')} {why}")
         if recipe is not None:
             changes = [*(overrides or [])]
@@ -127,10 +147,16 @@ def search(
         assert losses is not None
         rules = by_table.read_rules(constraints, overrides or [])
         token_counts = by_table.read_tokens(tokens, rules)
-        result = by_table.search_table(
-            losses, _names(targets), _names(weights), rules, count, held_out, token_counts
-        )
-        tables = {name: getattr(result, name) for name in ("surrogates", "held_out", "proposals")}
+        table = by_table.read_losses(losses, _names(targets), _names(weights))
+        result: TableSearch | Prediction
+        if predict is not None:
+            result = by_table.predict_rows(table, predict, rules)
+            tables = {"surrogates": result.surrogates, "predictions": result.predictions}
+        else:
+            result = by_table.search_table(table, rules, count, held_out, token_counts)
+            tables = {
+                name: getattr(result, name) for name in ("surrogates", "held_out", "proposals")
+            }
         if output is not None:
             by_table.write_tables(output, tables, raw=csv_raw)
         if as_json:

@@ -1,4 +1,4 @@
-"""`mixpool search --losses`: the search by a table of losses, in which nothing is evaluated."""
+"""`mixpool search --losses`: search and prediction by a table of losses; nothing is evaluated."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
+    from tasks.search.loss_table import LossTable
+    from tasks.search.prediction import Prediction
     from tasks.search.rounds import SearchConfig
     from tasks.search.table_search import TableSearch
 
@@ -88,16 +90,8 @@ def _yaml(path: str, option: str) -> Any:
         raise RecipeError(words) from None
 
 
-def search_table(
-    path: str,
-    targets: list[str] | None,
-    weights: list[str] | None,
-    rules: "SearchConfig",
-    count: int,
-    held_out: float,
-    tokens: Mapping[str, int] | None,
-) -> "TableSearch":
-    """Fit surrogates to the table at ``path`` and propose ``count`` mixtures.
+def read_losses(path: str, targets: list[str] | None, weights: list[str] | None) -> "LossTable":
+    """The table of losses at ``path``, checked.
 
     Raises:
         UsageError: no targets are named, and the table is not that of a run.
@@ -106,7 +100,6 @@ def search_table(
     from flows.chain.recipe_file import UsageError
     from flows.run.wide_losses import is_of_run, table_of_run
     from tasks.search.loss_table import loss_table, read_frame
-    from tasks.search.table_search import propose_from_table
 
     if is_of_run(path):
         frame, partitions, sets = table_of_run(path)
@@ -115,8 +108,21 @@ def search_table(
         raise UsageError("--losses needs --targets: the names of the columns of losses")
     else:
         frame = read_frame(path)
+    return loss_table(frame, path, targets, weights)
+
+
+def search_table(
+    table: "LossTable",
+    rules: "SearchConfig",
+    count: int,
+    held_out: float,
+    tokens: Mapping[str, int] | None,
+) -> "TableSearch":
+    """Fit surrogates to the table and propose ``count`` mixtures. Raises ValueError."""
+    from tasks.search.table_search import propose_from_table
+
     return propose_from_table(
-        loss_table(frame, path, targets, weights),
+        table,
         rules.objective,
         rules.constraints,
         rules.surrogates,
@@ -125,6 +131,24 @@ def search_table(
         rules.seed,
         tokens,
     )
+
+
+def predict_rows(table: "LossTable", path: str, rules: "SearchConfig") -> "Prediction":
+    """Fit surrogates to the table and predict the rows of the one at ``path``.
+
+    Raises:
+        UsageError: constraints are set, which mean nothing here.
+        ValueError: the rows cannot be used.
+    """
+    from flows.chain.recipe_file import UsageError
+    from tasks.mixtures.constraints import ConstraintsConfig
+    from tasks.search.loss_table import read_frame
+    from tasks.search.prediction import predict_from_table
+
+    if rules.constraints != ConstraintsConfig():
+        raise UsageError("--set constraints means nothing with --predict: nothing is proposed")
+    frame = read_frame(path)
+    return predict_from_table(table, frame, path, rules.objective, rules.surrogates, rules.seed)
 
 
 def write_tables(folder: Path, tables: "Mapping[str, pd.DataFrame]", *, raw: bool) -> None:
@@ -137,13 +161,17 @@ def write_tables(folder: Path, tables: "Mapping[str, pd.DataFrame]", *, raw: boo
         write_csv(table, folder / f"{name}.csv", raw=raw)
 
 
-def show(console: "Console", result: "TableSearch") -> None:
-    """Print the surrogates, the proposals and the notes."""
+def show(console: "Console", result: "TableSearch | Prediction") -> None:
+    """Print the surrogates, the proposals or predictions, and the notes."""
     from flows.command.summary import by_surrogate, show_frame
+    from tasks.search.prediction import Prediction
 
-    shown = [name for name in result.proposals if not str(name).startswith("weight of ")]
     title = "Surrogates, cross-validated (mean over the objective's targets)"
     show_frame(console, title, by_surrogate(result.surrogates))
-    show_frame(console, "Mixtures to try next", result.proposals[shown])
+    if isinstance(result, Prediction):
+        show_frame(console, "Predictions", result.predictions)
+    else:
+        shown = [name for name in result.proposals if not str(name).startswith("weight of ")]
+        show_frame(console, "Mixtures to try next", result.proposals[shown])
     for sentence in result.notes:
         console.print(sentence, soft_wrap=True, markup=False)

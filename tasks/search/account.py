@@ -16,7 +16,7 @@ from tasks.readable import number as shown
 from tasks.search.proposals import FEWEST_ROWS
 from tasks.search.result import SearchResult
 from tasks.search.rounds import DESCENT, START, Search, num_possible
-from tasks.surrogates.kinds import COLUMNS, choose, cross_validate
+from tasks.surrogates.kinds import COLUMNS, cross_validate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,14 +85,13 @@ def _compared(search: Search) -> "pd.DataFrame":
     import pandas as pd
 
     if len(search.tried) < FEWEST_ROWS:
-        return pd.DataFrame(columns=[*COLUMNS, "chosen", "share"])
+        return pd.DataFrame(columns=COLUMNS)
     sets, rules = search.objective.sets, search.rules
     losses = dict(zip(sets, search.losses.T, strict=True))
-    validation = cross_validate(search.weights, losses, rules.surrogates, seed=rules.seed)
+    shares = search.objective.shares_by_set
+    validation = cross_validate(search.weights, losses, rules.surrogates, rules.seed, shares)
     search.notes += [note for note in validation.notes if note not in search.notes]
-    chosen = choose(validation.table, search.objective.shares_by_set)
-    shares = validation.table["target"].map(search.objective.shares_by_set)
-    return validation.table.assign(chosen=validation.table["surrogate"] == chosen, share=shares)
+    return validation.table
 
 
 def _answer(search: Search, trace: "pd.DataFrame") -> Iterator[str]:

@@ -10,7 +10,6 @@ import numpy as np
 
 from tasks.arrays import Floats, Ints
 from tasks.search.objective import Objective
-from tasks.surrogates.gaussian_process import GaussianProcess
 from tasks.surrogates.surrogate import Surrogate
 
 _STEEP = 10.0  # what a bit per byte above a cap costs a descent, in bits per byte of the objective
@@ -57,8 +56,8 @@ class Forecast:
 
         As if all sets were wrong in the same direction: the largest that it can be.
         """
-        stds = [m.predict_std(weights) for m in self._models if isinstance(m, GaussianProcess)]
-        if len(stds) < len(self._models):
+        found = [model.predict_std(weights) for model in self._models]
+        if len(stds := [std for std in found if std is not None]) < len(self._models):
             return None
         deviation: Floats = np.stack(stds, axis=1) @ self._objective.shares
         return deviation

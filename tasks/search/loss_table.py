@@ -42,6 +42,8 @@ class LossTable(NamedTuple):
     """Which row of the file each was, counted from 1 below the header."""
     notes: list[str]
     """Sentences: what was taken, dropped, averaged, left out."""
+    constant: dict[str, float]
+    """Weight columns that were left out, as they have one value in all rows, and that value."""
 
 
 def loss_table(
@@ -79,7 +81,8 @@ def loss_table(
             f"{taken} has {len(numbers)} usable rows with different weights: {FEWEST_ROWS} are needed "
             f"at least. {' '.join(notes)}".rstrip()
         )
-    names = _varying(numbers, names, notes)
+    constant = _constant(numbers, names, notes)
+    names = [name for name in names if name not in constant]
     kept = numbers[names].to_numpy()
     return LossTable(
         tuple(names),
@@ -88,7 +91,43 @@ def loss_table(
         numbers[[*targets]].to_numpy(),
         tuple(int(row) + 1 for row in numbers.index),
         notes,
+        constant,
     )
+
+
+def weights_of(frame: "pd.DataFrame", path: str, table: LossTable) -> Floats:
+    """The weights in another table, in the columns of ``table``; shape (n, p), rows sum to 1.
+
+    Args:
+        frame: a column for each of ``table.names``; other columns are not read.
+        path: where it was read, for messages.
+        table: of ``loss_table``.
+
+    Raises:
+        ValueError: there are no rows, a column is missing or not numeric, a weight is negative or not
+            finite, a row has only zeros, or a weight that never changes in ``table`` has another value.
+    """
+    if not len(frame):
+        raise ValueError(f"{path} has no rows: give one row for each mixture to predict")
+    known = [name for name in table.constant if name in frame.columns]
+    names = _numeric_columns(frame, [*table.names, *known], path, path)
+    numbers = frame[names].astype("float64").reset_index(drop=True)
+    if not (finite := np.isfinite(numbers.to_numpy())).all():
+        row, column = np.argwhere(~finite)[0]
+        raise ValueError(
+            f"row {row + 1} of {path} has no finite weight in column {names[column]!r}: give a number "
+            "there, 0 for none"
+        )
+    scaled = _scaled(numbers, names, path)
+    for name in known:
+        value = table.constant[name]
+        if (other := (scaled[name] - value).abs() > _SAME).any():
+            row = int(other.to_numpy().argmax())
+            raise ValueError(
+                f"row {row + 1} of {path} gives {scaled[name][row]:.4g} to {name!r}, which has "
+                f"{value:.4g} in every row of the table of losses: what another weight does cannot be told"
+            )
+    return _scaled(scaled, list(table.names), path)[[*table.names]].to_numpy()
 
 
 def read_frame(path: str) -> "pd.DataFrame":
@@ -120,13 +159,7 @@ def _weight_columns(
     frame: "pd.DataFrame", targets: Sequence[str], weights: Sequence[str] | None, path: str
 ) -> list[str]:
     """The weight columns; all columns that are used are there, numeric and named once."""
-    from pandas.api.types import is_bool_dtype, is_numeric_dtype
-
-    numeric = [
-        str(name)
-        for name in frame.columns
-        if is_numeric_dtype(frame[name]) and not is_bool_dtype(frame[name])
-    ]
+    numeric = [str(name) for name in frame.columns if _is_numeric(frame, name)]
     names = list(weights) if weights else [name for name in numeric if name not in targets]
     if len(names) > MOST_WEIGHTS:
         raise ValueError(
@@ -136,16 +169,7 @@ def _weight_columns(
     taken = (
         f"{path} (weights: {', '.join(names) or 'none'}; targets: {', '.join(targets) or 'none'})"
     )
-    for name in (*names, *targets):
-        if name not in frame.columns:
-            raise unknown_name_error(
-                name, f"the choice of columns of {path}", map(str, frame.columns)
-            )
-        if name not in numeric:
-            raise ValueError(
-                f"the column {name!r} of {taken} holds {frame[name].dtype}, no numbers: clean it, or "
-                "name other columns"
-            )
+    _numeric_columns(frame, [*names, *targets], taken, path)
     if not names or not targets or len({*names, *targets}) < len(names) + len(targets):
         raise ValueError(
             f"{taken}: name at least one column of weights and one target, each column once"
@@ -153,8 +177,30 @@ def _weight_columns(
     return names
 
 
+def _numeric_columns(frame: "pd.DataFrame", names: list[str], taken: str, path: str) -> list[str]:
+    """``names``, all of which are columns of numbers."""
+    for name in names:
+        if name not in frame.columns:
+            raise unknown_name_error(
+                name, f"the choice of columns of {path}", map(str, frame.columns)
+            )
+        if not _is_numeric(frame, name):
+            raise ValueError(
+                f"the column {name!r} of {taken} holds {frame[name].dtype}, no numbers: clean it, or "
+                "name other columns"
+            )
+    return names
+
+
+def _is_numeric(frame: "pd.DataFrame", name: str) -> bool:
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+    return bool(is_numeric_dtype(frame[name]) and not is_bool_dtype(frame[name]))
+
+
 SPREAD = 0.01
 """By how much, of the largest, sums of rows may differ where nobody said which columns are weights."""
+_SAME = 1e-6  # difference of two weights that are the same but for the digits of a file
 
 
 def _finite(numbers: "pd.DataFrame", notes: list[str]) -> "pd.DataFrame":
@@ -225,12 +271,16 @@ def _averaged(numbers: "pd.DataFrame", names: list[str], notes: list[str]) -> "p
     return averaged[first]
 
 
-def _varying(numbers: "pd.DataFrame", names: list[str], notes: list[str]) -> list[str]:
-    """The weight columns whose values differ between rows."""
-    constant = [name for name in names if np.ptp(numbers[name].to_numpy()) < 1e-9]
-    if constant:
+def _constant(numbers: "pd.DataFrame", names: list[str], notes: list[str]) -> dict[str, float]:
+    """The weight columns whose values are the same in all rows."""
+    found = {
+        name: float(numbers[name].iloc[0])
+        for name in names
+        if np.ptp(numbers[name].to_numpy()) < 1e-9
+    }
+    if found:
         notes.append(
-            f"The weight is the same in every row in column {', '.join(map(repr, constant))}: what it "
+            f"The weight is the same in every row in column {', '.join(map(repr, found))}: what it "
             "does cannot be told. It was left out, and the other weights are shares of the rest."
         )
-    return [name for name in names if name not in constant]
+    return found

@@ -6,7 +6,7 @@ own forecast stops at its first mistake. No mixture is proposed twice, and each 
 constraints exactly.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -17,8 +17,7 @@ from tasks.mixtures.mixture import Mixture
 from tasks.search.candidates import candidates
 from tasks.search.forecast import Forecast
 from tasks.search.objective import Objective
-from tasks.surrogates.kinds import SURROGATES, choose, cross_validate, fit
-from tasks.surrogates.surrogate import Surrogate
+from tasks.surrogates.kinds import AVERAGE, NAMES, SURROGATES, cross_validate, fit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,12 +53,10 @@ class Proposals(NamedTuple):
     chosen: str
     """Name of the surrogate that made them."""
     surrogates: "pd.DataFrame"
-    """``surrogate``, ``target`` (a set), ``spearman``, ``pearson``, ``rmse`` (bits per byte), ``rows``,
-    ``chosen``: the cross-validation of this round."""
+    """The cross-validation of this round, as in ``CrossValidation.table``: targets are sets, ``rmse`` in
+    bits per byte."""
     notes: list[str]
     """Sentences for the reader."""
-    fitted: Mapping[str, Surrogate]
-    """The chosen surrogate by set, fitted to all rows."""
 
 
 def propose(
@@ -70,7 +67,7 @@ def propose(
     feasible: Feasible,
     count: int,
     generator: np.random.Generator,
-    names: Sequence[str] = tuple(SURROGATES),
+    names: Sequence[str] = NAMES,
 ) -> Proposals:
     """The next ``count`` mixtures to evaluate.
 
@@ -92,17 +89,44 @@ def propose(
     _refuse_unusable(weights, losses, objective)
     by_set = dict(zip(objective.sets, losses.T, strict=True))
     seed = int(generator.integers(2**31))
-    table, notes = cross_validate(weights, by_set, names, seed)
-    chosen = choose(table, objective.shares_by_set)
-    usable = [chosen, *(name for name in names if name in set(table["surrogate"]) - {chosen})]
-    models = {name: fit(name, weights, by_set) for name in usable}
-    notes += dict.fromkeys(note for model in models[chosen].values() for note in model.notes)
-    forecasts = {name: Forecast(models[name], objective, base) for name in usable}
-    order = forecasts[chosen].order(weights, losses)
-    pool = candidates(feasible, weights[order], forecasts[chosen], generator)
-    made = _picked(feasible, pool, forecasts, count)
-    table["chosen"] = table["surrogate"] == chosen
-    return Proposals(made, chosen, table, notes, models[chosen])
+    table, chosen, members, notes = cross_validate(
+        weights, by_set, names, seed, objective.shares_by_set
+    )
+    others = [name for name in SURROGATES if name in {*table["surrogate"]} - {*members}]
+    made, said = propose_by(
+        members, weights, losses, base, objective, feasible, count, generator, others
+    )
+    return Proposals(made, chosen, table, [*notes, *said])
+
+
+def propose_by(
+    members: Sequence[str],
+    weights: Floats,
+    losses: Floats,
+    base: Floats | None,
+    objective: Objective,
+    feasible: Feasible,
+    count: int,
+    generator: np.random.Generator,
+    others: Sequence[str] = (),
+) -> tuple[list[Proposal], list[str]]:
+    """The next mixtures as in ``propose``, by surrogates that were chosen, and notes of their fits.
+
+    Args:
+        members: the chosen one, or those to average.
+        weights, losses, base, objective, feasible, count, generator: as in ``propose``.
+        others: with these it is compared where it does not know its own doubt.
+    """
+    by_set = dict(zip(objective.sets, losses.T, strict=True))
+    fitted = fit(members, weights, by_set)
+    notes = [*dict.fromkeys(note for model in fitted.values() for note in model.notes)]
+    forecast = Forecast(fitted, objective, base)
+    pool = candidates(feasible, weights[forecast.order(weights, losses)], forecast, generator)
+    rivals = []
+    if forecast.doubt(weights[:1]) is None:
+        rivals = [Forecast(fit([name], weights, by_set), objective, base) for name in others]
+    name = members[0] if len(members) == 1 else AVERAGE
+    return _picked(feasible, pool, name, forecast, rivals, count), notes
 
 
 def _refuse_unusable(weights: Floats, losses: Floats, objective: Objective) -> None:
@@ -125,23 +149,27 @@ def _refuse_unusable(weights: Floats, losses: Floats, objective: Objective) -> N
 
 
 def _picked(
-    feasible: Feasible, pool: Ints, forecasts: "Mapping[str, Forecast]", count: int
+    feasible: Feasible,
+    pool: Ints,
+    made_by: str,
+    forecast: Forecast,
+    rivals: Sequence[Forecast],
+    count: int,
 ) -> list[Proposal]:
-    """Of the ``pool``, the best by the first of ``forecasts``, then those in most doubt."""
+    """Of the ``pool``, the best by the ``forecast``, then those in most doubt."""
     if not len(pool) or count < 1:
         return []
     weights = feasible.weights(pool)
-    made_by, chosen = next(iter(forecasts.items()))
-    losses = chosen.losses(weights)
-    values, order = chosen.values(weights, losses), chosen.order(weights, losses)
+    losses = forecast.losses(weights)
+    values, order = forecast.values(weights, losses), forecast.order(weights, losses)
     explored = int(EXPLORED * count)
     first = _apart(weights, order, [], count - explored)
     rest = np.setdiff1d(order, first)
-    doubt = chosen.doubt(weights[rest])
+    doubt = forecast.doubt(weights[rest])
     if doubt is not None:
-        by_doubt = rest[chosen.order(weights[rest], losses[rest], _DOUBT * doubt)]
+        by_doubt = rest[forecast.order(weights[rest], losses[rest], _DOUBT * doubt)]
     else:
-        by_doubt = _disputed(weights, order[np.isin(order, rest)], forecasts)
+        by_doubt = _disputed(weights, order[np.isin(order, rest)], [forecast, *rivals])
     picked = _apart(weights, by_doubt, first, explored)
     return [
         Proposal(feasible.mixture(pool[row]), made_by, float(values[row]), losses[row])
@@ -149,12 +177,11 @@ def _picked(
     ]
 
 
-def _disputed(weights: Floats, order: Ints, forecasts: "Mapping[str, Forecast]") -> Ints:
+def _disputed(weights: Floats, order: Ints, forecasts: Sequence[Forecast]) -> Ints:
     """The better quarter of the rows in ``order``, those first about which surrogates differ most."""
     better = order[: max(1, len(order) // 4)]
     values = [
-        forecast.values(weights[better], forecast.losses(weights[better]))
-        for forecast in forecasts.values()
+        forecast.values(weights[better], forecast.losses(weights[better])) for forecast in forecasts
     ]
     return better[np.argsort(-np.std(values, axis=0), kind="stable")]
 

@@ -23,7 +23,7 @@ from tasks.search.descent import DescentConfig
 from tasks.search.first_design import first_design
 from tasks.search.objective import Objective, ObjectiveConfig
 from tasks.search.proposals import FEWEST_ROWS, propose
-from tasks.surrogates.kinds import SURROGATES
+from tasks.surrogates.kinds import NAMES, check_surrogates
 
 START, DESCENT = "start", "descent"
 """Who proposes a mixture, where it is no surrogate."""
@@ -46,9 +46,9 @@ class SearchConfig(Config):
     batch: int = Field(default=8, ge=1)
     """Number of mixtures that are proposed and evaluated at once, before surrogates are fitted anew."""
     surrogates: list[str] = Field(
-        default=[*SURROGATES],
+        default=[*NAMES],
         min_length=1,
-        json_schema_extra={"items": {"type": "string", "enum": [*SURROGATES]}},
+        json_schema_extra={"items": {"type": "string", "enum": [*NAMES]}},
     )
     """Surrogates that are compared; in each round the one that orders unseen mixtures best proposes."""
     descent: DescentConfig | None = DescentConfig()
@@ -60,9 +60,10 @@ class SearchConfig(Config):
     @field_validator("surrogates")
     @classmethod
     def _are_known(cls, names: list[str]) -> list[str]:
-        if odd := [name for name in names if name not in SURROGATES]:
-            listed = ", ".join(map(repr, SURROGATES))
+        if odd := [name for name in names if name not in NAMES]:
+            listed = ", ".join(map(repr, NAMES))
             raise ValueError(f"{odd[0]!r} is no surrogate; they are {listed}")
+        check_surrogates(names)
         if len({*names}) < len(names):
             raise ValueError(f"{names} names a surrogate twice: name each once")
         return names

@@ -10,8 +10,8 @@ from tasks.mixtures.constraints import ConstraintsConfig, Feasible
 from tasks.readable import number
 from tasks.search.loss_table import LossTable
 from tasks.search.objective import Objective, ObjectiveConfig
-from tasks.search.proposals import FEWEST_ROWS, Proposals, propose
-from tasks.surrogates.kinds import SURROGATES, choose, cross_validate, errors, fit
+from tasks.search.proposals import FEWEST_ROWS, Proposal, propose_by
+from tasks.surrogates.kinds import NAMES, cross_validate, errors, fit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,8 +21,7 @@ class TableSearch(NamedTuple):
     """What a table of losses says about the next mixtures."""
 
     surrogates: "pd.DataFrame"
-    """``surrogate``, ``target``, ``spearman``, ``pearson``, ``rmse``, ``rows``, ``chosen``, ``share``
-    (weight of the target in the objective): cross-validated on the rows that are not held out."""
+    """The cross-validation on the rows that are not held out, as in ``CrossValidation.table``."""
     held_out: "pd.DataFrame"
     """One row per held-out row and target: ``row`` (number in the table), ``target``, ``loss``,
     ``predicted`` by the chosen surrogate. Empty where nothing is held out."""
@@ -37,7 +36,7 @@ def propose_from_table(
     table: LossTable,
     sought: ObjectiveConfig,
     constraints: ConstraintsConfig,
-    names: Sequence[str] = tuple(SURROGATES),
+    names: Sequence[str] = NAMES,
     count: int = 10,
     held_out: float = 0.2,
     seed: int = 0,
@@ -66,14 +65,14 @@ def propose_from_table(
     weights = table.weights[:, [table.names.index(name) for name in feasible.names]]
     seen, held = _cut(len(weights), held_out, generator)
     visible = dict(zip(table.targets, table.losses[seen].T, strict=True))
-    validated, notes = cross_validate(weights[seen], visible, names, seed=seed)
-    chosen = choose(validated, objective.shares_by_set)
-    validated["chosen"] = validated["surrogate"] == chosen
-    validated["share"] = validated["target"].map(objective.shares_by_set)
-    models = fit(chosen, weights[seen], visible)
+    shares = objective.shares_by_set
+    validated, chosen, members, notes = cross_validate(weights[seen], visible, names, seed, shares)
+    models = fit(members, weights[seen], visible)
     predicted = np.stack([model.predict(weights[held]) for model in models.values()], axis=1)
-    made = propose(weights, table.losses, None, objective, feasible, count, generator, [chosen])
-    notes = [*table.notes, *notes, *made.notes, *_order(table, held, predicted, chosen)]
+    made, said = propose_by(
+        members, weights, table.losses, None, objective, feasible, count, generator
+    )
+    notes = [*table.notes, *notes, *said, *_order(table, held, predicted, chosen)]
     checked = _held_out(table, held, predicted)
     return TableSearch(validated, checked, _proposals(made, feasible, table.targets), notes)
 
@@ -113,7 +112,9 @@ def _held_out(table: LossTable, held: Ints, predicted: Floats) -> "pd.DataFrame"
     return pd.DataFrame(rows, columns=["row", "target", "loss", "predicted"])
 
 
-def _proposals(made: Proposals, feasible: Feasible, targets: Sequence[str]) -> "pd.DataFrame":
+def _proposals(
+    made: Sequence[Proposal], feasible: Feasible, targets: Sequence[str]
+) -> "pd.DataFrame":
     import pandas as pd
 
     columns = [
@@ -124,6 +125,6 @@ def _proposals(made: Proposals, feasible: Feasible, targets: Sequence[str]) -> "
     ]
     rows = [
         (mixture.label, predicted, *feasible.weights_of([mixture])[0], *losses)
-        for mixture, _, predicted, losses in made.proposals
+        for mixture, _, predicted, losses in made
     ]
     return pd.DataFrame(rows, columns=columns)

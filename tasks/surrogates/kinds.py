@@ -1,19 +1,22 @@
 """Surrogates, cheap functions from weights to a loss: their kinds, their test, and the choice of one.
 
 Which kind fits best depends on the pool, so none is preferred. Each is judged by how well it orders
-rows that it was not fitted to, and the simplest of the best is taken. A surrogate says where to
-look next; it is never the answer, since every proposal is really evaluated.
+rows that it was not fitted to, and the simplest of the best is taken. Good ones err in different places,
+so their average is a candidate, too. A surrogate says where to look next; it is never the answer, since
+every proposal is really evaluated.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from tasks.arrays import Floats
 from tasks.mixtures.units import unknown_name_error
+from tasks.surrogates.average import Average
 from tasks.surrogates.boosted_trees import LightGBM
-from tasks.surrogates.gaussian_process import GaussianProcess
+from tasks.surrogates.gaussian_process import GaussianProcess, logs, roots
 from tasks.surrogates.linear import Linear, Quadratic
 from tasks.surrogates.log_linear import LogLinear
 from tasks.surrogates.surrogate import FEWEST_ROWS, Surrogate
@@ -23,7 +26,18 @@ if TYPE_CHECKING:
 
 
 FOLDS = 5
-COLUMNS = ["surrogate", "target", "spearman", "pearson", "rmse", "rows"]
+MOST_REPEATS = 5
+"""Cuts into folds times targets, or one cut; fewer for many rows. Means of many vary less with the cut."""
+_ROWS, _TARGETS = (
+    1000,
+    8,
+)  # held-out predictions of a target, and repeats times targets, that are enough
+_CONTENDS = 0.1  # Spearman behind the best after the first cut, beyond which no further cut is made
+_AVERAGED, _NEAR = 3, 0.03  # how many are averaged at most, and how far behind the best in Spearman
+COLUMNS = [
+    *("surrogate", "target", "spearman", "pearson", "rmse", "rows"),
+    *("chosen", "share"),
+]
 """Of the table that ``cross_validate`` makes."""
 
 
@@ -32,9 +46,15 @@ SURROGATES: dict[str, Callable[[], Surrogate]] = {
     "log-linear": LogLinear,
     "quadratic": Quadratic,
     "gaussian process": GaussianProcess,
+    "root process": partial(GaussianProcess, roots),
+    "log process": partial(GaussianProcess, logs),
     "lightgbm": LightGBM,
 }
 """Factories by name, the simplest first."""
+AVERAGE = "average"
+"""The mean of the two or three that order unseen rows best."""
+NAMES = (*SURROGATES, AVERAGE)
+"""What may be asked for."""
 
 
 class CrossValidation(NamedTuple):
@@ -42,8 +62,14 @@ class CrossValidation(NamedTuple):
 
     table: "pd.DataFrame"
     """``surrogate``, ``target``, ``spearman``, ``pearson`` and ``rmse`` of the held-out predictions
-    (RMSE in the unit of the losses), ``rows``. A surrogate that predicts one value for all rows
-    orders nothing: its correlations are 0."""
+    (RMSE in the unit of the losses), ``rows``, ``chosen`` (bool), ``share`` (of the target in the choice). A
+    surrogate that predicts one value for all rows orders nothing: its correlations are 0."""
+
+    chosen: str
+    """Name of the surrogate with the best order."""
+
+    members: tuple[str, ...]
+    """Names of what is fitted: the chosen one, or those that the average is of."""
 
     notes: list[str]
     """Sentences: which surrogates failed and were left out, and why."""
@@ -52,17 +78,19 @@ class CrossValidation(NamedTuple):
 def cross_validate(
     weights: Floats,
     losses: Mapping[str, Floats],
-    names: Sequence[str] = tuple(SURROGATES),
+    names: Sequence[str] = NAMES,
     seed: int = 0,
+    shares: Mapping[str, float] | None = None,
 ) -> CrossValidation:
-    """How well each surrogate predicts rows that it was not fitted to.
+    """How well each surrogate predicts rows that it was not fitted to, and which is best.
 
     Args:
         weights: shape (n, p), rows summing to 1.
         losses: by target, shape (n,) each.
-        names: keys of ``SURROGATES``.
-        seed: of the cut into ``FOLDS`` parts, or as many as there are rows; it is the same for all
+        names: of ``NAMES``.
+        seed: of the cuts into ``FOLDS`` parts, or as many as there are rows; they are the same for all
             surrogates and targets.
+        shares: weight of each target in the choice; None: all alike.
 
     Raises:
         ValueError: an unknown name, too few rows, or no surrogate could be fitted.
@@ -75,30 +103,56 @@ def cross_validate(
             f"{len(weights)} rows in {FOLDS} folds cannot be cross-validated: {FEWEST_ROWS + 1} rows "
             "and 2 folds are needed at least"
         )
-    rows, notes = [], []
-    for name in names:
-        try:
-            predicted = {t: _unseen(name, weights, losses[t], seed) for t in losses}
-        except Exception as error:  # whatever a library raises: the other surrogates go on
-            notes.append(f"The {name} surrogate was left out, since it failed: {error}")
-            continue
-        rows += [(name, t, *errors(losses[t], predicted[t]), len(weights)) for t in losses]
-    if not rows:
+    shares = shares or dict.fromkeys(losses, 1 / len(losses))
+    repeats = min(-(-_ROWS // len(weights)), max(1, MOST_REPEATS // len(losses)))
+    unseen: dict[str, list[dict[str, Floats]]] = {}
+    means: dict[str, float] = {}
+    notes: list[str] = []
+    for repeat in range(repeats):
+        reach = max(means.values(), default=0) - _CONTENDS
+        for name in [name for name in SURROGATES if name in names]:
+            if repeat and means.get(name, -1) < reach:
+                continue
+            try:
+                found = {t: _unseen(name, weights, losses[t], (seed, repeat)) for t in losses}
+            except Exception as error:  # whatever a library raises: the other surrogates go on
+                notes.append(f"The {name} surrogate was left out, since it failed: {error}")
+                unseen.pop(name, None)
+                means.pop(name, None)
+                continue
+            unseen.setdefault(name, []).append(found)
+            means[name] = _mean(_judged(unseen[name], losses), shares)
+    if not unseen:
         raise ValueError(f"no surrogate could be fitted: {' '.join(notes)}")
-    return CrossValidation(pd.DataFrame(rows, columns=COLUMNS), notes)
+    members = _averaged(means)
+    if AVERAGE in names and len(members) > 1:
+        cuts = zip(*(unseen[name] for name in members), strict=False)
+        unseen[AVERAGE] = [
+            {t: np.mean([cut[t] for cut in same], axis=0) for t in losses} for same in cuts
+        ]
+    judged = {name: _judged(found, losses) for name, found in unseen.items()}
+    rows = [
+        (name, t, *figures, len(weights)) for name in judged for t, figures in judged[name].items()
+    ]
+    table = pd.DataFrame(rows, columns=COLUMNS[:-2])
+    chosen = choose(table, shares)
+    table["chosen"], table["share"] = table["surrogate"] == chosen, table["target"].map(shares)
+    return CrossValidation(table, chosen, members if chosen == AVERAGE else (chosen,), notes)
 
 
 def check_surrogates(names: Iterable[str]) -> None:
-    """Raise a ValueError for a name that is no surrogate's, or where there is none."""
+    """Raise a ValueError for a name that is no surrogate's, or where there is none to fit."""
     names = list(names)
     for name in names:
-        if name not in SURROGATES:
-            raise unknown_name_error(name, "the list of surrogates", SURROGATES)
-    if not names:
-        raise ValueError(f"no surrogate is named: give one or more of {list(SURROGATES)}")
+        if name not in NAMES:
+            raise unknown_name_error(name, "the list of surrogates", NAMES)
+    if not {*names} - {AVERAGE}:
+        raise ValueError(
+            f"no surrogate is named that can be fitted: give one or more of {list(SURROGATES)}"
+        )
 
 
-def _unseen(name: str, weights: Floats, losses: Floats, seed: int) -> Floats:
+def _unseen(name: str, weights: Floats, losses: Floats, seed: tuple[int, int]) -> Floats:
     """Each row predicted by a fit to the other folds; shape (n,)."""
     order = np.random.default_rng(seed).permutation(len(losses))
     predicted = np.empty(len(losses))
@@ -108,6 +162,24 @@ def _unseen(name: str, weights: Floats, losses: Floats, seed: int) -> Floats:
     if not np.isfinite(predicted).all():
         raise ValueError("it predicts a loss that is not finite")
     return predicted
+
+
+def _judged(
+    unseen: Sequence[Mapping[str, Floats]], losses: Mapping[str, Floats]
+) -> dict[str, Floats]:
+    """By target: what ``errors`` says of the predictions of each cut, in the mean."""
+    return {t: np.mean([errors(losses[t], cut[t]) for cut in unseen], axis=0) for t in losses}
+
+
+def _mean(judged: Mapping[str, Floats], shares: Mapping[str, float]) -> float:
+    return sum(shares.get(target, 0.0) * float(figures[0]) for target, figures in judged.items())
+
+
+def _averaged(means: Mapping[str, float]) -> tuple[str, ...]:
+    """The names of those worth an average, by their mean Spearman."""
+    best = max(means.values())
+    near = [name for name in means if means[name] >= best - _NEAR]
+    return tuple(sorted(near, key=lambda name: -round(means[name], 3))[:_AVERAGED])
 
 
 def errors(losses: Floats, predicted: Floats) -> tuple[float, float, float]:
@@ -134,15 +206,25 @@ def choose(table: "pd.DataFrame", shares: Mapping[str, float] | None = None) -> 
         str(name): float(np.average(rows["spearman"], weights=weights[rows.index]))
         for name, rows in table.groupby("surrogate")
     }
-    simplest_first = [name for name in SURROGATES if name in means]
+    simplest_first = [name for name in NAMES if name in means]
     return max(simplest_first, key=lambda name: round(means[name], 3))
 
 
-def fit(name: str, weights: Floats, losses: Mapping[str, Floats]) -> dict[str, Surrogate]:
+def fit(
+    members: Sequence[str], weights: Floats, losses: Mapping[str, Floats]
+) -> dict[str, Surrogate]:
     """One fitted surrogate per target; ``weights`` and ``losses`` as in ``cross_validate``.
+
+    Args:
+        members: a name of ``SURROGATES``, or several, whose predictions are averaged.
 
     Raises:
         ValueError: an unknown name, or rows that cannot be fitted.
     """
-    check_surrogates([name])
-    return {target: SURROGATES[name]().fit(weights, losses[target]) for target in losses}
+    check_surrogates(members)
+    return {target: _new(members).fit(weights, losses[target]) for target in losses}
+
+
+def _new(members: Sequence[str]) -> Surrogate:
+    made = [SURROGATES[name]() for name in members]
+    return made[0] if len(made) == 1 else Average(made)

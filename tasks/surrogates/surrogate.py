@@ -69,6 +69,10 @@ class Surrogate(ABC):
     def predict(self, weights: Floats) -> Floats:
         """Losses of ``weights`` (n, p), in the unit of the fit; shape (n,)."""
 
+    def predict_std(self, weights: Floats) -> Floats | None:  # noqa: ARG002
+        """Standard deviation of the loss of ``weights`` (n, p); shape (n,). None where it knows none."""
+        return None
+
     def _note_shrinking(self, name: str, features: int, rows: int) -> None:
         """Add a sentence for the reader where the fit has fewer rows than numbers to find."""
         if rows <= features:

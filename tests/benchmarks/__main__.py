@@ -24,6 +24,7 @@ ON_REQUEST = (
     "today",
     "race",
     "search",
+    "tables",
     "trust",
     "phases",
     "teacher",

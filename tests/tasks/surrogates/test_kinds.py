@@ -5,9 +5,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.optimize import approx_fprime
 from scipy.stats import spearmanr
 
-from tasks.surrogates.kinds import SURROGATES, choose, cross_validate, fit
+from tasks.surrogates import gaussian_process as process_module
+from tasks.surrogates import kinds
+from tasks.surrogates.average import Average
+from tasks.surrogates.gaussian_process import GaussianProcess, roots
+from tasks.surrogates.kinds import AVERAGE, SURROGATES, choose, cross_validate, fit
 from tasks.surrogates.log_linear import LogLinear
 from tasks.surrogates.surrogate import Surrogate
 
@@ -96,7 +101,95 @@ def test_a_gaussian_process_of_many_rows_uses_all_of_them() -> None:
     weights = simplex(450)
     process = SURROGATES["gaussian process"]().fit(weights, bowl(weights))
     assert order(process, bowl) > 0.999
-    assert "on 400 of 450 rows" in process.notes[0]
+    assert "on 150 of 450 rows" in process.notes[0]
+
+
+def test_the_slope_of_a_process_is_that_of_its_posterior() -> None:
+    places, values = roots(simplex(25)), simplex(25, 1)[:, 0]
+    at = np.random.default_rng(0).normal(-1, 0.5, UNITS + 1)
+    _, slope = process_module._improbability(at, places, values)
+    measured = approx_fprime(
+        at, lambda v: process_module._improbability(v, places, values)[0], 1e-7
+    )
+    assert slope == pytest.approx(measured, rel=1e-4, abs=1e-4)
+
+
+def test_a_process_is_the_textbooks_and_that_of_scikit_learn() -> None:
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+
+    weights, unseen = simplex(40), simplex(30, 9)
+    losses = bowl(weights)
+    process = GaussianProcess(roots).fit(weights, losses)
+    variance = (process._deviation / losses.std()) ** 2
+    noise = float((process._factor[0][0, 0]) ** 2 - 1) * variance
+    kernel = ConstantKernel(variance) * RBF(1 / process._inverse) + WhiteKernel(noise)
+    places = process._place(roots(weights))
+    other = GaussianProcessRegressor(kernel, optimizer=None, alpha=0.0)
+    other.fit(places, (losses - losses.mean()) / losses.std())
+    means, stds = other.predict(process._place(roots(unseen)), return_std=True)
+    assert process.predict(unseen) == pytest.approx(losses.mean() + losses.std() * means, rel=1e-5)
+    certain = losses.std() * np.sqrt(np.maximum(stds**2 - noise, 0))
+    assert process.predict_std(unseen) == pytest.approx(certain, rel=1e-2, abs=1e-5)
+
+
+def test_square_roots_order_a_power_law_better_than_weights_do() -> None:
+    def power(weights: Floats) -> Floats:
+        found: Floats = ((weights + 0.002) ** -0.3).sum(axis=1)
+        return found
+
+    weights = simplex(60)
+    names = ("gaussian process", "root process", "log process")
+    kept = {name: SURROGATES[name]().fit(weights, power(weights)) for name in names}
+    assert order(kept["root process"], power) > 0.94
+    assert order(kept["root process"], power) > order(kept["gaussian process"], power) + 0.01
+    assert order(kept["log process"], power) > order(kept["gaussian process"], power) + 0.01
+
+
+def test_a_weight_without_effect_has_a_longer_scale_than_one_with() -> None:
+    weights = simplex(120)
+    process = GaussianProcess().fit(weights, np.sin(12 * weights[:, 0]))
+    lengths = 1 / process._inverse
+    assert lengths[0] < 0.7 * lengths[1:].min()
+
+
+def test_an_average_is_the_mean_and_doubts_what_its_members_dispute() -> None:
+    weights, unseen = simplex(40), simplex(30, 9)
+    names = ["quadratic", "root process"]
+    average = fit(names, weights, {"x": bowl(weights)})["x"]
+    one, two = (fit([name], weights, {"x": bowl(weights)})["x"] for name in names)
+    means = np.array([one.predict(unseen), two.predict(unseen)])
+    assert isinstance(average, Average)
+    assert average.predict(unseen) == pytest.approx(means.mean(axis=0))
+    own = two.predict_std(unseen)
+    assert one.predict_std(unseen) is None
+    assert own is not None
+    assert average.predict_std(unseen) == pytest.approx(np.sqrt(own**2 + means.var(axis=0)))
+    assert not fit(["quadratic", "lightgbm"], weights, {"x": bowl(weights)})["x"].smooth
+
+
+def test_an_average_is_chosen_where_it_orders_best() -> None:
+    weights = simplex(70)
+    clean = law(weights) + 0.5 * bowl(weights)
+    losses = {"x": clean + np.random.default_rng(3).normal(0, 0.1 * clean.std(), 70)}
+    found = cross_validate(weights, losses)
+    means = found.table.set_index("surrogate")["spearman"]
+    assert means[AVERAGE] > means.drop(AVERAGE).max() - 0.01
+    alone = cross_validate(weights, losses, ["linear", "quadratic"])
+    assert AVERAGE not in {*alone.table["surrogate"]}
+    assert means[found.chosen] >= means.max() - 0.001
+
+
+def test_many_rows_or_targets_are_cut_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuts: list[tuple[int, int]] = []
+    unseen = kinds._unseen
+    monkeypatch.setattr(kinds, "_unseen", lambda *given: (cuts.append(given[3]), unseen(*given))[1])
+    for rows, targets, repeats in ((60, 1, 5), (400, 1, 3), (60, 2, 2), (60, 9, 1)):
+        cuts.clear()
+        weights = simplex(rows)
+        losses = {str(n): linear(weights) for n in range(targets)}
+        cross_validate(weights, losses, ["linear"], seed=4)
+        assert [*dict.fromkeys(cuts)] == [(4, repeat) for repeat in range(repeats)]
 
 
 def test_trees_learn_steps_and_say_the_same_twice() -> None:
@@ -104,7 +197,7 @@ def test_trees_learn_steps_and_say_the_same_twice() -> None:
     trees = [SURROGATES["lightgbm"]().fit(weights, stepwise(weights)) for _ in range(2)]
     assert order(trees[0], stepwise) > 0.9
     assert order(trees[0], stepwise) > order(
-        fit("linear", weights, {"x": stepwise(weights)})["x"], stepwise
+        fit(["linear"], weights, {"x": stepwise(weights)})["x"], stepwise
     )
     assert (trees[0].predict(weights) == trees[1].predict(weights)).all()
 
@@ -135,17 +228,20 @@ def test_cross_validation_tells_which_law_it_is() -> None:
     weights = simplex(60)
     noise = np.random.default_rng(1).normal(0, 0.002, 60)
     losses = {"law": law(weights) + noise, "same": np.full(60, 2.0)}
-    table, notes = cross_validate(weights, losses, seed=3)
+    table, chosen, members, notes = cross_validate(weights, losses, seed=3, shares={"law": 1.0})
     assert not notes
-    assert table["surrogate"].unique().tolist() == [*SURROGATES]
+    assert [name for name in table["surrogate"].unique() if name != AVERAGE] == [*SURROGATES]
     assert (table["rows"] == 60).all()
     own = table[table["target"] == "law"].set_index("surrogate")
     assert own["spearman"]["log-linear"] > 0.99
     assert own["rmse"]["log-linear"] < 0.006
     assert own["rmse"].idxmin() == "log-linear"
     assert (table[table["target"] == "same"]["spearman"] == 0).all()
-    assert choose(table, {"law": 1.0}) == max(own["spearman"].items(), key=lambda one: one[1])[0]
-    assert table.equals(cross_validate(weights, losses, seed=3).table)
+    assert own["spearman"][chosen] >= own["spearman"].max() - 0.001
+    assert {*table.loc[table["chosen"], "surrogate"]} == {chosen}
+    assert members == (chosen,) or chosen == AVERAGE
+    again = cross_validate(weights, losses, seed=3, shares={"law": 1.0})
+    assert table.equals(again.table)
 
 
 def test_ties_go_to_the_simpler_and_targets_count_as_weighed() -> None:
@@ -167,7 +263,7 @@ def test_surrogates_that_fail_are_left_out_with_a_note(monkeypatch: pytest.Monke
 
     monkeypatch.setitem(SURROGATES, "log-linear", Broken)
     weights = simplex(10)
-    table, notes = cross_validate(weights, {"x": linear(weights)}, ["linear", "log-linear"])
+    table, _, _, notes = cross_validate(weights, {"x": linear(weights)}, ["linear", "log-linear"])
     assert table["surrogate"].tolist() == ["linear"]
     assert notes == [
         "The log-linear surrogate was left out, since it failed: it predicts a loss that is not finite"
@@ -176,5 +272,7 @@ def test_surrogates_that_fail_are_left_out_with_a_note(monkeypatch: pytest.Monke
         cross_validate(weights, {"x": linear(weights)}, ["log-linear"])
     with pytest.raises(ValueError, match="'cubic', which is unknown"):
         cross_validate(weights, {"x": linear(weights)}, ["cubic"])
+    with pytest.raises(ValueError, match="no surrogate is named that can be fitted"):
+        cross_validate(weights, {"x": linear(weights)}, [AVERAGE])
     with pytest.raises(ValueError, match="3 rows in 5 folds"):
         cross_validate(weights[:3], {"x": linear(weights[:3])})
