@@ -13,11 +13,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, Self, TypeAlias
+from typing import Literal, Self, TypeAlias, TypeVar
 
 Unit: TypeAlias = Literal["partition", "domain"]
 
 Merge: TypeAlias = Literal["micro", "macro"]
+
+K = TypeVar("K", int, str)
 
 Units: TypeAlias = dict[str, tuple[str, ...]]
 """What a space puts together: the name of each unit and its partitions."""
@@ -75,15 +77,9 @@ class Mixture:
         for member, weight in weights.items():
             if not math.isfinite(weight) or weight < 0:
                 raise ValueError(f"the weight of {member!r} is {weight}: give a finite number >= 0")
-        whole = sum(map(Fraction, weights.values()))
-        if not whole:
+        if not any(weights.values()):
             raise ValueError(f"the weights {dict(weights)} sum to zero: give one above zero")
-        shares = {m: Fraction(weight) * resolution / whole for m, weight in weights.items()}
-        parts = {member: math.floor(share) for member, share in shares.items()}
-        largest_remainder_first = sorted(shares, key=lambda m: (parts[m] - shares[m], m))
-        for member in largest_remainder_first[: resolution - sum(parts.values())]:
-            parts[member] += 1
-        return cls.of(parts)
+        return cls.of(apportioned(weights, resolution))
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -132,6 +128,21 @@ class Mixture:
     def config(self) -> list[list[str | int]]:
         """The canonical value for fingerprints: a list of [member, parts]."""
         return [[member, part] for member, part in self.parts]
+
+
+def apportioned(weights: Mapping[K, float], whole: int) -> dict[K, int]:
+    """``whole`` things in proportion to ``weights``, by largest remainder; ties go by key.
+
+    The numbers sum to ``whole``, and each is less than one from its exact share. Weights are finite and
+    not negative, and their sum is above zero.
+    """
+    total = sum(map(Fraction, weights.values()))
+    shares = {key: Fraction(weight) * whole / total for key, weight in weights.items()}
+    parts = {key: math.floor(share) for key, share in shares.items()}
+    largest_remainder_first = sorted(shares, key=lambda key: (parts[key] - shares[key], key))
+    for key in largest_remainder_first[: whole - sum(parts.values())]:
+        parts[key] += 1
+    return parts
 
 
 @functools.lru_cache(maxsize=100_000)

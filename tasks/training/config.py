@@ -1,8 +1,9 @@
 """The configuration of a training: everything that changes its result."""
 
-from typing import Literal, Self
+import math
+from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from storage.fingerprint import NEUTRAL, Config
 from tasks.training.adapter import AdapterConfig
@@ -78,6 +79,27 @@ class TeacherConfig(Config):
         return self.model_copy(update={"from_": None, "names": []})
 
 
+class RepeatAs(Config):
+    """How often a longer run would read each source: a short one repeats its text as often.
+
+    In the longer run of T tokens, a source (a domain) of A tokens at hand has the share s and is read
+    e = T * s / A times. A training that draws n own blocks from one of the source's partitions, which
+    has c blocks, keeps min(c, ceil(n / e)) of them, by its seed, and repeats these. A partition's
+    training stands for no mixture: there s is even, 1 / sources. In a reference s is the weight of the
+    source in its mixture; as n is in proportion to it too, both cancel, and what is kept of a source is
+    as large a part of it as the training is of the longer run.
+    """
+
+    tokens: int | None = Field(default=None, ge=1, json_schema_extra={NEUTRAL: None})
+    """Tokens of the longer run; required, and no part of a key, as ``epochs`` follow from it."""
+    sources: int | None = Field(default=None, ge=1, json_schema_extra={NEUTRAL: None})
+    """Sources among which the longer run would be shared evenly; None is the number of domains, so that
+    all partitions are trained anew where a domain arrives."""
+    epochs: list[str] = Field(default=[], json_schema_extra={NEUTRAL: []})
+    """How often it reads the source of each token file, as exact fractions; none in a recipe, as it is
+    worked out from the corpus."""
+
+
 class TrainConfig(Config):
     """How a model is trained."""
 
@@ -125,6 +147,18 @@ class TrainConfig(Config):
     """From which models it learns beside its text; None is from text alone."""
     adapter: AdapterConfig | None = Field(default=None, json_schema_extra={NEUTRAL: None})
     """Low-rank updates of the linear layers (LoRA) are trained, and nothing else; None trains all weights."""
+    weights: list[Annotated[int, Field(ge=1)]] | None = Field(
+        default=None, min_length=1, json_schema_extra={NEUTRAL: None}
+    )
+    """Whole parts of the own blocks that each token file gives, in the order of their names; None reads
+    them as one text. None in a recipe: a validation fills it in for its mixtures."""
+    repeat_as: RepeatAs | None = Field(default=None, json_schema_extra={NEUTRAL: None})
+    """A longer run whose repetition of each source is matched; None uses all of a partition's text."""
+
+    @field_validator("weights")
+    @classmethod
+    def _have_one_form(cls, weights: list[int] | None) -> list[int] | None:
+        return None if weights is None else [part // math.gcd(*weights) for part in weights]
 
     @model_validator(mode="after")
     def _phases_add_up(self) -> Self:
@@ -160,6 +194,15 @@ class TrainConfig(Config):
             raise ValueError(
                 "layers chooses what is trained, and an optimizer's state is that of all weights: set "
                 "keep_optimizer to false and optimizer_state to fresh, or leave layers out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _layers_go_by_all_of_a_text(self) -> Self:
+        if self.layers and (self.weights or self.repeat_as):
+            raise ValueError(
+                "layers are chosen by all of a text, of which weights and repeat_as draw a part: leave "
+                "layers out, or these"
             )
         return self
 

@@ -29,7 +29,7 @@ from tasks.tokens.tokenize import load_tokens
 from tasks.training import resume
 from tasks.training.accumulate import Accumulation
 from tasks.training.adapter import Adapter
-from tasks.training.blocks import Batches
+from tasks.training.blocks import Batches, Drawn
 from tasks.training.config import OPTIONS, TrainConfig, training_tokens
 from tasks.training.divergence import REMEDY, LossHistory, TrainingError
 from tasks.training.gradients import GradientsOf, clip, loss_function, moved
@@ -325,6 +325,7 @@ def _save(
         "num_tokens": training_tokens(config),
         "repeats": (config.steps * config.batch_size - replayed) / len(batches.own),
         "final_loss": sum(losses[-10:]) / len(losses[-10:]),
+        **({"sources": batches.own.sources} if isinstance(batches.own, Drawn) else {}),
         **told,
     }
     (output / "training.json").write_text(json.dumps({**details, "losses": losses}))

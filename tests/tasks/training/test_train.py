@@ -59,6 +59,12 @@ def corpus(tokens: Callable[[list[str]], Path], prose: Callable[..., list[str]])
 
 
 @pytest.fixture(scope="session")
+def another(tokens: Callable[[list[str]], Path], prose: Callable[..., list[str]]) -> Path:
+    """A second one."""
+    return tokens(prose(4))
+
+
+@pytest.fixture(scope="session")
 def gpt_neo(given: Callable[..., Path], imported: Callable[[Path], Path]) -> Path:
     """A model with dropout and with boolean buffers that are in no file."""
     shape = GPTNeoConfig(
@@ -146,6 +152,7 @@ def through_store(
         ("llama", {"teacher": {"stop": 0.5}}, {}),
         ("gpt", {"teacher": {"choice": "mean"}, "precision": "bfloat16", "replay": 0.4}, {}),
         ("gpt", {"adapter": {"rank": 2, "dropout": 0.2}}, {"micro_batch": 3}),
+        ("llama", {"weights": [2, 1], "repeat_as": {"epochs": ["7/2", "3"]}, "replay": 0.4}, {}),
     ],
 )
 def test_killed_and_resumed_is_bit_identical(
@@ -153,6 +160,7 @@ def test_killed_and_resumed_is_bit_identical(
     config: dict[str, Any],
     runtime: dict[str, Any],
     corpus: Path,
+    another: Path,
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
@@ -160,6 +168,8 @@ def test_killed_and_resumed_is_bit_identical(
     folders = {"model": request.getfixturevalue(model), "tokens": corpus, "replay": corpus}
     if not settings.replay:
         del folders["replay"]
+    if settings.weights:
+        folders |= {"tokens.0": folders.pop("tokens"), "tokens.1": another}
     if settings.layers:
         folders["norms"] = tmp_path / "norms"
         folders["norms"].mkdir()
