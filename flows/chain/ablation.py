@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flows.chain.drawing import drawing, lengthened
 from flows.chain.measured import localised, sharpness_of
 from flows.chain.race import RaceOutcome, run_race
 from flows.chain.recipe import Recipe, TrainBase
@@ -159,10 +160,13 @@ def prepare(run: Runner, recipe: Recipe, corpus: Manifest) -> Prepared:
     tokens = dict(zip(names, run.map(documents), strict=True))
     replay = {"replay": general} if recipe.train.replay and general else {}
     own = {name: {"tokens": tokens[name], **replay} for name in names}
-    taught = teachers(run, recipe, base, tokenizer, {name: own[name] for name in teaching})
-    trainings = [train(recipe, base, {**own[name], **taught}, name) for name in names]
+    taught = teachers(
+        run, recipe, base, tokenizer, {name: own[name] for name in teaching}, partitions
+    )
+    drawn = {name: drawing(recipe, partitions, [name]) for name in names}
+    trainings = [train(drawn[name], base, {**own[name], **taught}, name) for name in names]
     if recipe.control and general:
-        all_replay = recipe.train.model_copy(update={"replay": 1.0})
+        all_replay = recipe.train.model_copy(update={"replay": 1.0, "repeat_as": None})
         alone = recipe.model_copy(update={"train": all_replay})
         trainings.append(train(alone, base, {"replay": general}, CONTROL))
     trainings = localised(run, trainings, general)
@@ -322,10 +326,8 @@ def train(
 
     A phase is as long as it is, however many files there are.
     """
-    times = 1 if recipe.train.of else times
     teacher = recipe.train.teacher and recipe.train.teacher.of_step
-    changes = {"steps": recipe.train.steps * times, "teacher": teacher}
-    config = recipe.train.model_copy(update=changes)
+    config = lengthened(recipe.train, times).model_copy(update={"teacher": teacher})
     estimate = {"tokens": float(training_tokens(config))}
     return Call(TRAIN, config, {"model": base, **tokens}, label, estimate)
 
@@ -349,11 +351,13 @@ def teachers(
     base: Handle,
     tokenizer: Handle,
     teaching: dict[str, dict[str, Handle]],
+    partitions: list[PartitionEntry],
 ) -> dict[str, Handle]:
     """The teachers as inputs of every training but their own, which have none.
 
     Args:
         teaching: inputs of the training of each partition whose model teaches, by partition.
+        partitions: those of the pool.
     """
     if (teacher := recipe.train.teacher) is None:
         return {}
@@ -366,7 +370,10 @@ def teachers(
         alone = recipe.train.model_copy(update={"teacher": None})
         untaught = recipe.model_copy(update={"train": alone})
         models = run.map(
-            [train(untaught, base, own, f"{TEACHER}{name}") for name, own in teaching.items()]
+            [
+                train(drawing(untaught, partitions, [name]), base, own, f"{TEACHER}{name}")
+                for name, own in teaching.items()
+            ]
         )
     # Numbered by digest, so that the same teachers make one key whatever they are called.
     models.sort(key=lambda model: model.digest or model.label)

@@ -1,6 +1,7 @@
 """Notes: what a person should know beside the numbers, in the same words in plan, run and report."""
 
 from collections.abc import Iterator
+from fractions import Fraction
 
 from flows.chain.ablation import Prepared
 from storage.provenance import packages
@@ -23,6 +24,7 @@ def notes_of(prepared: Prepared) -> list[str]:
         *_unknown(prepared),
         *_versions(prepared),
         *_taught(prepared),
+        *_repeated(prepared),
     ]
     return list(dict.fromkeys(notes))
 
@@ -68,6 +70,25 @@ def _taught(prepared: Prepared) -> Iterator[str]:
     words = [in_words(record.config, record.inputs) for record in records]
     for how in dict.fromkeys(filter(None, words)):
         yield f"partition models and references learnt from teachers beside their text: {how}"
+
+
+def _repeated(prepared: Prepared) -> Iterator[str]:
+    """Which partitions have too little text to be read no oftener than in the longer run."""
+    found = []
+    records = {name: handle.record for name, handle in prepared.pool.items()}
+    for name, record in records.items():
+        if record is None or (rule := record.config.get("repeat_as")) is None:
+            continue
+        for times, source in zip(rule["epochs"], record.details["sources"], strict=True):
+            if source["blocks"] > source["different"] and source["epochs"] > Fraction(times):
+                found.append(
+                    f"{name} ({source['epochs']:.3g} times, there {float(Fraction(times)):.3g})"
+                )
+    if found:
+        yield (
+            "partitions that have too little text for as few repetitions as the longer run of "
+            f"train.repeat_as has: {listed(found, 8)}"
+        )
 
 
 def _versions(prepared: Prepared) -> Iterator[str]:

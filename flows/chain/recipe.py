@@ -139,11 +139,32 @@ class Recipe(Config):
                 "corpus.split.base_fraction"
             )
 
+        yield from self._drawing_contradictions()
         yield from self._teacher_contradictions()
         if isinstance(self.base, GivenModel) and self.train.optimizer_state == "carried":
             yield (
                 "train.optimizer_state is 'carried', and a given base model comes without an optimizer's "
                 "state: set it to fresh"
+            )
+
+    def _drawing_contradictions(self) -> Iterable[str]:
+        base = self.base.train if isinstance(self.base, TrainBase) else None
+        for name, config in {"train": self.train, "base.train": base}.items():
+            if config is not None and config.weights is not None:
+                yield (
+                    f"{name}.weights is {config.weights}: a training of the recipe has no mixture; give the "
+                    "weights of a mixture in validation.mixtures"
+                )
+        if base is not None and base.repeat_as is not None:
+            yield "base.train.repeat_as is for partitions' models: give train.repeat_as"
+        if (rule := self.train.repeat_as) is None:
+            return
+        if rule.tokens is None:
+            yield "train.repeat_as.tokens is not given: how many tokens does the longer run train on?"
+        if rule.epochs:
+            yield (
+                f"train.repeat_as.epochs is {rule.epochs}: they follow from the corpus; give tokens, and "
+                "leave epochs out"
             )
 
     def _teacher_contradictions(self) -> Iterable[str]:

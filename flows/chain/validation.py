@@ -4,7 +4,8 @@ A reference is a training step: the base model trained on the union of a mixture
 steps as its partitions had together, or as one of them had where the training is a phase of a longer
 one. References are cached, resumed and reused. So are the repeats with
 other seeds, which show how far references agree with one another. The other figures of a verdict cost
-evaluations alone: partition models by themselves, midpoints of pairs, the base model.
+evaluations alone: partition models by themselves, midpoints of pairs, the base model. Mixtures that the
+recipe names are really trained beside the sample, and draw from their partitions to their weights.
 """
 
 import random
@@ -12,7 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flows.chain.ablation import BASE, Outcome, partitions_of, train
+from flows.chain.ablation import BASE, Outcome, Prepared, partitions_of, train
+from flows.chain.drawing import drawing, named_mixtures
 from flows.chain.measured import localised
 from flows.chain.recipe import Recipe
 from flows.chain.runner import REFERENCE, Runner, median_per_token, swept_rows
@@ -26,6 +28,7 @@ from tasks.partitions.manifest import Manifest
 from tasks.training.config import training_tokens
 from tasks.training.train import TRAIN
 from tasks.trust.barrier import barriers
+from tasks.trust.named import beside_even, named_words
 from tasks.trust.predictors import bits_per_byte, pair_up, per_token
 from tasks.trust.references import Budget, affordable, choose_references, parse_budget
 from tasks.trust.verdict import Trust, judge
@@ -38,8 +41,12 @@ class References(NamedTuple):
     """Mixtures that were really trained, and the models they are compared with."""
 
     chosen: list[Mixture]
+    named: list[Mixture]
+    """Those that the recipe names, also where they are among the chosen."""
+    repeated: list[Mixture]
+    """Those of the chosen that were trained with other seeds too."""
     seeds: list[int]
-    """Other seeds with which the first of them was trained too."""
+    """These seeds."""
     trained: LossRows | None
     """Losses of all of these; None in a plan."""
     proxies: SweepWork
@@ -47,6 +54,11 @@ class References(NamedTuple):
     pairs."""
     base: LossRows | None
     """Losses of the base model; None in a plan."""
+
+    @property
+    def once(self) -> list[Mixture]:
+        """The mixtures of the first rows of ``trained``; behind them come the repeats."""
+        return list(dict.fromkeys([*self.chosen, *self.named]))
 
 
 def train_references(
@@ -65,30 +77,46 @@ def train_references(
     """
     sample, evaluate = recipe.validation, recipe.evaluation.evaluate
     losses = None if outcome.rows is None else _ranked_by(run, outcome)
-    chosen = _chosen(run, recipe, outcome.mixtures, losses)
+    named = named_mixtures(recipe, outcome.partitions)
+    chosen = _chosen(run, recipe, outcome.mixtures, losses, named)
     seeds = [recipe.train.seed + number for number in range(1, sample.repeats + 1)]
-    calls = [_reference(recipe, outcome, mixture) for mixture in chosen]
-    calls += [_reference(recipe, outcome, chosen[0], seed) for seed in seeds]
+    repeated = _repeated(recipe, chosen, losses)
+    further = [mixture for mixture in named if mixture not in chosen]
+    calls = [reference(recipe, outcome, mixture) for mixture in [*chosen, *further]]
+    calls += [reference(recipe, outcome, m, seed) for m in repeated for seed in seeds]
     calls = localised(run, calls, outcome.ordinary)
     begin(calls)
     handles = run.map(calls)
     # A race may have screened out a mixture that is now to be compared: its losses are lacking.
     judged = {mixture.label for mixture in outcome.judged}
-    compared = dict.fromkeys([*map(_alone, outcome.pool), *chosen, *_pairs(recipe, outcome)])
+    pairs = _pairs(recipe, outcome)
+    compared = dict.fromkeys([*map(_alone, outcome.pool), *chosen, *further, *pairs])
     proxies = SweepWork([*compared], outcome.pool, outcome.windows, evaluate)
     lacking = [mixture for mixture in compared if mixture.label not in judged]
     run.sweep(proxies._replace(mixtures=lacking))
     # Named apart: the losses table also has the merged model of the same mixture.
     trained = {call.label: handle for call, handle in zip(calls, handles, strict=True)}
-    rows = run.sweep(_as_they_are(trained, outcome, recipe))
-    base = run.sweep(_as_they_are({BASE: outcome.base}, outcome, recipe))
-    return References(chosen, seeds, rows, proxies, base)
+    rows = run.sweep(as_they_are(trained, outcome, recipe))
+    base = run.sweep(as_they_are({BASE: outcome.base}, outcome, recipe))
+    return References(chosen, named, repeated, seeds, rows, proxies, base)
 
 
-def _as_they_are(models: Mapping[str, Handle], outcome: Outcome, recipe: Recipe) -> SweepWork:
+def _repeated(
+    recipe: Recipe, chosen: list[Mixture], losses: Mapping[str, float] | None
+) -> list[Mixture]:
+    """The references that are trained with other seeds: the first, and the worst of its k if asked."""
+    if not recipe.validation.repeats:
+        return []
+    alike = [mixture for mixture in chosen if mixture.size == chosen[0].size]
+    # Where no loss is known yet, all are equal, and a plan names another as the worst.
+    worst = sorted(alike[1:], key=lambda m: (losses or {}).get(m.label, 0.0))[-1:]
+    return [chosen[0], *(worst if recipe.validation.repeats_of == "both" else [])]
+
+
+def as_they_are(models: Mapping[str, Handle], prepared: Prepared, recipe: Recipe) -> SweepWork:
     """The work of evaluating models as they are, not merged."""
     evaluate = recipe.evaluation.evaluate
-    return SweepWork([_alone(name) for name in models], models, outcome.windows, evaluate)
+    return SweepWork([_alone(name) for name in models], models, prepared.windows, evaluate)
 
 
 def _alone(name: str) -> Mixture:
@@ -108,18 +136,26 @@ def refuse_early(run: Runner, recipe: Recipe, corpus: Manifest) -> None:
     """Check, before anything is trained, that a validation is possible.
 
     Raises:
-        ValueError: there are too few mixtures, or the budget pays for fewer than two references.
+        ValueError: there are too few mixtures, or one is named that cannot be trained, or the budget pays
+            for fewer than two references.
     """
+    partitions = partitions_of(corpus, recipe)
+    named = named_mixtures(recipe, partitions)
     budget = recipe.validation.budget
     if budget is not None and parse_budget(budget).unit == "joules":
         return  # the energy of a training is measured first
-    domains = {entry.name: entry.domain for entry in partitions_of(corpus, recipe)}
-    _chosen(run, recipe, enumerate_mixtures(recipe.mixtures, domains), None)
+    domains = {entry.name: entry.domain for entry in partitions}
+    _chosen(run, recipe, enumerate_mixtures(recipe.mixtures, domains), None, named)
 
 
 def _chosen(
-    run: Runner, recipe: Recipe, mixtures: list[Mixture], losses: Mapping[str, float] | None
+    run: Runner,
+    recipe: Recipe,
+    mixtures: list[Mixture],
+    losses: Mapping[str, float] | None,
+    named: list[Mixture],
 ) -> list[Mixture]:
+    """The sample; a budget pays for the named mixtures first, and for repeats."""
     sample = recipe.validation
     rules = (sample.sizes, sample.seed, losses)
     if sample.budget is None:
@@ -129,13 +165,15 @@ def _chosen(
     budget = parse_budget(sample.budget)
     costs = [_price(run, recipe, mixture, budget) for mixture in in_turn]
     if costs:
-        costs[0] *= 1 + sample.repeats
+        times = 1 + sample.repeats * (1 if sample.repeats_of == "best" else 2)
+        costs[0] = costs[0] * times + sum(_price(run, recipe, m, budget) for m in named)
     number = affordable(costs, budget)
     if number < 2:
         fewer = ", or set validation.repeats to 0" if sample.repeats else ""
+        beside = f", beside {len(named)} that are named" if named else ""
         raise ValueError(
             f"validation.budget of {budget} pays for {number} references (the first is trained "
-            f"{1 + sample.repeats} times), and two are needed: give more{fewer}"
+            f"{1 + sample.repeats} times{beside}), and two are needed: give more{fewer}"
         )
     return in_turn[:number]
 
@@ -168,25 +206,24 @@ def _joules_per_token(run: Runner) -> float:
     return joules
 
 
-def _reference(
-    recipe: Recipe, outcome: Outcome, mixture: Mixture, seed: int | None = None
+def reference(
+    recipe: Recipe, prepared: Prepared, mixture: Mixture, seed: int | None = None
 ) -> Call[Any]:
-    members = sorted(mixture.members, key=lambda name: outcome.tokens[name].digest or name)
+    """The training of a mixture, with the recipe's seed or another."""
+    members = sorted(mixture.members, key=lambda name: prepared.tokens[name].digest or name)
     # Numbered by digest, so that the same union has one key whatever its partitions are called.
-    inputs = {f"tokens.{i:04d}": outcome.tokens[name] for i, name in enumerate(members)}
-    inputs |= outcome.further
+    inputs = {f"tokens.{i:04d}": prepared.tokens[name] for i, name in enumerate(members)}
+    inputs |= prepared.further
     label = f"{REFERENCE}{mixture.label}"
+    recipe = drawing(recipe, prepared.partitions, members, mixture)
     if seed is not None:
         changed = recipe.train.model_copy(update={"seed": seed})
         recipe, label = recipe.model_copy(update={"train": changed}), f"{label} (seed {seed})"
-    return train(recipe, outcome.base, inputs, label, mixture.size)
+    return train(recipe, prepared.base, inputs, label, mixture.size)
 
 
-def validate(
-    run: Runner, recipe: Recipe, outcome: Outcome, begin: Callable[[Sequence[Call[Any]]], None]
-) -> Trust:
-    """Train references and compare. Arguments and errors as of ``train_references``."""
-    references = train_references(run, recipe, outcome, begin)
+def validate(run: Runner, recipe: Recipe, outcome: Outcome, references: References) -> Trust:
+    """Compare the references of ``train_references`` with their proxies."""
     assert references.trained is not None, "a plan has no losses to compare"
     assert references.base is not None
     merged = swept_rows(run, references.proxies)
@@ -195,27 +232,50 @@ def validate(
         for rows in (merged, references.trained, references.base)
     )
     members = {mixture.label: mixture.members for mixture in references.chosen}
-    number = len(members)
+    once = references.once
+    labelled = under_labels(trained, once)
     pairs = pair_up(
         proxies,
-        _named(trained, [*members], range(number)),
+        labelled,
         references.chosen,
         outcome.domains,
         {entry.name: entry.domain for entry in outcome.sets},
         {entry.name: entry.num_tokens for entry in outcome.partitions},
     )
-    seeds = [recipe.train.seed, *references.seeds]
-    again = _named(
-        trained, [str(seed) for seed in seeds], [0, *range(number, len(trained.mixtures))]
-    )
-    repeats = _repeats(references.chosen[0].label, again) if references.seeds else None
     barred = _barriers(references.proxies, proxies, base)
-    return judge(pairs, members, repeats, barred, seed=recipe.validation.seed)
+    repeats = _all_repeats(references, recipe.train.seed, trained, len(once))
+    trust = judge(pairs, members, repeats, barred, seed=recipe.validation.seed)
+    if not references.named:
+        return trust
+    table = beside_even(proxies, labelled, references.named, references.chosen)
+    return trust._replace(words=[*trust.words, *named_words(table)], named=table)
 
 
-def _named(losses: Losses, names: list[str], places: Iterable[int]) -> Losses:
-    """Some mixtures of ``losses`` under other names, without their sums per group of documents."""
-    return Losses(names, losses.sets, losses.nll[[*places]], losses.counts, GroupSums(0))
+def relabelled(
+    losses: Losses, names: list[str], places: Iterable[int], sums: GroupSums | None = None
+) -> Losses:
+    """Some mixtures of ``losses`` under other names; ``sums`` only where they are the first ones."""
+    return Losses(names, losses.sets, losses.nll[[*places]], losses.counts, sums or GroupSums(0))
+
+
+def under_labels(trained: Losses, mixtures: Sequence[Mixture]) -> Losses:
+    """The losses of the first trained models, of these mixtures, under the mixtures' labels."""
+    labels = [mixture.label for mixture in mixtures]
+    return relabelled(trained, labels, range(len(labels)), trained.sums)
+
+
+def _all_repeats(
+    references: References, seed: int, trained: Losses, once: int
+) -> "pd.DataFrame | None":
+    """Losses of the mixtures that were trained with several seeds; None where there are none."""
+    import pandas as pd
+
+    names, tables = [str(s) for s in (seed, *references.seeds)], []
+    for turn, mixture in enumerate(references.repeated):
+        start = once + turn * len(references.seeds)
+        places = [references.chosen.index(mixture), *range(start, start + len(references.seeds))]
+        tables.append(_repeats(mixture.label, relabelled(trained, names, places)))
+    return pd.concat(tables, ignore_index=True) if tables else None
 
 
 def _repeats(mixture: str, seeds: Losses) -> "pd.DataFrame":

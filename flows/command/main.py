@@ -23,9 +23,11 @@ from flows.command.options import (
     RecipeFile,
     RuntimeOptions,
     StoreUrl,
+    assignments,
     carry_out,
     err,
     faults,
+    mixture_overrides,
     out,
     read_recipe,
     read_runtime,
@@ -78,6 +80,20 @@ def validate(
     budget: Annotated[
         str | None, typer.Option(help="What they may cost: '12 trainings', '5e6 tokens', '40 kJ'.")
     ] = None,
+    ladder: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A rung: judge the same mixtures with other fields of train or base, too, such as "
+            "'train.learning_rate=1e-4'. Several fields stand between commas. May be repeated."
+        ),
+    ] = None,
+    mixture: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A further mixture to train for real: 'doc=0.6,perl=0.4', proportional (to the tokens at "
+            "hand), or best (what the recipe's latest run or search found best). May be repeated."
+        ),
+    ] = None,
     store: StoreUrl = DEFAULT_STORE,
     overrides: Overrides = None,
     runtime: RuntimeOptions = None,
@@ -91,6 +107,10 @@ def validate(
     if budget is not None:
         changes.append(f"validation.budget={json.dumps(budget)}")
     with faults():
+        changes += mixture_overrides(mixture or [], recipe, store)
+        if ladder:
+            rungs = [assignments(rung, "--ladder") for rung in ladder]
+            changes.append(f"validation.ladder={json.dumps(rungs)}")
         loaded, settings = read_recipe(recipe, changes), read_runtime(runtime)
         carry_out(loaded, store, settings, as_json=as_json, prefect=prefect, with_references=True)
 

@@ -4,6 +4,7 @@ An error in input, data or store is one clear line and an exit code; any other e
 goes up to ``flows.command.main``.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -118,6 +119,46 @@ def read_recipe(path: str, overrides: list[str] | None) -> "Recipe":
     from flows.chain.recipe_file import load_recipe
 
     return load_recipe(path, overrides or [])
+
+
+def assignments(text: str, option: str) -> dict[str, Any]:
+    """``NAME=VALUE,NAME=VALUE``, each value read as YAML. Raises UsageError or RecipeError."""
+    from flows.chain.recipe_file import UsageError, apply_override
+
+    tree: dict[str, Any] = {}
+    for part in text.split(","):
+        name, equals, value = part.strip().rpartition("=")
+        if not (equals and name.strip()):
+            raise UsageError(
+                f"{option} {text!r}: write it as NAME=VALUE,NAME=VALUE; what has commas has a place in the "
+                "recipe, under validation"
+            )
+        parsed: dict[str, Any] = {}  # names may have dots, which an override would follow
+        apply_override(parsed, f"value={value}", option)
+        tree[name.strip()] = parsed["value"]
+    return tree
+
+
+def mixture_overrides(texts: list[str], recipe: str, store: str) -> list[str]:
+    """Overrides that name the mixtures of ``--mixture``, in place of those of the recipe.
+
+    Raises:
+        UsageError: a text is no mixture.
+        RecipeError: a weight is no YAML, or there is no such recipe.
+        ValueError: the best is asked for, and the store has no finished run of the recipe.
+    """
+    from flows.run.stored import latest_of
+
+    mixtures: list[object] = []
+    for text in texts:
+        if text == "proportional":
+            continue
+        if text == "best":
+            mixtures.append(latest_of(open_store(store), read_recipe(recipe, None).name)["best"])
+            continue
+        mixtures.append(assignments(text, "--mixture"))
+    named = [f"validation.mixtures={json.dumps(mixtures)}"] if mixtures else []
+    return named + ["validation.proportional=true"] * ("proportional" in texts)
 
 
 def read_runtime(options: list[str] | None) -> "Runtime":

@@ -64,6 +64,14 @@ def show_result(console: Console, result: "RunResult", top: int = 10) -> None:
         title = "Merged models against really trained ones: Pearson for the macro mean"
         shown = trust_tables.predictors_table(result.report.validation.table)
         console.print(_drawn(title, shown, OF_PEARSON))
+        if (named := result.report.validation.named) is not None:
+            macro = named[named["evaluation_set"] == MACRO_MEAN]
+            title = f"Mixtures that were named, really trained ({MACRO_MEAN}, nats per token)"
+            console.print(_table(title, macro, trust_tables.NAMED, overflow="fold"))
+    if (climbed := result.report.ladder) is not None:
+        _show_words(console, "Ladder", climbed.words)
+        shown = trust_tables.ladder_table(climbed.orders)
+        console.print(_drawn(f"Orders from rung to rung ({MACRO_MEAN})", shown, overflow="fold"))
     cost = result.report.cost
     console.print(_table("Cost", cost, tables.present_columns(tables.COST, cost)))
     for note in [*result.report.notes, *result.report.remarks]:
@@ -149,8 +157,14 @@ def _show_words(console: Console, title: str, words: list[str]) -> None:
         console.print(sentence, soft_wrap=True, markup=False)
 
 
-def _table(title: str, frame: "pd.DataFrame", columns: Columns, caption: str = "") -> Table:
-    return _drawn(title, tables.table_of(frame, columns), caption)
+def _table(
+    title: str,
+    frame: "pd.DataFrame",
+    columns: Columns,
+    caption: str = "",
+    overflow: OverflowMethod = "ellipsis",
+) -> Table:
+    return _drawn(title, tables.table_of(frame, columns), caption, overflow)
 
 
 def _drawn(

@@ -18,11 +18,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from flows.chain.ablation import Outcome, ablate, scan_corpus
+from flows.chain.ladder import climbed, rungs_of
 from flows.chain.recipe import Recipe
 from flows.chain.recipe_file import to_yaml
 from flows.chain.runner import POLL_SECONDS, Runner
 from flows.chain.search import search
-from flows.chain.validation import refuse_early, validate
+from flows.chain.validation import refuse_early, train_references, validate
 from flows.run.folder import texts_of, write_files
 from flows.run.index import refresh_index
 from flows.run.report_data import rank_judged, report_of, summary_of
@@ -94,14 +95,19 @@ def execute(
             announce(corpus)
         if with_references:
             refuse_early(run, recipe, corpus)
+            rungs_of(recipe)
         searched = search(run, recipe, corpus) if with_search else None
         outcome = ablate(run, recipe, corpus) if searched is None else searched.outcome
-        trust = None
+        trust = ladder = None
         if with_references:
             begin = functools.partial(_protect, run, recipe, outcome, folder)
-            trust = validate(run, recipe, outcome, begin)
+            references = train_references(run, recipe, outcome, begin)
+            trust = validate(run, recipe, outcome, references)
+            ladder = climbed(run, recipe, outcome, references)
         ranked = rank_judged(run.store, outcome)
-        report = report_of(run, recipe, outcome, ranked, trust, searched and searched.result)
+        report = report_of(
+            run, recipe, outcome, ranked, trust, searched and searched.result, ladder
+        )
         summary = summary_of(run, outcome, report)
         files = write_files(run.store, folder, report)
         files["recipe.yaml"] = hashlib.sha256(to_yaml(recipe).encode()).hexdigest()

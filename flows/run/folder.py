@@ -20,13 +20,14 @@ from storage.store import Store
 from tasks.evaluation.losses import Losses
 from tasks.ranking.race_result import Screening
 from tasks.ranking.rank import rank_all
-from tasks.report.data import SEARCH_TABLES, ReportData
+from tasks.report.data import LADDER_TABLES, SEARCH_TABLES, ReportData
 from tasks.report.page import write_report
 from tasks.search.result import SearchResult
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from tasks.trust.ladder import Ladder
     from tasks.trust.verdict import Trust
 
 
@@ -70,6 +71,7 @@ def texts_of(report: ReportData) -> dict[str, Any]:
         "provenance": dict(report.provenance),
         "race": None if race is None else {"words": race.words, "mixtures": race.mixtures},
         "validation": None if trust is None else trust.words,
+        "ladder": None if report.ladder is None else report.ladder.words,
         "search": None if search is None else search.words,
         "cost": list(report.cost_words),
         "corpus": list(report.corpus_words),
@@ -103,6 +105,7 @@ def read_report(store: Store, run: RunContent) -> ReportData:
         sets=read(_file_name("sets")),
         cost=read(_file_name("cost")),
         validation=_trust(read, texts["validation"]),
+        ladder=_ladder(read, texts.get("ladder")),
         race=None if race is None else Screening(**race, exits=read(_file_name("screened"))),
         search=search,
         forgetting=read(name) if (name := _file_name("forgetting")) in read.files else None,
@@ -134,14 +137,23 @@ def _trust(read: _Tables, words: list[str] | None) -> "Trust | None":
         return None
     from tasks.trust.verdict import Trust
 
-    noise = _file_name("validation-noise")
+    noise, named = _file_name("validation-noise"), _file_name("validation-named")
     return Trust(
         words=words,
         table=read(_file_name("validation")),
         pairs=read(_file_name("references")),
         noise=read(noise) if noise in read.files else None,
         barriers=read(_file_name("validation-barriers")),
+        named=read(named) if named in read.files else None,
     )
+
+
+def _ladder(read: _Tables, words: list[str] | None) -> "Ladder | None":
+    if words is None:
+        return None
+    from tasks.trust.ladder import Ladder
+
+    return Ladder(words, **{name: read(_file_name(f"ladder-{name}")) for name in LADDER_TABLES})
 
 
 ROWS = 10_000

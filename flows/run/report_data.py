@@ -28,6 +28,7 @@ from tasks.trust.flatness import flat_merges, mean_barriers
 if TYPE_CHECKING:
     import pandas as pd
 
+    from tasks.trust.ladder import Ladder
     from tasks.trust.verdict import Trust
 
 
@@ -60,12 +61,14 @@ def report_of(
     ranked: Ranked,
     trust: "Trust | None",
     search_result: SearchResult | None,
+    ladder: "Ladder | None" = None,
 ) -> ReportData:
     """The data of the run's report.
 
     Args:
         trust: of a validation, else None.
         search_result: of a search, else None.
+        ladder: of a validation whose recipe has one, else None.
     """
     trainings = {
         entry.label: entry
@@ -81,6 +84,7 @@ def report_of(
         sets=_sets(outcome),
         cost=cost_frame(run.ledger, outcome.mixtures, trainings, run.runtime),
         validation=trust,
+        ladder=ladder,
         notes=_notes(outcome, ranked),
         lineage=_lineage(run, outcome),
         provenance=provenance(run.runtime.device),
@@ -251,6 +255,8 @@ def summary_of(run: Runner, outcome: Outcome, report: ReportData) -> dict[str, A
         "race": None if outcome.race is None else outcome.race.to_json(),
         "validation": None if trust is None else to_json(trust.table),
         "verdict": None if trust is None else trust.words,
+        "named": None if trust is None or trust.named is None else to_json(trust.named),
+        "ladder": None if report.ladder is None else to_json(report.ladder.orders),
         "search": None if search is None else search.words,
         "found": None if search is None else _answer(search),
         "problems": [*report.notes, *report.remarks],

@@ -42,6 +42,18 @@ def find_run(store: Store, name: str | None) -> RunContent:
     return RunContent(name, _Fields(content))
 
 
+def latest_of(store: Store, recipe: str) -> dict[str, Any]:
+    """What ``run.json`` of the latest finished run of a recipe has. Raises ValueError without any."""
+    runs = (content for _, content in sorted(run_folders(store).items()))
+    found = [content for content in runs if content and content["recipe"] == recipe]
+    if not found:
+        raise ValueError(
+            f"there is no finished run of the recipe {recipe!r} in {store.url} that says which mixture is "
+            "best: make one with `mixpool run` or `mixpool search`"
+        )
+    return _Fields(found[-1])
+
+
 class _Fields(dict[str, Any]):
     """The fields of a ``run.json``, which somebody else may have written."""
 

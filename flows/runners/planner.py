@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from flows.chain.ablation import Prepared, ablate, scan_corpus
+from flows.chain.ladder import climb
 from flows.chain.notes import lines_of, notes_of
 from flows.chain.recipe import Recipe
 from flows.chain.runner import REFERENCE, Ledger, Quiet, Reporter, median_per_token, note
@@ -246,7 +247,7 @@ def plan(
         searched = _searched(runner, recipe, corpus) if with_search else None
         outcome = searched.outcome if searched else ablate(runner, recipe, corpus)
         if with_references:
-            train_references(runner, recipe, outcome)
+            list(climb(runner, recipe, outcome, train_references(runner, recipe, outcome)))
         steps = {planned.call.step for planned in runner.planned}
         records = {step: list(store.records(step.name)) for step in steps}
         nearest = {step: Nearest(known) for step, known in records.items()}

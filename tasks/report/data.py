@@ -19,6 +19,7 @@ from tasks.search.result import SearchResult
 if TYPE_CHECKING:
     import pandas as pd
 
+    from tasks.trust.ladder import Ladder
     from tasks.trust.verdict import Trust
 
 
@@ -50,6 +51,8 @@ class ReportData:
     lineage: str
     """Preformatted text."""
     provenance: Mapping[str, object]
+    ladder: "Ladder | None" = None
+    """None where no ladder was climbed."""
     race: Screening | None = None
     """None where every mixture was evaluated in full."""
     search: SearchResult | None = None
@@ -115,12 +118,16 @@ class ReportData:
         if self.validation is not None:
             frames |= {"validation": self.validation.table, "references": self.validation.pairs}
             frames["validation-barriers"] = self.validation.barriers
-            if self.validation.noise is not None:
-                frames["validation-noise"] = self.validation.noise
+            further = {"noise": self.validation.noise, "named": self.validation.named}
+            frames |= {f"validation-{n}": t for n, t in further.items() if t is not None}
+        if self.ladder is not None:
+            frames |= {f"ladder-{name}": getattr(self.ladder, name) for name in LADDER_TABLES}
         if self.search is not None:
             frames |= {f"search-{name}": getattr(self.search, name) for name in SEARCH_TABLES}
         return frames
 
 
+LADDER_TABLES = ("orders", "flips", "losses")
+"""Tables of a ``Ladder``."""
 SEARCH_TABLES = ("surrogates", "trace", "best")
 """Tables of a ``SearchResult``."""

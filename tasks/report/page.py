@@ -143,6 +143,9 @@ def _tables(data: ReportData) -> dict[str, tables.Table]:
         shown |= _tables_of_all(data)
     if data.validation is not None:
         shown |= _trust_tables(data.validation)
+    if data.ladder is not None:
+        shown["ladder"] = trust_tables.ladder_table(data.ladder.orders)
+        shown["ladder-flips"] = trust_tables.flips_table(data.ladder.flips, MOST_ROWS)
     if data.search is not None:
         best, surrogates = data.search.best, data.search.surrogates
         shown["search"] = tables.table_of(best, tables.search_columns(best))
@@ -183,6 +186,9 @@ def _trust_tables(trust: "Trust") -> dict[str, tables.Table]:
     }
     if trust.noise is not None:
         shown["noise"] = tables.table_of(trust.noise, trust_tables.NOISE)
+    if trust.named is not None:
+        is_macro = trust.named["evaluation_set"] == MACRO_MEAN
+        shown["named"] = tables.table_of(trust.named, trust_tables.NAMED, is_macro)
     return shown
 
 

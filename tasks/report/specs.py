@@ -6,6 +6,7 @@ from tasks.ranking.choice import plane
 from tasks.ranking.rank import MACRO_MEAN
 from tasks.report.choice_plots import PAIRED, agreement_plot, pairs_plot, pareto_plot, trace_plot
 from tasks.report.data import ReportData
+from tasks.report.ladder_plot import ladder_plot
 from tasks.report.ranking_plots import effects_plot, heat_map, ranking_plot, size_plot
 from tasks.report.vega import Spec
 
@@ -21,7 +22,8 @@ def plot_specs(data: ReportData) -> dict[str, Spec]:
     """Vega-Lite specifications without colours; draw them with ``tasks.report.vega`` and a theme.
 
     Keys: ``ranking`` (macro mean), ``heat-map``, ``sizes``, ``effects``, ``pairs`` and ``pareto``
-    (where there is something to draw), ``agreement`` after a validation, ``trace`` after a search,
+    (where there is something to draw), ``agreement`` after a validation, ``ladder`` where it has one,
+    ``trace`` after a search,
     and ``ranking-1``, ``ranking-2`` ..., ``agreement-1`` ... for the sets in order of name. After a
     race the plots that need all mixtures are missing.
     """
@@ -31,6 +33,8 @@ def plot_specs(data: ReportData) -> dict[str, Spec]:
         specs |= _specs_of_all(data)
     if data.validation is not None:
         specs |= _agreement_specs(data, data.validation)
+    if data.ladder is not None:
+        specs["ladder"] = ladder_plot(data.ladder.losses, data.ladder.flips)
     if data.search is not None and not data.search.trace.empty:
         specs["trace"] = trace_plot(data.search.trace)
     return specs

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tasks.ranking.rank import MACRO_MEAN
-from tasks.readable import count, number, text, yes
+from tasks.readable import count, interval, number, text, yes
 from tasks.report.tables import Columns, Table, table_of
 from tasks.trust.agreement import POOLED, WITHIN
 
@@ -56,6 +56,56 @@ NOISE: Columns = {
     "sd_bits": ("spread, bits per byte", number(4)),
     "ceiling": ("largest Pearson possible", number(2)),
 }
+NAMED: Columns = {
+    "mixture": ("mixture", text),
+    "k": ("k", count),
+    "evaluation_set": ("evaluation set", text),
+    "proxy": ("merged model", number(4)),
+    "reference": ("really trained", number(4)),
+    "proxy_rank": ("rank by merging", count),
+    "reference_rank": ("rank by training", count),
+    "even": ("among even ones", count),
+    "best_even": ("best even one", text),
+    "difference": ("above it", number(4)),
+    "interval": ("95 % interval", text),
+}
+
+LADDER: Columns = {
+    "first_rung": ("from", text),
+    "first": ("its", text),
+    "second_rung": ("to", text),
+    "second": ("its ", text),
+    "mixtures": ("mixtures", count),
+    "spearman": ("Spearman, at fixed k", number(2)),
+    "pairs": ("pairs of one k", count),
+    "held": ("keep their order", count),
+    "flipped": ("flip", count),
+    "unsure": ("not told apart", count),
+}
+FLIPS: Columns = {
+    **{name: LADDER[name] for name in ("first_rung", "first", "second_rung", "second")},
+    "better": ("first better", text),
+    "worse": ("then worse", text),
+    "first_difference": ("ahead", number(4)),
+    "first_interval": ("95 % interval", text),
+    "second_difference": ("then ahead", number(4)),
+    "second_interval": ("95 % interval ", text),
+}
+
+
+def ladder_table(orders: "pd.DataFrame") -> Table:
+    """Of every two rungs, for the macro mean, how many orders hold and flip."""
+    macro = orders[orders["evaluation_set"] == MACRO_MEAN]
+    return table_of(macro, LADDER, macro["flipped"] > macro["held"])
+
+
+def flips_table(flips: "pd.DataFrame", most: int) -> Table:
+    """The ``most`` clearest pairs of mixtures whose order flips."""
+    rows = flips.head(most)
+    for side in ("first", "second"):
+        ends = map(interval, rows[f"{side}_low"], rows[f"{side}_high"])
+        rows = rows.assign(**{f"{side}_interval": list(ends)})
+    return table_of(rows, FLIPS)
 
 
 def sizes_of(table: "pd.DataFrame") -> list[str]:

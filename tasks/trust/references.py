@@ -20,6 +20,8 @@ from storage.fingerprint import Config
 from tasks.mixtures.mixture import Mixture
 
 BudgetUnit: TypeAlias = Literal["trainings", "tokens", "joules"]
+Value: TypeAlias = bool | int | float | str | None
+"""Of a single field."""
 
 
 class ValidationConfig(Config):
@@ -33,10 +35,28 @@ class ValidationConfig(Config):
     """Numbers of partitions, 2 or more, from which the sample is drawn, in equal shares."""
     repeats: int = Field(default=2, ge=0)
     """Further seeds with which the first of them is trained, to see how far references agree."""
+    repeats_of: Literal["best", "both"] = "best"
+    """Which is trained again: the best by proxy, or also the worst of as many partitions."""
+    mixtures: list[dict[str, Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]]] = []
+    """Further mixtures that are really trained, however they weigh: weights by partition or domain, in
+    any scale. Each is trained as long as an even reference of as many partitions."""
+    proportional: bool = False
+    """Whether the mixture of all partitions in proportion to their tokens is really trained, too."""
+    ladder: list[Annotated[dict[str, Value], Field(min_length=1)]] = []
+    """Rungs: fields of the recipe and other values (of train and base), with which the same mixtures are
+    judged again. One that gives validation.references trains as many of the references, too."""
     pairs: int = Field(default=300, ge=0)
     """Largest number of pairs of partition models whose midpoint is evaluated, for barriers."""
     seed: int = 0
     """Seed of the sample."""
+
+    @field_validator("mixtures")
+    @classmethod
+    def _have_members(cls, mixtures: list[dict[str, float]]) -> list[dict[str, float]]:
+        for index, weights in enumerate(mixtures):
+            if not any(weights.values()):
+                raise ValueError(f"mixtures[{index}] is {weights}: give one weight above zero")
+        return mixtures
 
     @field_validator("budget", mode="before")
     @classmethod

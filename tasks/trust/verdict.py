@@ -32,6 +32,8 @@ class Trust(NamedTuple):
     """Repeated references (see ``tasks.trust.noise_floor.noise_floor``); None where there are none."""
     barriers: "pd.DataFrame"
     """Midpoints of pairs of partition models (see ``tasks.trust.barrier.barriers``)."""
+    named: "pd.DataFrame | None" = None
+    """Mixtures that were named and trained (see ``tasks.trust.named.beside_even``); None without any."""
 
 
 def judge(
