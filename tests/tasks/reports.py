@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tasks.evaluation.group_sums import GroupSums
 from tasks.evaluation.losses import Losses
 from tasks.ranking.rank import MACRO_MEAN, rank_all
 from tasks.report.data import ReportData
 from tasks.search.result import SearchResult
 from tasks.trust.agreement import agreement
+from tasks.trust.ladder import Column, Ladder, judge_ladder
 from tasks.trust.verdict import Trust
 
 
@@ -101,7 +103,11 @@ def _full_report() -> ReportData:
     data = report_data(names, sets, losses=losses, members=members, notes=["Nothing was lost."])
     flat = data.partitions.assign(sharpness=0.012, barrier=-0.034)
     return dataclasses.replace(
-        data, partitions=flat, validation=trust_of(data), search=found_of(data)
+        data,
+        partitions=flat,
+        validation=trust_of(data),
+        search=found_of(data),
+        ladder=ladder_of(data),
     )
 
 
@@ -174,7 +180,42 @@ def trust_of(data: ReportData) -> Trust:
             noise, columns=["evaluation_set", "mixture", "runs", "sd", "sd_bits", "ceiling"]
         ),
         barriers=pd.DataFrame(barriers, columns=[*ends, "midpoint", "base", "barrier", "broken"]),
+        named=named_of(data),
     )
+
+
+def named_of(data: ReportData) -> pd.DataFrame:
+    """Two mixtures with weights, beside the even references of their k where there are any."""
+    rows = [
+        (label, k, name, 3.21, 3.05, 1.15, 1.1, even, 2, 1, best, *gap)
+        for label, k, even, best, gap in [
+            ("7 birds + 3 code", 2, 8, "code + law", (-0.0123, -0.0150, -0.0096)),
+            ("5 birds + 1 code + 1 law + 3 news + 1 sums", 5, 0, None, (math.nan,) * 3),
+        ]
+        for name in [MACRO_MEAN, *data.losses.sets]
+    ]
+    columns = "mixture k evaluation_set proxy reference proxy_bits reference_bits even"
+    columns += " proxy_rank reference_rank best_even difference low high"
+    return pd.DataFrame(rows, columns=columns.split())
+
+
+def ladder_of(data: ReportData) -> Ladder:
+    """The report's own losses, and those of another draw, as two further rungs."""
+    losses = data.losses
+    rng = np.random.default_rng(3)
+    level = rng.normal(1, 0.005, (len(losses.mixtures), 1))
+    sums = GroupSums(len(losses.mixtures))
+    for number in range(len(losses.sets)):
+        scaled = losses.sums.read(number, 0, len(losses.mixtures)) * level
+        sums.write(number, np.arange(len(losses.mixtures)), scaled)
+    moved = Losses(losses.mixtures, losses.sets, losses.nll * level, losses.counts, sums)
+    columns = [
+        Column("the recipe", "proxy", losses),
+        Column("train.learning_rate=0.0001", "proxy", losses),
+        Column("base.architecture.hidden_size=256, train.steps=2000", "proxy", moved),
+        Column("base.architecture.hidden_size=256, train.steps=2000", "reference", moved),
+    ]
+    return judge_ladder(columns, {label: label.count(" + ") + 1 for label in losses.mixtures})
 
 
 def found_of(data: ReportData) -> SearchResult:
