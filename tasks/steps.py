@@ -9,6 +9,7 @@ from typing import Any
 
 from storage.step import Step
 from tasks.evaluation.set_part import PART
+from tasks.evaluation.token_nats import NATS
 from tasks.evaluation.uphill import FLATNESS
 from tasks.evaluation.window import WINDOW
 from tasks.models.given import IMPORT_MODEL
@@ -30,6 +31,7 @@ STEPS: tuple[Step[Any], ...] = (
     PROBE,  # a model that somebody gave to what it does with token ids
     LOCALISE,  # a model and two texts to the layers in which the first makes larger gradients
     TRAIN,  # a model trained on one or several token files
+    NATS,  # a model and the windows of an evaluation set to the nats of each token
     FLATNESS,  # a model and its text to how sharp its minimum is
     DESCEND,  # the pool of a search to mixtures, down the gradient of the merged model
 )

@@ -20,7 +20,7 @@ from tasks.arrays import Floats, Ints
 from tasks.evaluation.losses import LossRows
 from tasks.evaluation.set_part import PART, PartConfig, part_groups
 from tasks.evaluation.window import Windows, load_windows
-from tasks.mixtures.mixture import Mixture
+from tasks.mixtures.mixture import Mixture, shares
 from tasks.ranking.calibration import Groups
 from tasks.ranking.race import RaceConfig, RaceSets, race
 from tasks.ranking.race_result import RaceResult, Screening, exits_frame, in_words
@@ -74,7 +74,7 @@ def run_race(run: Runner, config: RaceConfig, work: SweepWork) -> RaceOutcome:
         return RaceOutcome(config, RaceResult(len(work.mixtures)), None, None)
     sweeps = RaceSweeps(run, config, work)
     try:
-        result = race(config, sweeps.text, _shares(work), sweeps)
+        result = race(config, sweeps.text, shares(work.mixtures, work.pool), sweeps)
     finally:
         run.rest()
     if not result.is_complete:
@@ -94,16 +94,6 @@ def _look_at_opening(run: Runner, config: RaceConfig, work: SweepWork) -> None:
 
 def _members(work: SweepWork) -> list[Mixture]:
     return [Mixture.uniform([name]) for name in work.pool]
-
-
-def _shares(work: SweepWork) -> Floats:
-    """Weight of each partition model in each mixture."""
-    columns = {name: number for number, name in enumerate(work.pool)}
-    shares = np.zeros((len(work.mixtures), len(columns)))
-    for row, mixture in enumerate(work.mixtures):
-        for name, part in mixture.parts:
-            shares[row, columns[name]] = part / mixture.total
-    return shares
 
 
 def _part_config(config: RaceConfig, number: int) -> PartConfig:

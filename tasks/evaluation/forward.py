@@ -271,10 +271,10 @@ def _tiled_rows(
     return (normaliser - target_logit)[:, 0]
 
 
-def group_losses(
-    score: Scorer, prepared: list[TokenBatch], num_groups: int, device: str, precision: str
+def token_losses(
+    score: Scorer, prepared: list[TokenBatch], device: str, precision: str
 ) -> np.ndarray:
-    """Sum of nats for each group of documents, float64, shape (num_groups,)."""
+    """Nats of each scored token in the order of the batches, float32, shape (S,)."""
     import torch
 
     kind = torch.device(device).type
@@ -283,6 +283,5 @@ def group_losses(
         torch.autocast(kind, torch.bfloat16, enabled=precision == "bfloat16"),
     ):
         # Fetched once for a set: a GPU is not waited for between batches.
-        nll = torch.cat([score(batch) for batch in prepared]).double().cpu().numpy()
-    groups = np.concatenate([batch.group for batch in prepared])
-    return np.bincount(groups, weights=nll, minlength=num_groups)
+        nats: np.ndarray = torch.cat([score(batch) for batch in prepared]).cpu().numpy()
+    return nats

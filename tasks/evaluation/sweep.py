@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from storage.step import Meter, Progress, Runtime
-from tasks.evaluation.forward import Scorer, TokenBatch, default_batch, group_losses, token_batches
+from tasks.evaluation.forward import Scorer, TokenBatch, default_batch, token_batches, token_losses
 from tasks.evaluation.losses import LossRow
 from tasks.evaluation.losses_table import EvaluateConfig, LossesTable, identity
 from tasks.evaluation.onednn import NO_CODE, has_onednn
@@ -28,6 +28,13 @@ from tasks.mixtures.mixture import Mixture
 from tasks.models.folder import check_context, turning_lengths
 
 LOG = logging.getLogger("mixpool.sweep")
+
+
+class ScaledConfig(EvaluateConfig):
+    """How models are evaluated that lie further from the base model than the average does, or nearer."""
+
+    scaled: float
+    """Distance from the base model, in distances of the average."""
 
 
 class Job(NamedTuple):
@@ -65,8 +72,11 @@ class LoadedSet(NamedTuple):
 class Sweeper:
     """A resident pool and the evaluation sets in batches: what every chunk of a sweep shares.
 
+    Args:
+        base: digest and folder of the model that all others started from; only a ``ScaledConfig`` needs it.
+
     Raises:
-        MergeError: the models have other tensors, shapes, types or integer tensors.
+        MergeError: the models have other tensors, shapes, types or integer tensors, or another base model.
         ValueError: a set's windows are longer than the models' context.
     """
 
@@ -76,11 +86,16 @@ class Sweeper:
         sets: Sequence[PreparedSet],
         config: EvaluateConfig,
         runtime: Runtime,
+        base: tuple[str, Path] | None = None,
     ) -> None:
         self.device = choose_device(runtime)
         self._config = config
         self._pool = Pool(models, self.device, runtime.pool_gigabytes, compiled=runtime.compile)
         self._model = MergedModel(self._pool)
+        self._base = None
+        if isinstance(config, ScaledConfig):
+            assert base is not None, "what is scaled is scaled from a base model"
+            self._base = self._pool.outside(*base)
         plain = self.device == "cpu" and config.precision == "float32" and not runtime.compile
         self._score = Scorer(
             self._model.model, compiled=runtime.compile, onednn=plain and has_onednn()
@@ -117,10 +132,18 @@ class Sweeper:
             for done, job in enumerate(jobs):
                 self._merge(job)
                 for name in job.sets:
-                    sums = self._sums(self._sets[name])
-                    rows.append(self._row(job, self._sets[name], sums, meter))
+                    rows.append(self._row(job, name, meter))
                 progress(done + 1, len(jobs), "mixtures")
         return rows
+
+    def nats(self, job: Job, meter: Meter) -> np.ndarray:
+        """Nats of each scored token of the job's first set, float32, windows in order of length (stable).
+
+        Errors as of ``evaluate``.
+        """
+        with kept_heap(self.device):
+            self._merge(job)
+            return self._nats(job, job.sets[0], meter)
 
     def _merge(self, job: Job) -> None:
         import torch
@@ -130,14 +153,30 @@ class Sweeper:
             self._pool.merge_into(self._model.flat, job.mixture, dtype)
         except MergeError as error:
             raise MergeError(f"mixture {job.label!r}: {error}") from error
+        if self._base is not None:
+            assert isinstance(self._config, ScaledConfig)
+            torch.lerp(self._base, self._model.flat, self._config.scaled, out=self._model.flat)
 
-    def _sums(self, loaded: LoadedSet) -> np.ndarray:
-        num_groups = len(loaded.windows.num_tokens)
+    def _nats(self, job: Job, name: str, meter: Meter) -> np.ndarray:
+        nats = self._run(name)
+        loaded = self._sets[name]
+        shape = Attention.of(self._model.model, loaded.windows.inputs.shape[1])
+        flops = forward_flops(self._model.num_parameters, loaded.tokens, shape)
+        meter.add(tokens=loaded.tokens, flops=flops)
+        if not np.isfinite(nats).all():
+            raise ValueError(
+                f"mixture {job.label!r} has a loss of {nats.sum()} on {name!r}: a model "
+                "of it has weights that are not finite, or outputs beyond the range of the precision"
+            )
+        return nats
+
+    def _run(self, name: str) -> np.ndarray:
         while True:
+            loaded = self._sets[name]
             self._score.expect(loaded.batches)
             try:
-                return group_losses(
-                    self._score, loaded.batches, num_groups, self.device, self._config.precision
+                return token_losses(
+                    self._score, loaded.batches, self.device, self._config.precision
                 )
             except (RuntimeError, MemoryError) as error:
                 # No smaller batch would give oneDNN room for its code.
@@ -146,9 +185,9 @@ class Sweeper:
                 if not is_out_of_memory(error) or max(len(b.inputs) for b in loaded.batches) == 1:
                     raise
             # Outside of the handler, whose traceback holds what is to be given back.
-            loaded = self._halve(loaded)
+            self._halve(loaded)
 
-    def _halve(self, failed: LoadedSet) -> LoadedSet:
+    def _halve(self, failed: LoadedSet) -> None:
         """Smaller batches of every set from now on, until those of the one that failed are smaller."""
         largest = max(len(batch.inputs) for batch in failed.batches)
         sets = [(loaded.entry, loaded.windows) for loaded in self._sets.values()]
@@ -164,22 +203,16 @@ class Sweeper:
             "to that from the start",
             self._batch_tokens,
         )
-        return self._sets[failed.entry.name]
 
-    def _row(self, job: Job, loaded: LoadedSet, sums: np.ndarray, meter: Meter) -> LossRow:
-        shape = Attention.of(self._model.model, loaded.windows.inputs.shape[1])
-        flops = forward_flops(self._model.num_parameters, loaded.tokens, shape)
-        meter.add(tokens=loaded.tokens, flops=flops)
-        if not np.isfinite(sums).all():
-            raise ValueError(
-                f"mixture {job.label!r} has a loss of {sums.sum()} on {loaded.entry.name!r}: a model "
-                "of it has weights that are not finite, or outputs beyond the range of the precision"
-            )
+    def _row(self, job: Job, name: str, meter: Meter) -> LossRow:
+        nats, loaded = self._nats(job, name, meter), self._sets[name]
+        groups = np.concatenate([batch.group for batch in loaded.batches])
+        sums = np.bincount(groups, weights=nats, minlength=len(loaded.windows.num_tokens))
         return LossRow(
             mixture=identity(job.mixture),
             windows=loaded.entry.digest,
             label=job.label,
-            evaluation_set=loaded.entry.name,
+            evaluation_set=name,
             nll=float(sums.sum()),
             group_nll=sums.tolist(),
         )

@@ -132,6 +132,25 @@ class Pool:
             end = min(start + step, self.size)
             average.accumulate(target[start:end], [r(start, end) for r in readers], parts, scratch)
 
+    def outside(self, digest: str, folder: Path) -> "torch.Tensor":
+        """The weights of the members' base model, which is no member; float32, shape (size,), on the device.
+
+        Raises:
+            MergeError: a member started from another model, or the tensors differ.
+        """
+        import torch
+
+        for name, facts in self._facts.items():
+            if facts.base != digest:
+                raise MergeError(
+                    f"model {name!r} did not start from the base model {digest[:10]} that it would be "
+                    f"scaled from, but from {(facts.base or 'one from outside')[:10]}: train it from that one"
+                )
+        weights, first = load_weights(folder), next(iter(self.folders))
+        average.check_same_tensors(first, load_weights(self.folders[first]), "base", weights)
+        whole = torch.cat([weights[key].float().flatten() for key in self.layout])
+        return whole.to(self.device)
+
 
 def _layout(folder: Path) -> "dict[str, torch.Size]":
     return {

@@ -10,10 +10,14 @@ import functools
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, Self, TypeAlias, TypeVar
+
+import numpy as np
+
+from tasks.arrays import Floats
 
 Unit: TypeAlias = Literal["partition", "domain"]
 
@@ -149,3 +153,13 @@ def apportioned(weights: Mapping[K, float], whole: int) -> dict[K, int]:
 def _pair(member: str, part: int) -> tuple[str, int]:
     """One object for all mixtures that hold a member in that proportion: there may be 100,000s."""
     return member, part
+
+
+def shares(mixtures: Sequence[Mixture], names: Iterable[str]) -> Floats:
+    """Weight of each of ``names`` in each mixture, shape (mixtures, names)."""
+    columns = {name: number for number, name in enumerate(names)}
+    table = np.zeros((len(mixtures), len(columns)))
+    for row, mixture in enumerate(mixtures):
+        for name, part in mixture.parts:
+            table[row, columns[name]] = part / mixture.total
+    return table
