@@ -11,6 +11,7 @@ from typing import Any
 
 from flows.chain.drawing import drawing, lengthened
 from flows.chain.measured import localised, sharpness_of
+from flows.chain.predicted import Predictor
 from flows.chain.race import RaceOutcome, run_race
 from flows.chain.recipe import Recipe, TrainBase
 from flows.chain.runner import Runner
@@ -19,6 +20,7 @@ from storage.artifact import Artifact
 from storage.fingerprint import Config
 from storage.step import Call, Handle
 from tasks.evaluation.losses import LossRows
+from tasks.evaluation.predicted import MERGE
 from tasks.evaluation.window import WINDOW
 from tasks.mixtures.mixture import Mixture
 from tasks.mixtures.spaces import enumerate_mixtures
@@ -97,6 +99,8 @@ class Outcome(Prepared):
     """How the mixtures were screened; None where each was evaluated in full."""
     base_rows: LossRows | None = None
     """Losses of the base model, where adapters are trained; None in a plan."""
+    ranked_by: str = MERGE
+    """The predictor that ``rows`` are of."""
 
     @property
     def judged(self) -> list[Mixture]:
@@ -121,12 +125,20 @@ def ablate(run: Runner, recipe: Recipe, corpus: Manifest | None = None) -> Outco
         mixtures = [*mixtures, Mixture.uniform([CONTROL])]
     check_labels(mixtures)
     prepared = prepare(run, recipe, corpus)
-    work = SweepWork(mixtures, prepared.pool, prepared.windows, recipe.evaluation.evaluate)
+    work, name = work_of(recipe, prepared)._replace(mixtures=mixtures), recipe.evaluation.rank_by
     rules = recipe.evaluation.race
     race = None if rules is None else run_race(run, rules, work)
-    rows = race.rows if race else run.sweep(work)
+    rows = race.rows if race else Predictor(run, name, work).rows(mixtures)
     base = base_losses(run, prepared, work) if recipe.train.adapter else None
-    return Outcome(**vars(prepared), mixtures=mixtures, rows=rows, race=race, base_rows=base)
+    return Outcome(
+        **vars(prepared), mixtures=mixtures, rows=rows, race=race, base_rows=base, ranked_by=name
+    )
+
+
+def work_of(recipe: Recipe, prepared: Prepared) -> SweepWork:
+    """The work of evaluating mixtures of the pool on every set, without any mixture yet."""
+    evaluate = recipe.evaluation.evaluate
+    return SweepWork([], prepared.pool, prepared.windows, evaluate, base=prepared.base)
 
 
 def base_losses(run: Runner, prepared: Prepared, work: SweepWork) -> LossRows | None:

@@ -14,6 +14,7 @@ from storage.backends.secrets import holds_secret
 from storage.fingerprint import NEUTRAL, Config
 from tasks.corpus.source import Source
 from tasks.evaluation.losses_table import EvaluateConfig
+from tasks.evaluation.predicted import MERGE, PredictorName
 from tasks.evaluation.window import WindowConfig
 from tasks.mixtures.spaces import MixturesConfig
 from tasks.models.given import GivenModel
@@ -57,6 +58,18 @@ class EvaluationConfig(Config):
     """How the best mixtures are found without evaluating all in full; None evaluates all in full."""
     sharpness: float | None = Field(default=None, gt=0, json_schema_extra={NEUTRAL: None})
     """Distance uphill in weights at which each partition model's sharpness is measured; None does not."""
+    predictors: list[PredictorName] = Field(default=[], json_schema_extra={NEUTRAL: []})
+    """What a validation compares with merging: probability (averages the probabilities of the partition
+    models, not their weights), singles (averages their losses), scaled 1.5 (goes 1.5 times as far from the
+    base model as the average)."""
+    rank_by: PredictorName = Field(default=MERGE, json_schema_extra={NEUTRAL: MERGE})
+    """The predictor by which mixtures are ranked and searched: merge, or one as in predictors."""
+
+    @property
+    def others(self) -> list[str]:
+        """The predictors that a validation compares with merging."""
+        named = dict.fromkeys([*self.predictors, self.rank_by])
+        return [name for name in named if name != MERGE]
 
 
 class Recipe(Config):
@@ -94,6 +107,14 @@ class Recipe(Config):
         names = [config.name for config in self.evaluation.sets]
         if len({*names}) < len(names):
             yield f"evaluation.sets have a name twice: {sorted(names)}"
+        predictors = self.evaluation.predictors
+        if len({*predictors}) < len(predictors):
+            yield f"evaluation.predictors have a name twice: {sorted(predictors)}"
+        if self.evaluation.race is not None and self.evaluation.rank_by != MERGE:
+            yield (
+                f"evaluation.rank_by is {self.evaluation.rank_by!r}, and evaluation.race evaluates merged "
+                "models: leave one of them out"
+            )
         if not self.evaluation.sets and not (
             self.evaluation.heldout and self.corpus.split.heldout_fraction
         ):

@@ -20,10 +20,12 @@ from flows.chain.ablation import (
     partitions_of,
     prepare,
     wanted_sets,
+    work_of,
 )
+from flows.chain.predicted import Predictor
 from flows.chain.recipe import Recipe
-from flows.chain.runner import Runner, swept_rows
-from flows.chain.work import Stage, SweepWork
+from flows.chain.runner import Runner
+from flows.chain.work import Stage
 from storage.step import Call, Handle
 from tasks.arrays import Floats
 from tasks.evaluation.losses import LossRows
@@ -80,7 +82,8 @@ def search(run: Runner, recipe: Recipe, corpus: Manifest) -> SearchOutcome:
         left = max(0, state.left - sweeps.asked)
         planned = Outcome(**vars(prepared), mixtures=mixtures, rows=None)
         return SearchOutcome(planned, None, state.left, left)
-    outcome = Outcome(**vars(prepared), mixtures=mixtures, rows=sweeps.rows())
+    name = recipe.evaluation.rank_by
+    outcome = Outcome(**vars(prepared), mixtures=mixtures, rows=sweeps.rows(), ranked_by=name)
     return SearchOutcome(outcome, account(state, sweeps.landings, sweeps.price))
 
 
@@ -115,7 +118,8 @@ class SearchSweeps:
 
     def __init__(self, run: Runner, recipe: Recipe, prepared: Prepared, state: Search) -> None:
         self._run, self._state, self._prepared = run, state, prepared
-        self._work = SweepWork([], prepared.pool, prepared.windows, recipe.evaluation.evaluate)
+        self._work = work_of(recipe, prepared)
+        self._predictor = Predictor(run, recipe.evaluation.rank_by, self._work)
         self.landings: list[Mixture] = []
         self.price = 0.0
         self.asked = 0
@@ -135,7 +139,9 @@ class SearchSweeps:
     def rows(self) -> LossRows:
         """The losses of every mixture that was evaluated."""
         mixtures = [trial.judged for trial in self._state.tried]
-        return swept_rows(self._run, self._work._replace(mixtures=mixtures))
+        rows = self._predictor.rows(mixtures, again=True)
+        assert rows is not None, "all of them were evaluated"
+        return rows
 
     def _base(self) -> bool:
         rows = base_losses(self._run, self._prepared, self._work)
@@ -146,8 +152,7 @@ class SearchSweeps:
     def _evaluate(self, tried: Sequence[Tried], name: str) -> bool:
         if not tried:
             return True
-        work = self._work._replace(mixtures=[trial.judged for trial in tried], stage=Stage(name))
-        rows = self._run.sweep(work)
+        rows = self._predictor.rows([trial.judged for trial in tried], Stage(name))
         if rows is None:
             self.asked += len(tried)
             return False

@@ -13,15 +13,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flows.chain.ablation import BASE, Outcome, Prepared, partitions_of, train
+from flows.chain.ablation import BASE, Outcome, Prepared, partitions_of, train, work_of
 from flows.chain.drawing import drawing, named_mixtures
 from flows.chain.measured import localised
+from flows.chain.predicted import Predictor, merged_by
 from flows.chain.recipe import Recipe
 from flows.chain.runner import REFERENCE, Runner, median_per_token, swept_rows
 from flows.chain.work import SweepWork, losses_of
 from storage.step import Call, Handle
 from tasks.evaluation.group_sums import GroupSums
 from tasks.evaluation.losses import Losses, LossRows
+from tasks.evaluation.predicted import MERGE
 from tasks.mixtures.mixture import Mixture
 from tasks.mixtures.spaces import enumerate_mixtures
 from tasks.partitions.manifest import Manifest
@@ -54,6 +56,8 @@ class References(NamedTuple):
     pairs."""
     base: LossRows | None
     """Losses of the base model; None in a plan."""
+    predicted: Mapping[str, LossRows | None]
+    """What other predictors than merging say of them, by name; None in a plan that lacks it."""
 
     @property
     def once(self) -> list[Mixture]:
@@ -75,10 +79,12 @@ def train_references(
     Raises:
         ValueError: the recipe has fewer such mixtures, or the budget pays for fewer than two.
     """
-    sample, evaluate = recipe.validation, recipe.evaluation.evaluate
+    sample, work = recipe.validation, work_of(recipe, outcome)
     losses = None if outcome.rows is None else _ranked_by(run, outcome)
+    predictors = {name: Predictor(run, name, work) for name in recipe.evaluation.others}
+    others = _other_losses(run, recipe, outcome, predictors)
     named = named_mixtures(recipe, outcome.partitions)
-    chosen = _chosen(run, recipe, outcome.mixtures, losses, named)
+    chosen = _chosen(run, recipe, outcome.mixtures, losses, named, others)
     seeds = [recipe.train.seed + number for number in range(1, sample.repeats + 1)]
     repeated = _repeated(recipe, chosen, losses)
     further = [mixture for mixture in named if mixture not in chosen]
@@ -88,17 +94,43 @@ def train_references(
     begin(calls)
     handles = run.map(calls)
     # A race may have screened out a mixture that is now to be compared: its losses are lacking.
-    judged = {mixture.label for mixture in outcome.judged}
+    is_merged = outcome.ranked_by == MERGE
+    judged = {mixture.label for mixture in (outcome.judged if is_merged else ())}
     pairs = _pairs(recipe, outcome)
     compared = dict.fromkeys([*map(_alone, outcome.pool), *chosen, *further, *pairs])
-    proxies = SweepWork([*compared], outcome.pool, outcome.windows, evaluate)
+    proxies = work._replace(mixtures=[*compared])
     lacking = [mixture for mixture in compared if mixture.label not in judged]
     run.sweep(proxies._replace(mixtures=lacking))
     # Named apart: the losses table also has the merged model of the same mixture.
     trained = {call.label: handle for call, handle in zip(calls, handles, strict=True)}
     rows = run.sweep(as_they_are(trained, outcome, recipe))
     base = run.sweep(as_they_are({BASE: outcome.base}, outcome, recipe))
-    return References(chosen, named, repeated, seeds, rows, proxies, base)
+    predicted = {
+        name: outcome.rows if name == outcome.ranked_by else predictor.rows(chosen)
+        for name, predictor in predictors.items()
+    }
+    return References(chosen, named, repeated, seeds, rows, proxies, base, predicted)
+
+
+def _other_losses(
+    run: Runner, recipe: Recipe, outcome: Outcome, predictors: Mapping[str, Predictor]
+) -> list[dict[str, float]]:
+    """Macro means by label of mixture, by predictors that tell those of all mixtures without a sweep."""
+    sizes = recipe.validation.sizes
+    mixtures = [m for m in outcome.mixtures if m.is_uniform and m.size in sizes]
+    work, found = work_of(recipe, outcome), []
+    for name, predictor in predictors.items():
+        if name == outcome.ranked_by or merged_by(name, work) is not None:
+            continue
+        if (rows := predictor.rows(mixtures)) is not None:
+            found.append(_macro_means(losses_of(run.store, rows, outcome.windows)))
+    return found
+
+
+def _macro_means(losses: Losses) -> dict[str, float]:
+    tokens = [counts.num_tokens for counts in losses.counts]
+    means = (losses.nll / tokens).mean(axis=1).tolist()
+    return dict(zip(losses.mixtures, means, strict=True))
 
 
 def _repeated(
@@ -154,10 +186,11 @@ def _chosen(
     mixtures: list[Mixture],
     losses: Mapping[str, float] | None,
     named: list[Mixture],
+    others: Sequence[Mapping[str, float]] = (),
 ) -> list[Mixture]:
     """The sample; a budget pays for the named mixtures first, and for repeats."""
     sample = recipe.validation
-    rules = (sample.sizes, sample.seed, losses)
+    rules = (sample.sizes, sample.seed, losses, others)
     if sample.budget is None:
         return choose_references(mixtures, sample.references, *rules)
     eligible = {m for m in mixtures if m.is_uniform and m.size in sample.sizes}
@@ -181,9 +214,7 @@ def _chosen(
 def _ranked_by(run: Runner, outcome: Outcome) -> dict[str, float]:
     """Macro mean by label of mixture; of mixtures that a race dropped, the race's estimate."""
     assert outcome.rows is not None
-    losses = losses_of(run.store, outcome.rows, outcome.windows)
-    tokens = [counts.num_tokens for counts in losses.counts]
-    evaluated = dict(zip(losses.mixtures, (losses.nll / tokens).mean(axis=1).tolist(), strict=True))
+    evaluated = _macro_means(losses_of(run.store, outcome.rows, outcome.windows))
     exits = [] if outcome.race is None else outcome.race.result.exits
     return {outcome.mixtures[out.mixture].label: out.estimate for out in exits} | evaluated
 
@@ -241,6 +272,11 @@ def validate(run: Runner, recipe: Recipe, outcome: Outcome, references: Referenc
         outcome.domains,
         {entry.name: entry.domain for entry in outcome.sets},
         {entry.name: entry.num_tokens for entry in outcome.partitions},
+        {
+            name: losses_of(run.store, rows, outcome.windows)
+            for name, rows in references.predicted.items()
+            if rows is not None
+        },
     )
     barred = _barriers(references.proxies, proxies, base)
     repeats = _all_repeats(references, recipe.train.seed, trained, len(once))

@@ -34,6 +34,8 @@ class SweepWork(NamedTuple):
     config: EvaluateConfig
     stage: Stage | None = None
     """The stage of a race or search that needs these rows; None elsewhere."""
+    base: Handle | None = None
+    """The model that all of the pool started from; needed where merges are scaled."""
 
     @property
     def title(self) -> str:

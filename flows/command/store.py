@@ -58,7 +58,8 @@ def show(
 
             chosen = stored.find_run(opened, run)
             ranking = stored.ranking(opened, chosen, objective)
-            title = f"{chosen.name}: best mixtures by {objective} ({len(ranking):,} judged)"
+            judged = f"{len(ranking):,} judged by {stored.ranked_by(chosen)}"
+            title = f"{chosen.name}: best mixtures by {objective} ({judged})"
             ranking = ranking.head(most)
             print_json(to_json(ranking)) if as_json else out.print(ranking_table(title, ranking))
             if (race := chosen.content["summary"].get("race")) and not as_json:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from flows.run.views import ledger_lines
 from tasks import readable
+from tasks.evaluation.predicted import MERGE
 from tasks.ranking.rank import MACRO_MEAN
 from tasks.readable import number, text
 from tasks.report import tables, trust_tables
@@ -47,7 +48,7 @@ OF_PEARSON = (
 def show_result(console: Console, result: "RunResult", top: int = 10) -> None:
     """Print the results and costs of a run."""
     rankings = result.report.rankings
-    judged = f"Best mixtures by {MACRO_MEAN} ({len(rankings[MACRO_MEAN]):,} judged)"
+    judged = f"Best mixtures by {MACRO_MEAN} ({len(rankings[MACRO_MEAN]):,} judged{_by(result)})"
     if result.report.search is not None:
         _show_search_result(console, result.report.search)
     console.print()
@@ -77,6 +78,11 @@ def show_result(console: Console, result: "RunResult", top: int = 10) -> None:
     for note in [*result.report.notes, *result.report.remarks]:
         console.print(f"note: {note}", soft_wrap=True)
     show_ledger(console, result.summary)
+
+
+def _by(result: "RunResult") -> str:
+    name = result.report.ranked_by
+    return "" if name == MERGE else f" by {name}"
 
 
 def show_ledger(console: Console, summary: Mapping[str, Any]) -> None:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from flows.run.stored import RunContent
+from flows.run.stored import RunContent, ranked_by
 from storage.artifact import Record
 from storage.fingerprint import short
 from storage.store import Store
 from tasks import readable
+from tasks.evaluation.predicted import MERGE
 from tasks.shown import markdown
 from tasks.training.teacher import PREFIX, in_words
 
@@ -100,7 +101,7 @@ def model_card(
         _table(("domain", "weight"), [(n, f"{w:f}") for n, w in facts["domains"].items()]),
         _origin(run, facts, trained, form),
         "## How good it was in that run",
-        _losses(ranked(store, run, facts["mixture"])),
+        _losses(ranked(store, run, facts["mixture"]), ranked_by(run)),
         "## How to load it",
         f"```python\n{form.loading}\n```",
     ]
@@ -168,9 +169,11 @@ def _adapters(trained: Mapping[str, Record]) -> Iterator[str]:
         yield f"- trained by adapters of all linear layers (LoRA): {words}"
 
 
-def _losses(rows: "pd.DataFrame") -> str:
+def _losses(rows: "pd.DataFrame", predictor: str) -> str:
     if rows.empty:
         return "The run did not evaluate this mixture."
+    if predictor != MERGE and rows["k"].iloc[0] > 1:
+        return f"The run ranked by {predictor}, which is no loss of this merged model, and has none of it."
     shown = [
         (
             row["objective"],

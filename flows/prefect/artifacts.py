@@ -12,7 +12,7 @@ from typing import Any
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from flows.prefect.links import is_clickable, link
-from flows.run.stored import RunContent, ranking
+from flows.run.stored import RunContent, ranked_by, ranking
 from flows.run.views import ledger_lines
 from flows.runners.planner import Plan
 from storage.artifact import dashed
@@ -112,7 +112,7 @@ def leave_ranking(store: Store, run: RunContent) -> None:
     create_table_artifact(
         _rows(tables.ranking_table(frame.head(SHOWN))),
         dashed(name, "ranking"),
-        f"Best {min(SHOWN, len(frame))} of {len(frame):,} mixtures by macro mean.",
+        f"Best {min(SHOWN, len(frame))} of {len(frame):,} mixtures by macro mean ({ranked_by(run)}).",
     )
     report = link(store.url, f"runs/{run.name}/report.html")
     if is_clickable(report):

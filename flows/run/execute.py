@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.chain.ablation import Outcome, ablate, scan_corpus
 from flows.chain.ladder import climbed, rungs_of
+from flows.chain.predicted import scaled_by
 from flows.chain.recipe import Recipe
 from flows.chain.recipe_file import to_yaml
 from flows.chain.runner import POLL_SECONDS, Runner
@@ -36,7 +37,7 @@ from storage.lineage import VALIDATION
 from storage.provenance import now
 from storage.step import Call
 from storage.store import Store
-from tasks.evaluation.losses_table import evaluation_key
+from tasks.evaluation.losses_table import EvaluateConfig, evaluation_key
 from tasks.partitions import manifest
 from tasks.partitions.manifest import Manifest
 from tasks.ranking.effects import best_changes
@@ -134,8 +135,15 @@ def _needs(run: Runner, recipe: Recipe, outcome: Outcome) -> dict[str, list[str]
     return {
         "manifests": [manifest.path_of(outcome.manifest)],
         "records": sorted({e.record.path for e in run.ledger.entries if e.record}),
-        "losses": [evaluation_key(recipe.evaluation.evaluate)],
+        "losses": [evaluation_key(config) for config in _evaluations(recipe)],
     }
+
+
+def _evaluations(recipe: Recipe) -> Iterator[EvaluateConfig]:
+    """The ways of evaluating whose losses a run of the recipe may use."""
+    evaluate = recipe.evaluation.evaluate
+    yield evaluate
+    yield from (scaled for n in recipe.evaluation.others if (scaled := scaled_by(n, evaluate)))
 
 
 def _protect(

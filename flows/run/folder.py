@@ -18,6 +18,7 @@ from flows.run.stored import RunContent
 from storage.artifact import hash_file
 from storage.store import Store
 from tasks.evaluation.losses import Losses
+from tasks.evaluation.predicted import MERGE
 from tasks.ranking.race_result import Screening
 from tasks.ranking.rank import rank_all
 from tasks.report.data import LADDER_TABLES, SEARCH_TABLES, ReportData
@@ -75,6 +76,7 @@ def texts_of(report: ReportData) -> dict[str, Any]:
         "search": None if search is None else search.words,
         "cost": list(report.cost_words),
         "corpus": list(report.corpus_words),
+        "ranked_by": report.ranked_by,
     }
 
 
@@ -111,6 +113,7 @@ def read_report(store: Store, run: RunContent) -> ReportData:
         forgetting=read(name) if (name := _file_name("forgetting")) in read.files else None,
         cost_words=texts["cost"],
         corpus_words=texts.get("corpus", ()),
+        ranked_by=texts.get("ranked_by", MERGE),
     )
 
 

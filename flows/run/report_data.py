@@ -10,11 +10,13 @@ from flows.chain.recipe import Recipe
 from flows.chain.runner import Entry, Runner
 from flows.chain.work import losses_of
 from flows.run.costs import cost_frame, stated
+from flows.run.stored import newest_validation
 from storage.fingerprint import short
 from storage.lineage import tree
 from storage.provenance import now, provenance
 from storage.store import Store
 from tasks.evaluation.losses import Losses
+from tasks.evaluation.predicted import MERGE, scale_of
 from tasks.ranking.forgetting import learned_and_forgotten
 from tasks.ranking.rank import MACRO_MEAN, rank_all
 from tasks.readable import listed
@@ -24,6 +26,7 @@ from tasks.search.result import SearchResult
 from tasks.shown import line
 from tasks.training.train import TRAIN
 from tasks.trust.flatness import flat_merges, mean_barriers
+from tasks.trust.predictors import in_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +88,7 @@ def report_of(
         cost=cost_frame(run.ledger, outcome.mixtures, trainings, run.runtime),
         validation=trust,
         ladder=ladder,
-        notes=_notes(outcome, ranked),
+        notes=[*_notes(outcome, ranked), *_of_predictor(run.store, outcome, trust)],
         lineage=_lineage(run, outcome),
         provenance=provenance(run.runtime.device),
         race=None if outcome.race is None else outcome.race.screening(outcome.mixtures),
@@ -93,11 +96,12 @@ def report_of(
         forgetting=_forgetting(run.store, outcome, ranked),
         cost_words=stated(run.runtime),
         corpus_words=lines_of(outcome),
+        ranked_by=outcome.ranked_by,
     )
 
 
 def _forgetting(store: Store, outcome: Outcome, ranked: Ranked) -> "pd.DataFrame | None":
-    if outcome.base_rows is None:
+    if outcome.base_rows is None or scale_of(outcome.ranked_by) is not None:
         return None
     base = losses_of(store, outcome.base_rows, outcome.windows)
     return learned_and_forgotten(
@@ -188,8 +192,29 @@ def _sets(outcome: Outcome) -> "pd.DataFrame":
 def _notes(outcome: Outcome, ranked: Ranked) -> list[str]:
     race = outcome.race
     words = race.words if race is not None and not race.result.exits else []
-    judged = [*worse_than_parts(outcome, ranked), *against_control(ranked)]
+    judged = [*against_control(ranked)]
+    if outcome.ranked_by == MERGE:
+        judged = [*worse_than_parts(outcome, ranked), *judged]
     return [*notes_of(outcome), *words, *judged]
+
+
+def _of_predictor(store: Store, outcome: Outcome, trust: "Trust | None") -> Iterator[str]:
+    """What mixtures are ranked by, and whether a validation of the pool favours something else."""
+    name = outcome.ranked_by
+    if name != MERGE:
+        yield (
+            f"all losses of mixtures are of evaluation.rank_by: {name} (the {in_words(name)}), not of merged "
+            "models: believe their order, not their level"
+        )
+    models = {n: handle.digest for n, handle in outcome.pool.items()}
+    found = newest_validation(store, models) if trust is None else ("here", dict(trust.favoured))
+    best = None if found is None else found[1].get(MACRO_MEAN)
+    if found is not None and best not in (None, name):
+        where = "this validation" if trust else f"the validation in run {found[0]}"
+        yield (
+            f"{where} favours {best} on the {MACRO_MEAN}, and this ranking goes by {name}: --set "
+            f"'evaluation.rank_by={best}' ranks by it, and trains nothing"
+        )
 
 
 def worse_than_parts(outcome: Outcome, ranked: Ranked) -> Iterator[str]:
@@ -247,6 +272,7 @@ def summary_of(run: Runner, outcome: Outcome, report: ReportData) -> dict[str, A
         "evaluation_sets": len(outcome.sets),
         "trained": [entry.label for entry in ledger.built(TRAIN)],
         "trainings_from_store": [entry.label for entry in ledger.cached(TRAIN)],
+        "ranked_by": outcome.ranked_by,
         "losses_evaluated": ledger.num_evaluated,
         "losses_from_store": ledger.num_known,
         "corpus": list(report.corpus_words),
@@ -257,6 +283,7 @@ def summary_of(run: Runner, outcome: Outcome, report: ReportData) -> dict[str, A
         "verdict": None if trust is None else trust.words,
         "named": None if trust is None or trust.named is None else to_json(trust.named),
         "ladder": None if report.ladder is None else to_json(report.ladder.orders),
+        **({} if trust is None else {"favoured": dict(trust.favoured)}),
         "search": None if search is None else search.words,
         "found": None if search is None else _answer(search),
         "problems": [*report.notes, *report.remarks],

@@ -1,11 +1,13 @@
 """Read finished runs from a store: a run by its name, and its rankings."""
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from storage.lineage import run_folders
 from storage.store import Store
+from tasks.evaluation.predicted import MERGE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,6 +64,30 @@ class _Fields(dict[str, Any]):
             f"run.json of run {self.get('name')!r} has no {field!r}: this version of mixpool did not "
             "write it; run the recipe again"
         )
+
+
+def ranked_by(run: RunContent) -> str:
+    """The predictor that a run's losses and rankings are of (``tasks.evaluation.predicted``)."""
+    return str(run.content["summary"].get("ranked_by", MERGE))
+
+
+def newest_validation(
+    store: Store, models: Mapping[str, str | None]
+) -> tuple[str, dict[str, str]] | None:
+    """The newest run that has validated this very pool: its name, and what its references favour by set.
+
+    Args:
+        models: digest of each model of the pool, by any names.
+    """
+    for name, content in sorted(run_folders(store).items(), reverse=True):
+        summary = (content or {}).get("summary", {})
+        if (
+            content
+            and "favoured" in summary
+            and {*content["models"].values()} == {*models.values()}
+        ):
+            return name, dict(summary["favoured"])
+    return None
 
 
 def ranking(

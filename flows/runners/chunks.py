@@ -21,14 +21,21 @@ class ResidentSweeper:
         """The sweeper, with the whole pool and all sets."""
         if self._sweeper is None:
             models = {h.built.digest: self._store.fetch(h.built) for h in self._work.pool.values()}
-            self._sweeper = Sweeper(models, self._sets(), self._work.config, self.runtime)
+            base = self._work.base
+            self._sweeper = Sweeper(
+                models,
+                self._sets(),
+                self._work.config,
+                self.runtime,
+                base and (base.built.digest, self._store.fetch(base.built)),
+            )
         return self._sweeper
 
     def turn_to(self, work: SweepWork) -> None:
         """Serve other work from now on; the pool stays in memory where it is the same."""
         # None while sets are loaded: after a set that cannot be read, the old ones must not stay.
         sweeper, self._sweeper = self._sweeper, None
-        if (work.pool, work.config) != (self._work.pool, self._work.config):
+        if any(getattr(work, n) != getattr(self._work, n) for n in ("pool", "config", "base")):
             sweeper = None  # there may be no room for two pools
         is_other, self._work = work.sets != self._work.sets, work
         if sweeper is not None and is_other:

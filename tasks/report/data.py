@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from tasks.evaluation.losses import Losses
+from tasks.evaluation.predicted import MERGE
 from tasks.ranking.choice import best_of_sizes, most_conflicting, pareto
 from tasks.ranking.complement import all_complementarity, duplicate_words, near_duplicates
 from tasks.ranking.effects import marginal_effects
@@ -63,6 +64,8 @@ class ReportData:
     """``tasks.ranking.forgetting.learned_and_forgotten``; None where no adapters were trained."""
     cost_words: Sequence[str] = ()
     """Sentences on what the cost includes."""
+    ranked_by: str = MERGE
+    """The predictor that ``losses`` and ``rankings`` are of (``tasks.evaluation.predicted``)."""
     corpus_words: Sequence[str] = ()
     """How the corpus goes on from earlier runs, and what its limit leaves out."""
 

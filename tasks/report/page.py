@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks import readable
+from tasks.evaluation.predicted import MERGE
 from tasks.ranking.choice import CLOSEST
 from tasks.ranking.effects import best_changes, best_uniform
 from tasks.ranking.rank import MACRO_MEAN, MOST_COMPARED
@@ -21,6 +22,7 @@ from tasks.report.ranking_plots import EFFECTS, POINTS, RANKED, heat_order
 from tasks.report.specs import plot_specs
 from tasks.report.vega import Spec, drawn, svg_pair
 from tasks.shown import line
+from tasks.trust.predictors import in_words
 
 if TYPE_CHECKING:
     import jinja2
@@ -39,6 +41,7 @@ def content_of(data: ReportData, specs: dict[str, Spec]) -> dict[str, Any]:
     return {
         "data": data,
         "headline": _headline(data),
+        "ranked_by": None if data.ranked_by == MERGE else in_words(data.ranked_by),
         "plots": {name: drawn(name, spec, Picture.of) for name, spec in specs.items()},
         "tables": _tables(data),
         "objectives": [_objective(*pair) for pair in enumerate(data.rankings.items())],

@@ -12,19 +12,14 @@ from typing import TYPE_CHECKING, Any
 from tasks.ranking.rank import MACRO_MEAN
 from tasks.readable import count, interval, number, text, yes
 from tasks.report.tables import Columns, Table, table_of
-from tasks.trust.agreement import POOLED, WITHIN
+from tasks.trust.agreement import POOLED, PROXY, WITHIN
+from tasks.trust.predictors import in_words
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PROXY = "proxy"
-PREDICTORS = {
-    PROXY: "merged model (proxy)",
-    "individual": "mean of single partitions",
-    "nearest": "nearest single partition",
-    "tokens": "number of tokens",
-    "regression": "regression on mixture weights",
-}
+_AT_ONCE = ("nearest", "tokens", "regression", "stacked")
+"""Predictors whose figures by set are in ``validation.parquet`` alone."""
 FIXED = "at fixed k"
 """What people read for ``WITHIN``."""
 SCOPES = {"all": "all", "in": "that hold its domain", "out": "without its domain"}
@@ -119,27 +114,26 @@ def predictors_table(table: "pd.DataFrame") -> Table:
     """Pearson for the macro mean: predictors as rows, sizes as columns."""
     macro = table[(table["evaluation_set"] == MACRO_MEAN) & (table["scope"] == "all")]
     sizes = sizes_of(macro)
-    rows = [
-        [words, *_cells(macro[macro["predictor"] == name], sizes)]
-        for name, words in PREDICTORS.items()
-        if name in set(macro["predictor"])
-    ]
+    named = macro["predictor"].unique()
+    rows = [[in_words(name), *_cells(macro[macro["predictor"] == name], sizes)] for name in named]
     heads = ["predicted by", *(_head(macro, k) for k in sizes)]
-    marked = [row[0] == PREDICTORS[PROXY] for row in rows]
+    marked = [name == PROXY for name in named]
     return Table(heads, rows, [False, *(True for _ in sizes)], marked)
 
 
 def sets_table(table: "pd.DataFrame") -> Table:
-    """Pearson of the proxy for each set and scope: sizes as columns; the baseline as the last."""
+    """Pearson of the proxy for each set and scope: sizes as columns; then others at fixed k."""
     chosen = table[table["evaluation_set"] != MACRO_MEAN]
     sizes = sizes_of(table)
+    others = [by for by in chosen["predictor"].unique() if by not in {PROXY, *_AT_ONCE}]
     rows = []
     for (name, scope), of_set in chosen.groupby(["evaluation_set", "scope"], sort=True):
-        proxy, single = (of_set[of_set["predictor"] == by] for by in (PROXY, "individual"))
-        cells = [*_cells(proxy, sizes), *_cells(single, [WITHIN])]
+        cells = _cells(of_set[of_set["predictor"] == PROXY], sizes)
+        for by in others:
+            cells += _cells(of_set[of_set["predictor"] == by], [WITHIN])
         rows.append([str(name), SCOPES[str(scope)], *cells])
     heads = ["evaluation set", "mixtures", *(_head(None, k) for k in sizes)]
-    heads.append(f"{FIXED}, by {PREDICTORS['individual']}")
+    heads += [f"{FIXED}, by {in_words(by)}" for by in others]
     return Table(heads, rows, [False, False, *(True for _ in heads[2:])], [False] * len(rows))
 
 
@@ -147,7 +141,7 @@ def measures_table(table: "pd.DataFrame") -> Table:
     """Every measure for the macro mean, by predictor and size."""
     macro = table[(table["evaluation_set"] == MACRO_MEAN) & (table["scope"] == "all")]
     order = {k: place for place, k in enumerate(sizes_of(macro))}
-    rank = {name: place for place, name in enumerate(PREDICTORS)}
+    rank = {name: place for place, name in enumerate(macro["predictor"].unique())}
     macro = macro.assign(by=macro["predictor"].map(rank), at=macro["k"].map(order))
     return _measured(macro.sort_values(["by", "at"]), {"words": ("predicted by", text)})
 
@@ -162,7 +156,7 @@ def regrets_table(table: "pd.DataFrame") -> Table:
 def _measured(rows: "pd.DataFrame", first: Columns) -> Table:
     shown = {name: [_figure(row, name) for row in rows.to_dict("records")] for name in MEASURES}
     sizes = rows["k"].replace(WITHIN, FIXED)
-    rows = rows.assign(**shown, k=sizes, words=rows["predictor"].map(PREDICTORS))
+    rows = rows.assign(**shown, k=sizes, words=rows["predictor"].map(in_words))
     columns: Columns = {
         **first,
         "k": ("k", text),

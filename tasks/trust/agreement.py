@@ -24,11 +24,20 @@ if TYPE_CHECKING:
 
 POOLED = "pooled"
 WITHIN = "within"
-PREDICTORS = ("proxy", "individual", "tokens", "nearest", "regression")
+PROXY = "proxy"
+NO_PREDICTORS = {
+    *("mixture", "k", "evaluation_set", "own", "reference", "reference_bits", "proxy_bits"),
+}
+"""Columns of pairs that predict nothing; every other one is a predictor."""
 SCOPES = ("all", "in", "out")
 FIGURES = ("pearson", "spearman", "kendall", "pairs_right")
 FEWEST = 3
 """Of two references every correlation is 1 or -1."""
+
+
+def predictors_of(pairs: "pd.DataFrame") -> list[str]:
+    """The predictors that pairs have columns of, the proxy first."""
+    return sorted((str(n) for n in pairs if n not in NO_PREDICTORS), key=lambda name: name != PROXY)
 
 
 def agreement(
@@ -37,7 +46,7 @@ def agreement(
     """How well each predictor orders the references of each set.
 
     Args:
-        pairs: as ``pair_up`` gives them; of ``PREDICTORS`` those that are there are judged.
+        pairs: as ``pair_up`` gives them.
         members: partitions of each mixture, by label.
         draws: number of bootstrap draws over partitions (see ``tasks.trust.bootstrap``).
 
@@ -66,8 +75,7 @@ def agreement(
             **_figures(cell, predictor, weights),
         }
         for cell in _cells(pairs)
-        for predictor in PREDICTORS
-        if predictor in pairs
+        for predictor in predictors_of(pairs)
     ]
     return pd.DataFrame(rows)
 
@@ -75,7 +83,7 @@ def agreement(
 def gains(
     pairs: "pd.DataFrame", members: Mapping[str, Sequence[str]], draws: int = 1000, seed: int = 0
 ) -> "pd.DataFrame":
-    """What merging adds to the Pearson correlation within k over each predictor that needs no merging.
+    """What merging adds to the Pearson correlation within k over each other predictor.
 
     Arguments and errors as in ``agreement``. Both correlations use the same draws, so what makes the
     references easy or hard to order cancels in their difference.
@@ -89,10 +97,8 @@ def gains(
 
     weights, rows = _draw_weights(pairs, members, draws, seed), []
     cells = [cell for cell in _cells(pairs) if (cell.scope, cell.k) == ("all", WITHIN)]
-    for cell, baseline in itertools.product(cells, PREDICTORS[1:]):
-        if baseline not in pairs:
-            continue
-        names = ["proxy", baseline, "reference"]
+    for cell, baseline in itertools.product(cells, predictors_of(pairs)[1:]):
+        names = [PROXY, baseline, "reference"]
         values, groups, chosen = _finite_rows(cell, names, weights)
         gain = np.full(1, np.nan)
         if len(groups) >= FEWEST:
@@ -120,7 +126,7 @@ class _Cell(NamedTuple):
 
 
 def _cells(pairs: "pd.DataFrame") -> Iterator[_Cell]:
-    names = [name for name in (*PREDICTORS, "reference", "reference_bits") if name in pairs]
+    names = [*predictors_of(pairs), "reference", "reference_bits"]
     for name, of_set in pairs.groupby("evaluation_set", sort=False):
         columns = {column: of_set[column].to_numpy(dtype=float) for column in names}
         labels, k = of_set["mixture"].to_numpy(), of_set["k"].to_numpy()

@@ -13,11 +13,31 @@ import numpy as np
 
 from tasks.arrays import Floats
 from tasks.evaluation.losses import Losses
+from tasks.evaluation.predicted import scale_of
 from tasks.mixtures.mixture import Mixture
 from tasks.ranking.rank import MACRO_MEAN
+from tasks.trust.stacked import stacked
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_WORDS = {
+    "proxy": "merged model (proxy)",
+    "probability": "mixture of probabilities",
+    "singles": "mean of single partitions",
+    "nearest": "nearest single partition",
+    "tokens": "number of tokens",
+    "regression": "regression on mixture weights",
+    "stacked": "regression on the other predictors (stacked)",
+}
+
+
+def in_words(predictor: str) -> str:
+    """A predictor for people; a name that is not known stands for itself."""
+    scale = scale_of(predictor)
+    if scale is not None:
+        return f"model {scale:g} times as far from the base model as the merged one"
+    return _WORDS.get(predictor, predictor)
 
 
 def pair_up(
@@ -27,6 +47,7 @@ def pair_up(
     domains: Mapping[str, str],
     set_domains: Mapping[str, str | None],
     tokens: Mapping[str, int],
+    others: Mapping[str, Losses] | None = None,
 ) -> "pd.DataFrame":
     """For each chosen mixture and evaluation set: the reference's loss, and what predictors say of it.
 
@@ -36,15 +57,17 @@ def pair_up(
         domains: domain of each partition.
         set_domains: domain of each evaluation set; None where it has none.
         tokens: number of distinct tokens of each partition.
+        others: what further predictors say of the mixtures, by name (``tasks.evaluation.predicted``).
 
     Returns:
         One row per mixture and set; the macro mean, the mean over sets of each number, is one more
         set. ``mixture``; ``k``; ``evaluation_set``; ``own``, "in" where the set's domain is among the
         mixture's, "out" where it is in the pool alone, else None; ``proxy`` and ``reference`` in nats
-        per token; ``proxy_bits`` and ``reference_bits`` in bits per byte; and what needs no merging,
-        the less the better: ``individual``, the members' own losses averaged by their weights;
+        per token; ``proxy_bits`` and ``reference_bits`` in bits per byte; the ``others`` in nats per token;
+        and the less the better: ``singles``, the members' own losses averaged by their weights;
         ``tokens``, minus the mixture's distinct tokens; ``nearest``, the least loss of any member;
-        ``regression`` (see ``tasks.trust.predictors.left_out``; alone of all it costs references).
+        ``regression`` (see ``tasks.trust.predictors.left_out``) and, where references suffice, ``stacked``
+        (see ``tasks.trust.stacked``), which cost references.
 
     Raises:
         ValueError: a loss, a domain or a number of tokens is not known.
@@ -65,20 +88,32 @@ def pair_up(
     }
     columns = {name: table.to_numpy() for name, table in losses.items()}
     weights = np.array([[float(m.weights.get(name, 0)) for name in partitions] for m in chosen])
-    columns |= _individual(weights, per_token(proxies).loc[partitions].to_numpy())
+    for name, said in (others or {}).items():
+        _check(said, labels, name)
+        columns[name] = per_token(said).loc[labels, sets].to_numpy()
+    columns |= _singles(weights, per_token(proxies).loc[partitions].to_numpy())
     distinct = [-float(sum(tokens[name] for name in mixture.members)) for mixture in chosen]
     columns["tokens"] = np.repeat(np.array(distinct)[:, None], len(sets), axis=1)
+    told = [columns["proxy"], *(columns[name] for name in columns if name not in _LOSSES)]
     columns["regression"] = left_out(weights, columns["reference"])
+    k, members = np.array([m.size for m in chosen]), [m.members for m in chosen]
+    table = np.stack(told, axis=2)
+    over = [stacked(table[:, n], columns["reference"][:, n], k, members) for n in range(len(sets))]
+    if len(known := [column for column in over if column is not None]) == len(sets):
+        columns["stacked"] = np.stack(known, axis=1)
     own = [_own(m, set_domains.get(name), domains) for m in chosen for name in sets]
     return _long(chosen, sets, own, columns)
 
 
-def _individual(weights: Floats, alone: Floats) -> dict[str, Floats]:
+_LOSSES = {"proxy", "reference", "proxy_bits", "reference_bits"}
+
+
+def _singles(weights: Floats, alone: Floats) -> dict[str, Floats]:
     """What the members' own losses say; each argument has a row per mixture, or per partition."""
     # By members, as the loss of a partition with weight 0 need not be finite.
     members = [(row[row > 0], alone[row > 0]) for row in weights]
     return {
-        "individual": np.stack([shares @ losses for shares, losses in members]),
+        "singles": np.stack([shares @ losses for shares, losses in members]),
         "nearest": np.stack([losses.min(axis=0) for _, losses in members]),
     }
 

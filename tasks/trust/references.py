@@ -1,10 +1,11 @@
 """Which mixtures are really trained, as references, to judge the proxies by.
 
 Figures mean something only at a fixed number of partitions k, so every size gets an equal share.
-Within a size the first reference is the best by proxy, since the choice is made at the top. The
-next ones spread over the ranking by a low-discrepancy sequence (van der Corput, base 2, turned by
-the seed): a few cover it evenly, and one more falls into the widest gap. So a larger sample keeps a
-smaller one, and one more reference costs one training.
+Within a size the first reference is the best by proxy, since the choice is made at the top. What other
+predictors hold to be best comes next, where they disagree. The others spread over the ranking by a
+low-discrepancy sequence (van der Corput, base 2, turned by the seed): a few cover it evenly, and one more
+falls into the widest gap. So a larger sample keeps a smaller one, and one more reference costs one
+training.
 """
 
 import hashlib
@@ -72,6 +73,7 @@ def choose_references(
     sizes: Sequence[int],
     seed: int,
     losses: Mapping[str, float] | None = None,
+    others: Sequence[Mapping[str, float]] = (),
 ) -> list[Mixture]:
     """A seeded sample of uniform mixtures, in equal shares over ``sizes``.
 
@@ -80,11 +82,12 @@ def choose_references(
     Args:
         losses: of the proxies, by label; mixtures without one come last. None, where no loss is known
             yet, takes them in random order.
+        others: the same of other predictors, whose best mixtures come next.
 
     Raises:
         ValueError: there are fewer such mixtures than ``count``.
     """
-    chosen = list(islice(_in_turn(mixtures, sizes, seed, losses), count))
+    chosen = list(islice(_in_turn(mixtures, sizes, seed, losses, others), count))
     if len(chosen) < count:
         raise ValueError(
             f"validation.references asks for {count} mixtures, and the recipe has {len(chosen)} "
@@ -96,7 +99,11 @@ def choose_references(
 
 
 def _in_turn(
-    mixtures: Iterable[Mixture], sizes: Sequence[int], seed: int, losses: Mapping[str, float] | None
+    mixtures: Iterable[Mixture],
+    sizes: Sequence[int],
+    seed: int,
+    losses: Mapping[str, float] | None,
+    others: Sequence[Mapping[str, float]],
 ) -> Iterator[Mixture]:
     """All uniform mixtures of ``sizes`` in the order in which a sample takes them."""
     by_size: dict[int, list[Mixture]] = {size: [] for size in dict.fromkeys(sizes)}
@@ -108,15 +115,34 @@ def _in_turn(
         same_size.sort(
             key=lambda m: (by_label.get(m.label, math.inf), _lot(m.label, seed), m.label)
         )
-    strata = [_evenly_spread(same, _lot(f"{size}", seed)) for size, same in by_size.items()]
+    strata = [
+        _evenly_spread(same, _lot(f"{size}", seed), _best_by(others, same))
+        for size, same in by_size.items()
+    ]
     for round_of_sizes in zip_longest(*strata):
         yield from filter(None, round_of_sizes)
 
 
-def _evenly_spread(ordered: list[Mixture], shift: float) -> Iterator[Mixture]:
-    """The first, then whatever is nearest to the next point of the sequence and not yet taken."""
+def _best_by(others: Sequence[Mapping[str, float]], ordered: list[Mixture]) -> list[int]:
+    """Places of the mixtures that other predictors hold to be best, each once; not the first of all."""
+    best = [
+        min(range(len(ordered)), key=lambda n: losses.get(ordered[n].label, math.inf))
+        for losses in others
+        if ordered
+    ]
+    return [place for place in dict.fromkeys(best) if place]
+
+
+def _evenly_spread(ordered: list[Mixture], shift: float, second: list[int]) -> Iterator[Mixture]:
+    """The first and the second, then what is nearest to the next point of the sequence and not yet taken."""
     left = list(range(len(ordered)))
     for number in range(len(ordered)):
+        if number == 1:
+            for place in second:
+                left.remove(place)
+                yield ordered[place]
+        if not left:
+            return
         share = (_van_der_corput(number) + shift) % 1 if number else 0.0
         target = share * (len(ordered) - 1)
         place = min(left, key=lambda place: (abs(place - target), place))

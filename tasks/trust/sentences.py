@@ -16,6 +16,7 @@ from tasks.ranking.rank import MACRO_MEAN
 from tasks.readable import number
 from tasks.trust.agreement import POOLED, SCOPES, WITHIN
 from tasks.trust.measures import FEWEST_PAIRS, SURE, margin
+from tasks.trust.predictors import in_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,12 +39,8 @@ Figures: TypeAlias = Mapping[Any, float]
 FiguresByRow: TypeAlias = Mapping[tuple[str, str, str, str], Figures]
 """Rows of an ``agreement`` table by evaluation set, scope, k and predictor."""
 
-_BASELINES = {
-    "individual": "the mean of single partitions",
-    "tokens": "the number of tokens",
-    "nearest": "the nearest single partition",
-    "regression": "a regression on mixture weights, which is fitted to references and so costs them",
-}
+_FITTED = {"regression", "stacked"}
+"""Predictors that are fitted to references."""
 
 FIXED = ("all", WITHIN, "proxy")
 """Scope, k and predictor of the row that a set is judged by."""
@@ -195,16 +192,18 @@ def sure_differences(pairs: "pd.DataFrame", rows: FiguresByRow) -> Iterator[str]
 
 
 def gained(rows: FiguresByRow, added: "pd.DataFrame") -> Iterator[str]:
-    """What merging adds on the macro mean over each predictor that needs none."""
+    """What merging adds on the macro mean over each other predictor."""
     if (count := int(rows[MACRO_MEAN, *FIXED]["references"])) < FEWEST_REFERENCES:
         yield (
-            "Whether merging orders better than predictors that merge nothing cannot be told yet: not "
+            "Whether merging orders better than other predictors cannot be told yet: not "
             f"enough references ({count}; {FEWEST_REFERENCES} are the least)."
         )
         return
     lines = added[added["evaluation_set"] == MACRO_MEAN].set_index("baseline").to_dict("index")
     for baseline, line in lines.items():
-        name = _BASELINES[str(baseline)]
+        name = f"the {in_words(str(baseline))}"
+        if baseline in _FITTED:
+            name = f"a{name[3:]}, which is fitted to references and so costs them"
         other = rows[MACRO_MEAN, "all", WITHIN, str(baseline)]["pearson"]
         by = f"{_n(line['difference'])}, 95 % interval {_n(line['low'])} to {_n(line['high'])}"
         if math.isnan(other):

@@ -7,11 +7,13 @@ so.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.ranking.rank import MACRO_MEAN
 from tasks.trust import sentences
 from tasks.trust.agreement import POOLED, WITHIN, agreement, gains
+from tasks.trust.favoured import favour_words, favoured
 from tasks.trust.noise_floor import noise_floor
 from tasks.trust.sentences import ENOUGH_RIGHT, FEWEST_REFERENCES, FIXED, FiguresByRow, Standing
 
@@ -34,6 +36,8 @@ class Trust(NamedTuple):
     """Midpoints of pairs of partition models (see ``tasks.trust.barrier.barriers``)."""
     named: "pd.DataFrame | None" = None
     """Mixtures that were named and trained (see ``tasks.trust.named.beside_even``); None without any."""
+    favoured: Mapping[str, str] = MappingProxyType({})
+    """The predictor that is favoured, by evaluation set (see ``tasks.trust.favoured``)."""
 
 
 def judge(
@@ -56,7 +60,17 @@ def judge(
     table = agreement(pairs, members, draws, seed)
     noise = None if repeats is None else noise_floor(repeats, pairs)
     added = gains(pairs, members, draws, seed)
-    return Trust(verdict(table, pairs, noise, barriers, added), table, pairs, noise, barriers)
+    by_set = favoured(rows_of(table), added)
+    words = verdict(table, pairs, noise, barriers, added, by_set)
+    return Trust(words, table, pairs, noise, barriers, by_set)
+
+
+def rows_of(table: "pd.DataFrame") -> FiguresByRow:
+    """Rows of an ``agreement`` table by evaluation set, scope, k and predictor."""
+    return {
+        (row["evaluation_set"], row["scope"], row["k"], row["predictor"]): row
+        for row in table.to_dict("records")
+    }
 
 
 def verdict(
@@ -65,17 +79,15 @@ def verdict(
     noise: "pd.DataFrame | None",
     barriers: "pd.DataFrame",
     added: "pd.DataFrame",
+    by_set: Mapping[str, str],
 ) -> list[str]:
     """The verdict as the first sentence, a warning where merging breaks, then the grounds.
 
-    ``added`` is of ``tasks.trust.agreement.gains``, the rest as ``Trust`` holds it. The verdict is
-    about mixtures of the same number of partitions k: a reference of k partitions is trained k
-    times as long as a part, and its loss compares with none of another k.
+    ``added`` is of ``tasks.trust.agreement.gains``, ``by_set`` of ``favoured``, the rest as ``Trust``
+    holds it. The verdict is about mixtures of the same number of partitions k: a reference of k partitions
+    is trained k times as long as a part, and its loss compares with none of another k.
     """
-    rows: FiguresByRow = {
-        (row["evaluation_set"], row["scope"], row["k"], row["predictor"]): row
-        for row in table.to_dict("records")
-    }
+    rows = rows_of(table)
     sizes = [k for k in dict.fromkeys(table["k"]) if k not in {WITHIN, POOLED}]
     broken = bool(barriers["broken"].any())
     return [
@@ -84,6 +96,7 @@ def verdict(
         *sentences.fixed_and_pooled(rows, sizes),
         *sentences.apart(rows),
         *sentences.sure_differences(pairs, rows),
+        *favour_words(rows, by_set),
         *sentences.gained(rows, added),
         *sentences.repeated(noise),
         *sentences.lost_references(pairs),

@@ -46,7 +46,7 @@ def measure(repeats: int) -> list[Ratio | str]:
     home = HOME / ("trust" if TEXT == "demo" else f"trust-{TEXT}")
     corpus = prepare(home)
     heads = ["rate", "steps", "references", "within k", "pooled", *(f"k = {k}" for k in SIZES)]
-    heads += ["individual mean, within k", "pooled", "noise allows", "pairs with a barrier"]
+    heads += ["mean of singles, within k", "pooled", "noise allows", "pairs with a barrier"]
     rows = [_row(home, corpus, rate, steps) for rate, steps in product(RATES, STEPS)]
     lines = ["| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows)]
     words = (
@@ -86,7 +86,7 @@ def _cells(trust: "Trust") -> list[str]:
     ]
     by = {(row["predictor"], row["k"]): row for row in rows}
     proxies = [_figure(by["proxy", k]) for k in (WITHIN, POOLED, *SIZES)]
-    alone = [_figure(by["individual", k]) for k in (WITHIN, POOLED)]
+    alone = [_figure(by["singles", k]) for k in (WITHIN, POOLED)]
     assert trust.noise is not None
     floor = trust.noise[trust.noise["evaluation_set"] == MACRO_MEAN]["ceiling"].iloc[0]
     macro = trust.barriers[trust.barriers["evaluation_set"] == MACRO_MEAN]

@@ -157,7 +157,7 @@ def trust_of(data: ReportData) -> Trust:
             others = (np.mean(means), -1000 * k, min(means), reference + rng.normal(0, 0.05))
             rows.append((mixture, k, name, own, proxies[mixture], reference, bits, *others))
     columns = "mixture k evaluation_set own proxy reference reference_bits"
-    columns += " individual tokens nearest regression"
+    columns += " singles tokens nearest regression"
     pairs = pd.DataFrame(rows, columns=columns.split())
     members = {mixture: mixture.split(" + ") for mixture in chosen["mixture"]}
     sets = [*data.losses.sets, MACRO_MEAN]

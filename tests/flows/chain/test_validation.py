@@ -139,7 +139,7 @@ def check_figures(place: Place, figures: list[dict[str, object]]) -> None:
     for pair in macro.to_dict("records"):
         assert pair["proxy"] == pytest.approx(means[str(pair["mixture"])])
         members = str(pair["mixture"]).split(" + ")
-        assert pair["individual"] == pytest.approx(means[members].mean())
+        assert pair["singles"] == pytest.approx(means[members].mean())
 
 
 def test_what_the_recipe_does_not_judge_is_evaluated_for_the_comparison(

@@ -206,7 +206,7 @@ def test_validation_comes_with_its_verdict_first(tmp_path: Path) -> None:
     last = page.cells["table-validation-sets"][0][-3:]
     assert last == ["at fixed k", "pooled", "at fixed k, by mean of single partitions"]
     table = data.validation.table
-    table = table[(table["evaluation_set"] == MACRO_MEAN) & (table["predictor"] == "individual")]
+    table = table[(table["evaluation_set"] == MACRO_MEAN) & (table["predictor"] == "singles")]
     for place, k in enumerate(["2", "3", "4", "within", "pooled"], 1):
         figures = table.set_index("k").loc[k]
         one, low, high = (f"{figures[f'pearson{end}']:.2f}" for end in ("", "_low", "_high"))

@@ -15,12 +15,13 @@ from tasks.evaluation.group_sums import GroupSums
 from tasks.evaluation.losses import Counts, Losses
 from tasks.mixtures.mixture import Mixture
 from tasks.ranking.rank import MACRO_MEAN
-from tasks.trust.agreement import FIGURES, POOLED, PREDICTORS, WITHIN, agreement, gains
+from tasks.trust.agreement import FIGURES, POOLED, WITHIN, agreement, gains
 from tasks.trust.bootstrap import mixture_weights, percentile_interval
 from tasks.trust.measures import pearson
 from tasks.trust.predictors import pair_up
 
 NAMES = "abcdefgh"
+PREDICTORS = ("proxy", "singles", "tokens", "nearest", "regression")
 DOMAINS = {"a": "code", "b": "code", "c": "prose"}
 SETS = {"x": "code", "y": "law"}
 TOKENS = {"a": 100, "b": 30, "c": 7}
@@ -52,13 +53,13 @@ def test_pairs_by_hand() -> None:
     first = found.head(3)
     assert first["proxy"].tolist() == pytest.approx([1.25, 2.0, 1.625])
     assert first["reference"].tolist() == pytest.approx([1.0, 0.0, 0.5])
-    assert first["individual"].tolist() == pytest.approx([1.5, 3.0, 2.25])
+    assert first["singles"].tolist() == pytest.approx([1.5, 3.0, 2.25])
     assert first["nearest"].tolist() == pytest.approx([1.0, 1.0, 1.0])
     assert first["tokens"].tolist() == [-130] * 3
     bits = found[["proxy_bits", "reference_bits"]] * 4 * math.log(2)
     np.testing.assert_allclose(bits, found[["proxy", "reference"]])
     uneven = found.tail(3)
-    assert uneven["individual"].tolist() == pytest.approx([1.75, 4.5, 3.125])
+    assert uneven["singles"].tolist() == pytest.approx([1.75, 4.5, 3.125])
     assert uneven["tokens"].tolist() == [-107] * 3
 
 
@@ -89,7 +90,7 @@ def test_a_model_that_diverged_spoils_its_own_mixtures_alone() -> None:
     chosen = [Mixture.uniform("ab"), Mixture.uniform("ac")]
     trained = losses_of({m.label: [1.0, 2.0] for m in chosen}, [10, 20])
     found = pair_up(losses_of(broken, [10, 20]), trained, chosen, DOMAINS, SETS, TOKENS)
-    assert np.isfinite(found["individual"]).tolist() == [True] * 3 + [False] * 3
+    assert np.isfinite(found["singles"]).tolist() == [True] * 3 + [False] * 3
 
 
 def test_what_lacks_is_named() -> None:
@@ -192,7 +193,7 @@ def test_every_cell_is_there() -> None:
         *(*suffixed, "regret_1", "regret_3"),
     ]
     fewer = agreement(data.drop(columns=["tokens", "nearest"]), members, draws=2)
-    assert set(fewer["predictor"]) == {"proxy", "individual", "regression"}
+    assert set(fewer["predictor"]) == {"proxy", "singles", "regression"}
 
 
 def test_pairs_within_are_of_one_size() -> None:
@@ -266,7 +267,7 @@ def test_what_is_constant_or_not_finite() -> None:
     figures = ("difference", "low", "high")
     assert all(math.isnan(added["y", "tokens"][name]) for name in figures)
     assert added["y", "nearest"]["references"] == 0
-    assert all(math.isfinite(added["y", "individual"][name]) for name in figures)
+    assert all(math.isfinite(added["y", "singles"][name]) for name in figures)
 
 
 def test_gains_are_paired() -> None:
@@ -274,11 +275,11 @@ def test_gains_are_paired() -> None:
     data, members = random_pairs(2, {2: 12, 3: 12})
     random = np.random.default_rng(0)
     data["proxy"] = data["reference"] + random.normal(0, 0.3, len(data))
-    data["individual"] = 2 * data["proxy"] + data["k"]
+    data["singles"] = 2 * data["proxy"] + data["k"]
     found = lines(gains(data, members, draws=300), "evaluation_set", "baseline")
     table = lines(agreement(data, members, draws=2), *CELL)
     for name in ("x", "y"):
-        same = [found[name, "individual"][end] for end in ("difference", "low", "high")]
+        same = [found[name, "singles"][end] for end in ("difference", "low", "high")]
         assert same == pytest.approx([0, 0, 0], abs=1e-9)
         proxy, other = (table[name, "all", WITHIN, by]["pearson"] for by in ("proxy", "nearest"))
         line = found[name, "nearest"]

@@ -47,7 +47,7 @@ def losses(members: Members, noise: dict[str, float], seed: int = 0) -> pd.DataF
                     "own": None if own is None else "in" if own in parts else "out",
                     "proxy": reference + random.normal(0, miss),
                     "reference": reference,
-                    "individual": random.normal(),
+                    "singles": random.normal(),
                     "tokens": -float(len(parts)),
                     "nearest": random.normal(),
                     "regression": random.normal(),
@@ -130,7 +130,7 @@ def test_few_references_cannot_tell() -> None:
     )
     assert any("cannot be judged apart: none has 6 references" in words for words in found.words)
     assert (
-        "Whether merging orders better than predictors that merge nothing cannot be told yet: not enough "
+        "Whether merging orders better than other predictors cannot be told yet: not enough "
         "references (4; 6 are the least)."
     ) in found.words
     claims = (
