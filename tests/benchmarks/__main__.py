@@ -37,6 +37,7 @@ ON_REQUEST = (
     "sharpness",
     "accumulate",
     "exports",
+    "probability",
 )
 """Only run when named: they install packages, take many minutes, or are part of another."""
 

@@ -54,6 +54,25 @@ def test_seeds_choose_others() -> None:
         assert len(chosen) == 5
 
 
+def test_what_other_predictors_hold_to_be_best_comes_next() -> None:
+    """Where they disagree; the rest is as before, and a larger sample keeps the smaller one."""
+    other = {label: -loss for label, loss in LOSSES.items()}
+    third = {**LOSSES, "c + e": -2.0, "c + d + e": -2.0}
+    plain = choose_references(ALL, 21, (2,), 0, LOSSES)
+    found = choose_references(ALL, 21, (2,), 0, LOSSES, [LOSSES, other, third, other])
+    worst = max((m for m in ALL if m.size == 2), key=lambda m: LOSSES[m.label])
+    assert found[:3] == [plain[0], worst, Mixture.uniform("ce")]
+    assert sorted(found) == sorted(plain)
+    for count in range(1, 21):
+        fewer = choose_references(ALL, count, (2,), 0, LOSSES, [LOSSES, other, third, other])
+        assert fewer == found[:count]
+    both = choose_references(ALL, 4, (2, 3), 0, LOSSES, [third])
+    assert both[2:] == [Mixture.uniform("ce"), Mixture.uniform("cde")]
+    assert choose_references(ALL, 9, (2, 3), 0, LOSSES, [LOSSES]) == choose_references(
+        ALL, 9, (2, 3), 0, LOSSES
+    )
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("count", [5, 9, 17, 35])
 def test_the_best_comes_first_and_the_rest_covers_the_ranking(seed: int, count: int) -> None:
