@@ -62,7 +62,7 @@ def judge(
     added = gains(pairs, members, draws, seed)
     by_set = favoured(rows_of(table), added)
     words = verdict(table, pairs, noise, barriers, added, by_set)
-    return Trust(words, table, pairs, noise, barriers, by_set)
+    return Trust(words, table, pairs, noise, barriers, favoured=by_set)
 
 
 def rows_of(table: "pd.DataFrame") -> FiguresByRow:
