@@ -117,7 +117,7 @@ def _run(store: Store, call: Call[Any], workspace: Workspace) -> Record:
             cost=cost,
             provenance=provenance(str(cost.get("device", os.uname().machine))),
         )
-        return store.commit(record, output)
+        return store.commit(record, output, spare=True)
 
 
 @dataclass(frozen=True)
@@ -199,11 +199,18 @@ def _pre_image(version: int, config: Json, inputs: dict[str, str]) -> Json:
 
 
 def deposit(
-    store: Store, step: str, kind: str, label: str, folder: Path, details: Mapping[str, object]
+    store: Store,
+    step: str,
+    kind: str,
+    label: str,
+    folder: Path,
+    details: Mapping[str, object],
+    *,
+    spare: bool = False,
 ) -> Handle:
     """Store a folder that no step made, such as a given model or scanned documents.
 
-    Its key follows from its content alone.
+    Its key follows from its content alone. What is ``spare`` may be gone afterwards.
     """
     artifact = describe(kind, folder)
     config: Json = {"digest": artifact.digest}
@@ -221,6 +228,7 @@ def deposit(
             provenance=provenance("none"),
         ),
         folder,
+        spare=spare,
     )
     return Handle(label, kind, record.output, record)
 

@@ -6,12 +6,14 @@ so readers need no locks. Of two writers of one key the first wins, and the seco
 """
 
 import errno
+import heapq
 import logging
 import os
 import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 
 from storage import verify
@@ -137,8 +139,11 @@ class Store(Records):
 
     # Commit and retract ------------------------------------------------------------------------
 
-    def commit(self, record: Record, folder: Path) -> Record:
+    def commit(self, record: Record, folder: Path, *, spare: bool = False) -> Record:  # noqa: ARG002
         """Store ``folder`` as the record's output, then the record; returns the record that counts.
+
+        Args:
+            spare: nobody needs the folder any more, so that it may be gone afterwards.
 
         Raises:
             NotCanonicalError: the record holds a value without a canonical form; nothing is stored.
@@ -286,8 +291,37 @@ def store_for_run(url: str) -> Iterator[Store]:
         yield ReadOnlyStore(url, backend=overlay(url, Path(name)))
 
 
+class ScratchStore(Store):
+    """A store whose changes are thrown away with ``folder``; records are neither sealed nor written."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self._changes = overlay(url, folder)
+        self._kept: dict[str, Record] = {}
+        super().__init__(url, backend=self._changes)
+
+    def find(self, step: str, key: str, *, fresh: bool = False) -> Record | None:
+        """As in a store."""
+        return self._kept.get(key) or super().find(step, key, fresh=fresh)
+
+    def has(self, step: str, key: str) -> bool:
+        """As in a store."""
+        return key in self._kept or super().has(step, key)
+
+    def named_records(self, step: str = "") -> Iterator[tuple[str, Record]]:
+        """As in a store."""
+        kept = sorted((r.path, r) for r in self._kept.values() if step in {"", r.step})
+        return heapq.merge(super().named_records(step), kept, key=itemgetter(0))
+
+    def commit(self, record: Record, folder: Path, *, spare: bool = False) -> Record:
+        """As in a store; a folder that is spare is moved."""
+        if (standing := self.find(record.step, record.key)) is None:
+            self._changes.take(folder, record.output.prefix, spare=spare)
+            self._kept[record.key] = standing = record
+        return standing
+
+
 @contextmanager
 def scratch_store(url: str) -> Iterator[Store]:
     """A store whose changes are thrown away; ``url`` need not hold one yet."""
     with tempfile.TemporaryDirectory(prefix="mixpool-plan-") as name:
-        yield Store(url, backend=overlay(url, Path(name)))
+        yield ScratchStore(url, Path(name))

@@ -1,6 +1,7 @@
 """Two backends as one: reads come from a store, writes go to a scratch folder. A plan uses it."""
 
 import itertools
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -90,6 +91,17 @@ class OverlayBackend(Backend):
     def delete(self, path: str) -> None:
         self._deleted.add(path)
         self._upper.delete(path)
+
+    def take(self, folder: Path, prefix: str, *, spare: bool) -> None:
+        """Take a whole folder of files in, as ``prefix``, unless a change has made that already.
+
+        Args:
+            spare: the folder is moved; else it is copied.
+        """
+        self._deleted = {path for path in self._deleted if not path.startswith(f"{prefix}/")}
+        if not (target := Path(self._upper.full(prefix))).exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (shutil.move if spare else shutil.copytree)(str(folder), str(target))
 
     def list(self, prefix: str) -> dict[str, FileInfo]:
         files = self._lower.list(prefix) | self._upper.list(prefix)

@@ -7,11 +7,11 @@ which documents were assigned, so that a partition made again has the same bytes
 
 import functools
 import marshal
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
-
-import numpy as np
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,7 +50,6 @@ class DocumentWriter:
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.num_documents = self.num_tokens = self.num_bytes = 0
         self._spool = folder.with_name(f"{folder.name}.spool")
@@ -76,14 +75,16 @@ class DocumentWriter:
 
     def close(self) -> None:
         """Write the Parquet file; memory holds one row group."""
-        groups = batches(self._stored(), ROW_GROUP_BYTES, lambda row: len(row.text.encode()))
+        groups = batches(self.documents(), ROW_GROUP_BYTES, lambda row: len(row.text.encode()))
+        self.folder.mkdir()
         write_rows(self.folder / FILE, _schema(), groups)
+        self._spool.unlink(missing_ok=True)
 
-    def _stored(self) -> Iterator[StoredDocument]:
+    def documents(self) -> Iterator[StoredDocument]:
+        """What was added so far, in order; not after ``close``."""
         if spilled := self.num_documents - len(self._rows):
             with self._spool.open("rb") as file:
                 yield from (StoredDocument(*marshal.load(file)) for _ in range(spilled))
-            self._spool.unlink()
         yield from (StoredDocument(*marshal.loads(row)) for row in self._rows)
 
     def __enter__(self) -> Self:
@@ -114,15 +115,13 @@ def _array(values: Sequence[Any], kind: "pa.DataType") -> "pa.Array":
     import pyarrow as pa
 
     if pa.types.is_integer(kind):
-        return pa.Array.from_buffers(
-            kind, len(values), [None, pa.py_buffer(np.array(values, "int64"))]
-        )
+        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(array("q", values))])
     data = [value.encode() for value in values]
-    ends = np.cumsum([0, *map(len, data)])
-    if pa.types.is_string(kind) and ends[-1] >= 1 << 31:  # in several chunks
+    is_short = pa.types.is_string(kind)
+    if is_short and sum(map(len, data)) >= 1 << 31:  # in several chunks
         return pa.array(values, kind)
-    width = "int32" if pa.types.is_string(kind) else "int64"
-    buffers = [None, pa.py_buffer(ends.astype(width)), pa.py_buffer(b"".join(data))]
+    ends = array("i" if is_short else "q", accumulate(map(len, data), initial=0))
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(data))]
     return pa.Array.from_buffers(kind, len(values), buffers)
 
 

@@ -54,6 +54,8 @@ _ARROW_STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 _BATCH_ROWS = 512
 _BATCH_BYTES = 64 << 20
 _PIECE_BYTES = 1 << 20
+_SMALL_BYTES = 1 << 16
+"""Of many small files, asking for more memory than they need is a good part of the time."""
 
 _FAULTS = {
     r"^UTF-16$": "is UTF-16: write it as UTF-8",
@@ -203,7 +205,7 @@ def _opened(url: str, codec: str | None) -> Iterator[BinaryIO]:
 
 def _text(stream: BinaryIO, fields: Sequence[str], most: int) -> Iterator[FileRow]:
     parts, size = [], 0
-    while part := stream.read(_PIECE_BYTES):
+    while part := stream.read(_SMALL_BYTES):
         parts.append(part)
         size += len(part)
         if size > most:

@@ -73,7 +73,7 @@ def freeze_set(job: ScanJob, identity: str, *, again: bool = False) -> SetEntry:
     """Store a set; ``again``, when its artifact was lost, only what was in a set before."""
     config = job.sets[identity]
     chosen = _Chosen(job, config, again)
-    with DocumentWriter(job.folder()) as writer:
+    with job.writer() as writer:
         what = f"evaluation set {config.name!r}"
         files = job.list_pinned(config.source, what)
         for document in job.read_pinned(files, config.source, what, again=again):
@@ -137,7 +137,7 @@ def collect_base(job: ScanJob, files: list[SourceFile]) -> Artifact | None:
         return None
     # The corpus is read once more after this and says the same of its faults again.
     problems = Problems()
-    with DocumentWriter(job.folder()) as writer:
+    with job.writer() as writer:
         for document in _base_candidates(job, files, problems):
             is_twin = document.text in job.twins or document.text in job.heldout_twins
             if job.index.get(document.digest) is None and not is_twin:

@@ -67,21 +67,29 @@ class ScanJob:
 
     def folder(self) -> Path:
         """A new scratch folder."""
-        folder = self.scratch / str(next(self._numbers))
+        folder = self._place()
         folder.mkdir()
         return folder
+
+    def writer(self) -> DocumentWriter:
+        """A writer into a new scratch folder."""
+        return DocumentWriter(self._place())
+
+    def _place(self) -> Path:
+        return self.scratch / str(next(self._numbers))
 
     def deposit(self, step: str, label: str, folder: Path, details: dict[str, object]) -> Artifact:
         """Move a scratch folder into the store; ``details`` are facts for people."""
         origin = {"chain": self.state.chain, "manifest": self.state.number}
         facts = {**details, **origin}
-        stored = deposit(self.store, step, "documents", label, folder, facts).built
-        shutil.rmtree(folder)
-        return stored
+        made = deposit(self.store, step, "documents", label, folder, facts, spare=True).built
+        if folder.exists():
+            shutil.rmtree(folder)
+        return made
 
     def copied(self, artifact: Artifact | None, without: Collection[str] = ()) -> DocumentWriter:
         """A writer that begins with the documents of ``artifact``, but for some digests."""
-        writer = DocumentWriter(self.folder())
+        writer = self.writer()
         if artifact is not None:
             for document in documents.read_all(self.store.fetch(artifact)):
                 if document.digest not in without:

@@ -188,7 +188,7 @@ class _Texts:
         encoder = Encoder(self._job.store.fetch(self._job.state.tokenizer)) if counted else None
         gone: list[IndexEntry] = []
         query = "SELECT domain, text FROM texts WHERE digest = ?"
-        with DocumentWriter(self._job.folder()) as writer:
+        with self._job.writer() as writer:
             for entry in entries:
                 held = self._database.execute(query, (entry.digest,)).fetchone()
                 if held is None:

@@ -9,7 +9,6 @@ sealed when it holds the token budget and never changes again.
 import hashlib
 from collections.abc import Collection
 
-from tasks.corpus import documents
 from tasks.corpus.documents import DocumentWriter
 from tasks.corpus.reading import Document
 from tasks.partitions.config import SplitConfig
@@ -71,9 +70,9 @@ class DomainSplitter:
 
     def _seal(self) -> None:
         name = self._next_name
+        for row in self._writer.documents():
+            self._job.index.write(IndexEntry(row.digest, Role.TRAIN, name, row.origin))
         self._writer.close()
-        for row in documents.read_columns(self._writer.folder, ["digest", "origin"]):
-            self._job.index.write(IndexEntry(row["digest"], Role.TRAIN, name, row["origin"]))
         entry = store_partition(self._job, self._writer, name, self.domain, sealed=True)
         self._partitions.append(entry)
         self._writer = self._job.copied(None)

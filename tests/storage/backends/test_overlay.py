@@ -12,7 +12,7 @@ from storage.backends.backend import Backend
 from storage.backends.overlay import OverlayBackend, overlay
 from storage.backends.urls import open_backend
 from storage.lease import Busy
-from storage.store import Store
+from storage.store import ScratchStore, Store
 from tests.storage.contract import OUTSIDE, assert_refused
 
 PATHS = ("a", "x/b", "x/y/c", "x/y/d")
@@ -97,29 +97,39 @@ def _record(folder: Path, number: int) -> Record:
     )
 
 
-def _above(url: str, tmp_path: Path) -> Store:
-    return Store(url, tmp_path / "cache", backend=overlay(url, tmp_path / "above"))
+def _above(url: str, tmp_path: Path, kind: str = "overlay") -> Store:
+    folder = tmp_path / "above"
+    if kind == "scratch":
+        return ScratchStore(url, folder)
+    return Store(url, tmp_path / "cache", backend=overlay(url, folder))
 
 
-def test_an_artifact_of_which_each_has_a_part_is_read_whole(url: str, tmp_path: Path) -> None:
+KINDS = pytest.mark.parametrize("kind", ["overlay", "scratch"])
+
+
+@KINDS
+def test_an_artifact_of_which_each_has_a_part_is_read_whole(
+    url: str, tmp_path: Path, kind: str
+) -> None:
     """A run that was killed while it uploaded leaves some files, and a plan adds the others."""
     below, record = Store(url), _record(tmp_path / "made", 1)
     below.backend.create_from(f"{record.output.prefix}/one", tmp_path / "made" / "one")
     before = _files(below.backend)
-    above = _above(url, tmp_path)
+    above = _above(url, tmp_path, kind)
     folder = above.fetch(above.commit(record, tmp_path / "made").output)
     assert {p.name: p.read_text() for p in folder.iterdir()} == {"one": "one 1", "two": "two 1"}
     assert _files(below.backend) == before
 
 
+@KINDS
 def test_what_a_plan_finds_damaged_is_set_aside_for_the_plan_alone(
-    url: str, tmp_path: Path
+    url: str, tmp_path: Path, kind: str
 ) -> None:
     below, record = Store(url), _record(tmp_path / "made", 1)
     below.commit(record, tmp_path / "made")
     below.backend.put(f"{record.output.prefix}/two", b"rubbish")
     before = _files(below.backend)
-    above = _above(url, tmp_path)
+    above = _above(url, tmp_path, kind)
     assert above.retract(record.output) == [record.path]
     assert above.find("step", record.key) is None
     folder = above.fetch(above.commit(record, tmp_path / "made").output)
@@ -136,12 +146,38 @@ def test_no_operation_takes_a_name_that_might_lead_out(url: str, tmp_path: Path,
     assert [*above.list("")] == ["x/y", "x/z"]
 
 
-def test_a_new_store_is_tried_without_a_trace(tmp_path: Path) -> None:
-    above = _above(str(tmp_path / "below"), tmp_path)
+@KINDS
+def test_a_new_store_is_tried_without_a_trace(tmp_path: Path, kind: str) -> None:
+    above = _above(str(tmp_path / "below"), tmp_path, kind)
     record = _record(tmp_path / "made", 1)
     above.commit(record, tmp_path / "made")
     assert above.find("step", record.key) == record
     assert not (tmp_path / "below").exists()
+
+
+@pytest.mark.parametrize("spare", [True, False])
+def test_a_scratch_store_finds_and_lists_what_a_store_would(
+    url: str, tmp_path: Path, spare: bool
+) -> None:
+    below, plain = Store(url), Store(str(tmp_path / "plain"))
+    records = [_record(tmp_path / str(number), number) for number in range(4)]
+    for store in (below, plain):
+        store.commit(records[0], tmp_path / "0")
+    above = _above(url, tmp_path, "scratch")
+    for number, record in enumerate(records):
+        again = record.model_copy(update={"label": "again"})
+        for store in (plain, above):
+            assert store.commit(record, tmp_path / str(number), spare=spare) == record
+            assert store.commit(again, tmp_path / str(number), spare=spare) == record
+            assert store.find("step", record.key) == record
+            assert store.has("step", record.key)
+            folder = store.fetch(record.output)
+            assert (folder / "one").read_text() == f"one {number}"
+    for step in ("step", "", "other"):
+        assert [*above.named_records(step)] == [*plain.named_records(step)]
+    # Only what nobody needs is moved, and only where it is new.
+    left = [(tmp_path / str(number)).exists() for number in range(4)]
+    assert left == ([True, False, False, False] if spare else [True] * 4)
 
 
 def test_the_clock_and_leases_leave_no_trace_either(url: str, tmp_path: Path) -> None:
