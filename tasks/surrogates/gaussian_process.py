@@ -20,6 +20,7 @@ MOST_TUNED = 150
 """The process finds its length scales and noise on this many rows at most, and then uses all rows."""
 
 _FLOOR = 0.003  # added to a weight before its logarithm is taken
+_SLOPE = 4.0  # of a trend, in standard deviations of the losses, before anything is known
 _CHUNK = 10_000  # rows predicted at once: each needs a row of distances to all rows of the fit
 _APART = 0.5  # standard deviation of the logarithms of length scales around their mean
 _NOISE = 0.01  # most probable share of noise in the variance, before anything is known
@@ -41,10 +42,15 @@ class GaussianProcess(Surrogate):
 
     Args:
         coordinates: from weights (n, p) to what distances are taken of, (n, p).
+        trend: beside it a part that is linear in the weights and in the sum of their squares. The loss of
+            averaged models is such a part and little else where each model's loss is a paraboloid and all
+            models are equally far from one another: twenty rows or so tell it.
     """
 
-    def __init__(self, coordinates: Callable[[Floats], Floats] = np.asarray) -> None:
-        self._coordinates = coordinates
+    def __init__(
+        self, coordinates: Callable[[Floats], Floats] = np.asarray, *, trend: bool = False
+    ) -> None:
+        self._coordinates, self._with_trend = coordinates, trend
 
     def _fit(self, weights: Floats, losses: Floats) -> None:
         from scipy.linalg import cho_factor, cho_solve
@@ -54,23 +60,25 @@ class GaussianProcess(Surrogate):
         places = self._place(self._coordinates(weights))
         values = (losses - self._mean) / self._spread
         some = np.random.default_rng(0).permutation(len(values))[:MOST_TUNED]
+        trend = self._trend(weights)
         size = places.shape[1]
-        first = np.append(np.zeros(size), np.log(_NOISE))
-        bounds = [(-4.0, 8.0)] * size + [(-16.0, 3.0)]
+        first = np.append(np.zeros(size), [np.log(_NOISE), 0.0][: 1 + self._with_trend])
+        bounds = [(-4.0, 8.0)] * size + [(-16.0, 3.0), (-8.0, 10.0)][: 1 + self._with_trend]
         # Slopes are summed over thousands of pairs: beyond 50 steps the order of mixtures stays.
         found = minimize(
-            lambda logarithms: _improbability(logarithms, places[some], values[some]),
+            lambda logarithms: _improbability(logarithms, places[some], trend[some], values[some]),
             first,
             jac=True,
             bounds=bounds,
             options={"maxiter": 50},
         ).x
-        self._inverse, noise = np.exp(-found[:-1]), np.exp(found[-1])
-        self._known = places * self._inverse
-        likeness = _likeness(self._known, self._known) + noise * np.eye(len(values))
-        self._factor = cho_factor(likeness, lower=True)
+        self._inverse, noise = np.exp(-found[:size]), np.exp(found[size])
+        self._steep = np.exp(found[size + 1 :].sum()) * self._with_trend
+        self._known, self._known_trend = places * self._inverse, trend
+        covariance = self._covariance(self._known, trend) + noise * np.eye(len(values))
+        self._factor = cho_factor(covariance, lower=True)
         self._pull = cho_solve(self._factor, values)
-        self._deviation = self._spread * float(np.sqrt(values @ self._pull / len(values)))
+        self._deviation = self._spread * float(np.sqrt(max(values @ self._pull, 0) / len(values)))
         if len(some) < len(values):
             self.notes.append(
                 f"A Gaussian process found its length scales on {MOST_TUNED} of {len(values)} rows."
@@ -87,11 +95,24 @@ class GaussianProcess(Surrogate):
         parts = []
         for chunk in _chunks(len(weights)):
             told = solve_triangular(self._factor[0], self._near(weights[chunk]).T, lower=True)
-            parts.append(np.sqrt(np.maximum(1 - (told**2).sum(axis=0), 0)))
+            before = 1 + self._steep * (self._trend(weights[chunk]) ** 2).sum(axis=1)
+            parts.append(np.sqrt(np.maximum(before - (told**2).sum(axis=0), 0)))
         return self._deviation * np.concatenate(parts)
 
     def _near(self, weights: Floats) -> Floats:
-        return _likeness(self._place(self._coordinates(weights)) * self._inverse, self._known)
+        places = self._place(self._coordinates(weights)) * self._inverse
+        return self._covariance(places, self._trend(weights))
+
+    def _covariance(self, places: Floats, trend: Floats) -> Floats:
+        """With the rows of the fit; shape (n, m)."""
+        return _likeness(places, self._known) + self._steep * trend @ self._known_trend.T
+
+    def _trend(self, weights: Floats) -> Floats:
+        """What the trend is linear in; shape (n, p + 2)."""
+        even = 1 / weights.shape[1]
+        squares = (weights**2).sum(axis=1) - even
+        found: Floats = _SLOPE * np.column_stack([weights - even, squares, np.ones(len(weights))])
+        return found
 
 
 def _chunks(rows: int) -> list[slice]:
@@ -105,34 +126,43 @@ def _likeness(some: Floats, others: Floats) -> Floats:
     return found
 
 
-def _improbability(logarithms: Floats, places: Floats, values: Floats) -> tuple[float, Floats]:
+def _improbability(
+    logarithms: Floats, places: Floats, trend: Floats, values: Floats
+) -> tuple[float, Floats]:
     """Negative logarithm of the posterior, and its slope.
 
     The variance has its most probable value, which is known once the others are.
 
     Args:
-        logarithms: of p length scales, then of the noise over the variance.
+        logarithms: of p length scales, then of the noise and, where there is a trend, of its variance, over
+            the variance of the rest.
         places: shape (n, p).
+        trend: shape (n, q).
         values: with a mean of 0 and a variance of 1, shape (n,).
     """
     from scipy.linalg import cho_factor, cho_solve
 
-    rows, lengths = len(values), logarithms[:-1]
+    rows, size = places.shape
+    lengths, noise, steep = (
+        logarithms[:size],
+        np.exp(logarithms[size]),
+        np.exp(logarithms[size + 1 :]),
+    )
     scaled = places * np.exp(-lengths)
-    likeness, noise = _likeness(scaled, scaled), np.exp(logarithms[-1])
-    factor = cho_factor(likeness + (noise + 1e-10) * np.eye(rows), lower=True)
+    likeness = _likeness(scaled, scaled)
+    straight = steep.sum() * trend @ trend.T if len(steep) else np.zeros_like(likeness)
+    factor = cho_factor(likeness + straight + (noise + 1e-10) * np.eye(rows), lower=True)
     inverse = cho_solve(factor, np.eye(rows))
     pull = inverse @ values
     variance = float(values @ pull) / rows + 1e-300
-    slope = 0.5 * (inverse - np.outer(pull, pull) / variance)  # by the matrix of likeness
+    slope = 0.5 * (inverse - np.outer(pull, pull) / variance)  # by the matrix of covariances
     pairs = slope * likeness
     # Sums over pairs of (x_i - x_j)^2, without the array of all differences.
     by_length = 2 * (pairs.sum(axis=1) @ scaled**2 - (scaled * (pairs @ scaled)).sum(axis=0))
-    common, doubt = lengths.mean(), (logarithms[-1] - np.log(_NOISE)) / _WIDE
-    apart = (lengths - common) / _APART
-    usual = (common - np.log(len(lengths)) / 2) / _WIDE
+    common, doubt = lengths.mean(), (logarithms[size] - np.log(_NOISE)) / _WIDE
+    apart, usual = (lengths - common) / _APART, (common - np.log(size) / 2) / _WIDE
     value = 0.5 * rows * np.log(variance) + np.log(np.diag(factor[0])).sum()
     value += 0.5 * (apart @ apart + usual**2 + doubt**2)
-    by_length += apart / _APART + usual / _WIDE / len(lengths)
-    by_noise = noise * np.trace(slope) + doubt / _WIDE
-    return float(value), np.append(by_length, by_noise)
+    by_length += apart / _APART + usual / _WIDE / size
+    by_others = [noise * np.trace(slope) + doubt / _WIDE, (slope * straight).sum()]
+    return float(value), np.append(by_length, by_others[: 1 + len(steep)])

@@ -46,6 +46,7 @@ SURROGATES: dict[str, Callable[[], Surrogate]] = {
     "log-linear": LogLinear,
     "quadratic": Quadratic,
     "gaussian process": GaussianProcess,
+    "trend process": partial(GaussianProcess, trend=True),
     "root process": partial(GaussianProcess, roots),
     "log process": partial(GaussianProcess, logs),
     "lightgbm": LightGBM,

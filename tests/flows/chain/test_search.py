@@ -366,6 +366,29 @@ def test_a_table_is_searched(table: Path, tmp_path: Path) -> None:
     assert "quadratic" in shown
 
 
+def test_given_rows_are_predicted(table: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("name,code,prose,maths\nbest,20,30,50\ncorner,1,0,0\n")
+    words = ("search", "--losses", table, "--targets", "loss", "--weights", "code,prose,maths")
+    run = (*words, "--predict", rows, "--set", "surrogates=[quadratic]")
+    found = mixpool_json(*run, "--output", tmp_path / "out")
+    best, corner = found["predictions"]
+    assert best["predicted"] == best["predicted loss"] == pytest.approx(1, abs=1e-3)
+    assert (best["extrapolates"], best["outside"], best["standard error"]) == ("", 0, None)
+    assert corner["extrapolates"].startswith("'code' is 1, in the table")
+    assert corner["predicted"] == pytest.approx(1 + 0.8**2 + 0.3**2 + 0.5**2, abs=0.01)
+    assert "1 of 2 rows lie outside of what the table holds" in found["notes"][-1]
+    assert pd.read_parquet(tmp_path / "out/predictions.parquet")["row"].tolist() == [1, 2]
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        f"{name}.{kind}" for name in ("surrogates", "predictions") for kind in ("csv", "parquet")
+    }
+    assert "Predictions" in mixpool(*run).stdout
+    rows.write_text("code,prose\n1,2\n")
+    said = mixpool(*run)
+    assert said.exit_code == 1
+    assert "'maths', which is unknown" in said.stderr
+
+
 def test_constraints_of_a_table_come_from_a_file_and_from_set(table: Path, tmp_path: Path) -> None:
     (tmp_path / "limits.yaml").write_text("bounds: {code: [0.5, 0.6]}\n")
     found = mixpool_json(
@@ -426,6 +449,18 @@ def test_the_losses_of_a_run_are_a_table(finished: Place, tmp_path: Path) -> Non
         (["recipe.yaml", "--targets", "loss"], "--targets is for --losses"),
         (["--losses", "{table}", "--evaluations", "9"], "--evaluations is for a recipe"),
         (["--losses", "{table}", "--store", "there"], "--store is for a recipe"),
+        (["recipe.yaml", "--predict", "rows.csv"], "--predict is for --losses"),
+        (
+            ["--losses", "{table}", "--predict", "{table}", "--count", "3"],
+            "--count means nothing with",
+        ),
+        (
+            [
+                *("--losses", "{table}", "--targets", "loss", "--weights", "code,prose,maths"),
+                *("--predict", "{table}", "--set", "constraints.most_partitions=2"),
+            ],
+            "--set constraints means nothing with --predict",
+        ),
         (["--losses", "{table}", "--set", "batch=3"], "--set batch means nothing with --losses"),
         (["--losses", "{table}", "--set", "descent.steps=3"], "--set descent means nothing"),
         (["--losses", "{table}", "--tokens", "none.json"], "and --tokens go together"),

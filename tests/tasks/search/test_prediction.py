@@ -80,10 +80,7 @@ def test_rows_beyond_the_table_say_so() -> None:
 
 def test_a_row_within_all_ranges_may_be_no_mixture_of_the_rows() -> None:
     pairs = np.array([[1 - s, s, 0] for s in np.linspace(0, 1, 9)])
-    weights = np.vstack(
-        [pairs, pairs[:, [1, 2, 0]], pairs[:, [2, 0, 1]][1:-1] * 0.2 + [0.4, 0.4, 0]]
-    )
-    frame = pd.DataFrame(weights[:9].tolist() + [[0, 0.2, 0.8]], columns=NAMES)
+    frame = pd.DataFrame([*pairs.tolist(), [0, 0.2, 0.8]], columns=NAMES)
     frame["law"] = losses(frame.to_numpy(dtype=float))[:, 0]
     known = loss_table(frame, "runs.csv", ["law"], NAMES)
     rows = predicted(known, np.array([[0.4, 0.0, 0.6], [0.45, 0.15, 0.4]]), ["linear"]).predictions
@@ -106,8 +103,8 @@ def test_a_weight_that_never_changes_is_left_out_and_may_not_change() -> None:
     assert found.predictions["predicted"].to_numpy() == pytest.approx(known.losses[:3, 0], abs=0.1)
     without = predict_from_table(known, given[NAMES], "rows.csv", EVEN, ["log process"])
     pd.testing.assert_frame_equal(found.predictions, without.predictions)
+    changed = given.assign(old=[0.1, 0.9, 0.1])
     with pytest.raises(ValueError, match=r"row 2 of rows\.csv gives 0\.5 to 'old', which has 0\.1"):
-        changed = given.assign(old=[0.1, 0.9, 0.1])
         predict_from_table(known, changed, "rows.csv", EVEN, ["log process"])
 
 
