@@ -4,9 +4,10 @@ The demo's recipe on its eight domains, with ``TRUST_REFERENCES`` (default 24) r
 validated at each of ``TRUST_RATES`` (default "2e-4,5e-4,1e-3") and ``TRUST_STEPS`` (default "37,74") of the
 partitions' training; ``TRUST_SETTINGS`` gives further overrides, separated by spaces. All predictors stand
 side by side for each, those of ``TRUST_PREDICTORS`` (default "probability,scaled 1.5", separated by commas)
-beside those that every validation has. ``TRUST_TEXT=system`` takes other text (``system_text``). Everything
-is really trained, evaluated and kept below ``MIXPOOL_BENCHMARKS`` (default ``~/.cache/mixpool-benchmarks``): the
-first run takes about ten minutes of a core for each pair of rate and length, later ones read the store.
+beside those that every validation has. ``TRUST_TEXT=system`` takes other text (``system_text``).
+Everything is really trained, evaluated and kept below ``MIXPOOL_BENCHMARKS`` (default
+``~/.cache/mixpool-benchmarks``): the first run takes about ten minutes of a core for each pair of rate and
+length, later ones read the store.
 
 The recipe's defaults were set by this table.
 """

@@ -24,6 +24,7 @@ from storage.step import Step
 from tasks.evaluation import losses_table
 from tasks.evaluation.losses_table import EvaluateConfig
 from tasks.evaluation.set_part import PartConfig
+from tasks.evaluation.token_nats import NATS, NatsConfig
 from tasks.evaluation.uphill import FLATNESS, FlatnessConfig
 from tasks.evaluation.window import WindowConfig
 from tasks.models.given import IMPORT_MODEL, ImportConfig
@@ -61,6 +62,7 @@ CONFIGS: dict[str, Config] = {
     ),
     "import-model": ImportConfig(),
     "localise": LocaliseConfig(context_length=128, blocks=16, seed=0),
+    "nats": NatsConfig(precision="float32"),
     "part": PartConfig(number=0, share=0.03125, fewest=4),
     "probe": ProbeConfig(train=2048, windows=1024),
     "sharpness": FlatnessConfig(context_length=128, blocks=32, seed=0, rho=0.05),
@@ -76,6 +78,7 @@ KEYS = {
     "import-model": "978aa4fd6a93d2fc1dbdd63aae44a066ff01847aacda78b4b9848b9c875d9826",
     "initialise": "65ef1b08c8c8bbc249dba00dfe0c43ec0e4e2fd3965098028991ecd8fe0cdab3",
     "localise": "a9506d617665fa8fdad9b25beb72560423e11d64715a1f3619be2e8d22b45556",
+    "nats": "727550c6b06840deef3d41aa9b0af4c5585a030fe3d763ff32fce3c6c586e299",
     "part": "bd711d8c706427caef3c0a9330c301168a5b132136bb5a20c26572b301c37d62",
     "probe": "1bc99b4b93b24ee95d6afcb36f633e78903fc22bd111b16f7557319032e351f2",
     "sharpness": "099be2720c0346983bd3497dbacbed12535191f4682645f66bba1d771cdf26b2",
@@ -235,7 +238,8 @@ def test_every_step_is_in_the_list() -> None:
 
 
 def test_what_takes_a_device_and_what_makes_a_model() -> None:
-    assert {step for step in STEPS if step.on_device} == {PROBE, LOCALISE, TRAIN, FLATNESS, DESCEND}
+    devices = {PROBE, LOCALISE, TRAIN, NATS, FLATNESS, DESCEND}
+    assert {step for step in STEPS if step.on_device} == devices
     assert {*MODELS} == {INITIALISE, IMPORT_MODEL, TRAIN}
 
 
