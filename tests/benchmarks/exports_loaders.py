@@ -65,10 +65,8 @@ def litdata(folder: Path, most: int) -> Counter[int]:
     import litdata as package
 
     for name in json.loads((folder / "lengths.json").read_text()):
-        package.optimize(
-            fn=dict, inputs=list(rows(folder, name)), output_dir=str(folder / "litdata-data" / name),
-            chunk_size=10_000, num_workers=1, mode="overwrite",
-        )  # fmt: skip
+        output = str(folder / "litdata-data" / name)
+        package.optimize(dict, list(rows(folder, name)), output, chunk_size=10_000, num_workers=1)
     return counted(made(folder, "litdata"), most)
 
 
