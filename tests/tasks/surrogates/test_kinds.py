@@ -104,14 +104,37 @@ def test_a_gaussian_process_of_many_rows_uses_all_of_them() -> None:
     assert "on 150 of 450 rows" in process.notes[0]
 
 
-def test_the_slope_of_a_process_is_that_of_its_posterior() -> None:
-    places, values = roots(simplex(25)), simplex(25, 1)[:, 0]
-    at = np.random.default_rng(0).normal(-1, 0.5, UNITS + 1)
-    _, slope = process_module._improbability(at, places, values)
-    measured = approx_fprime(
-        at, lambda v: process_module._improbability(v, places, values)[0], 1e-7
-    )
-    assert slope == pytest.approx(measured, rel=1e-4, abs=1e-4)
+@pytest.mark.parametrize("with_trend", [False, True])
+def test_the_slope_of_a_process_is_that_of_its_posterior(with_trend: bool) -> None:
+    weights, values = simplex(25), simplex(25, 1)[:, 0]
+    trend = GaussianProcess(trend=True)._trend(weights)
+    at = np.random.default_rng(0).normal(-1, 0.5, UNITS + 1 + with_trend)
+
+    def posterior(logarithms: Floats) -> tuple[float, Floats]:
+        return process_module._improbability(logarithms, roots(weights), trend, values)
+
+    measured = approx_fprime(at, lambda logarithms: posterior(logarithms)[0], 1e-7)
+    assert posterior(at)[1] == pytest.approx(measured, rel=1e-4, abs=1e-4)
+
+
+def test_a_trend_tells_the_losses_of_averages_from_few_mixtures() -> None:
+    """Each model's loss is a paraboloid around its own lowest point; all are equally far apart."""
+    units = 12
+    alone = np.random.default_rng(0).normal(0, 0.3, units)
+
+    def averaged(weights: Floats) -> Floats:
+        found: Floats = 3 + weights @ alone + (weights**2).sum(axis=1)
+        return found
+
+    whole = np.ones((1, units)) / units
+    without = (1 - np.eye(units)) / (units - 1)
+    pairs = np.eye(units) / 2 + np.roll(np.eye(units), 1, axis=1) / 2
+    seen = np.vstack([whole, without, pairs[:6]])
+    unseen = np.random.default_rng(2).dirichlet(np.ones(units), 200)
+    found = fit(["trend process"], seen, {"x": averaged(seen)})["x"].predict(unseen)
+    assert spearmanr(found, averaged(unseen)).statistic > 0.999
+    plain = fit(["gaussian process"], seen, {"x": averaged(seen)})["x"].predict(unseen)
+    assert spearmanr(plain, averaged(unseen)).statistic < 0.99
 
 
 def test_a_process_is_the_textbooks_and_that_of_scikit_learn() -> None:
