@@ -1,14 +1,18 @@
 """Tables of losses as other people have them: who orders unseen mixtures best, and finds the best one?
 
-Each table is made by a law whose lowest point is known: exponentials in the weights (data mixing laws), power
-laws in effective data with and without repetition, products of weights, thresholds. Weights are Dirichlet
-draws around a prior, with zeros; the losses of six sets are averaged, and noise of a tenth of their standard
-deviation is added. On each table today's choice of a surrogate and the choice before it (linear, log-linear,
-quadratic, trees, and a process with one length scale on the weights themselves; one cross-validation) are
-made in one run, and judged without noise: on rows of the same draws, on the same rows with sets whose losses
-moved unevenly, as those of larger models do, and by the regret of the mixture that each takes for the best.
+Each table is made by a law whose lowest point is known: exponentials in the weights (data mixing
+laws), power laws in effective data with and without repetition, products of weights, thresholds.
+Weights are Dirichlet draws around a prior, with zeros; the losses of six sets are averaged, and noise
+of a tenth of their standard deviation is added.
+
+On each table two choices are made in one run: today's, and the one before it (linear, log-linear,
+quadratic, trees, and a process with one length scale on the weights themselves; one
+cross-validation). They are judged without noise: on rows of the same draws, on the same rows with
+sets whose losses moved unevenly, as those of larger models do, and by the regret of the mixture that
+each takes for the best. ``TABLES_ROWS=64,512`` makes some sizes only.
 """
 
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -30,7 +34,8 @@ Law = Callable[[Floats], Floats]
 """From weights (n, p) to the losses of the sets, shape (n, S)."""
 
 SETS = 6
-SIZES = ((64, 8), (128, 17), (256, 12), (512, 20))
+ROWS = [int(rows) for rows in os.environ.get("TABLES_ROWS", "64,128,256,512").split(",")]
+SIZES = [(rows, {64: 8, 128: 17, 256: 12, 512: 20}[rows]) for rows in ROWS]
 """Rows and weights."""
 NOISE = 0.1
 """Of the standard deviation of the losses."""
