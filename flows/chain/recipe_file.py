@@ -7,7 +7,7 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, BinaryIO, Union, cast, get_args, get_origin
@@ -196,12 +196,28 @@ MOST_FAULTS = 20
 def parse_recipe(tree: Mapping[str, Any], source: str = "recipe") -> Recipe:
     """A recipe from plain data. Raises RecipeError."""
     try:
-        return Recipe.model_validate(tree)
+        recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         found = error.errors(include_url=False)
         lines = [_fault(dict(fault)) for fault in found[:MOST_FAULTS]]
         more = [f"  and {len(found) - MOST_FAULTS:,} more"] if len(found) > MOST_FAULTS else []
         raise RecipeError("\n".join([f"{source} cannot be used:", *lines, *more])) from None
+    if counted := [*_booleans(tree, recipe.model_dump(mode="json"), "")]:
+        lines = [f"  {place}: {value} is no number: give one" for place, value in counted]
+        raise RecipeError("\n".join([f"{source} cannot be used:", *lines[:MOST_FAULTS]]))
+    return recipe
+
+
+def _booleans(given: object, read: object, place: str) -> Iterator[tuple[str, str]]:
+    """Where a number was read from true or false, which pydantic takes for 1 and 0."""
+    if isinstance(given, bool) and not isinstance(read, bool | NoneType):
+        yield place, str(given).lower()
+    elif isinstance(given, Mapping) and isinstance(read, dict):
+        for name in (name for name in given if name in read):
+            yield from _booleans(given[name], read[name], f"{place}.{name}".lstrip("."))
+    elif isinstance(given, list | tuple) and isinstance(read, list) and len(given) == len(read):
+        for number, pair in enumerate(zip(given, read, strict=True)):
+            yield from _booleans(*pair, f"{place}[{number}]")
 
 
 def _fault(fault: dict[str, Any]) -> str:

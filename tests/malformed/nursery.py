@@ -1,8 +1,8 @@
-"""Carries out cases one after another, each in a fork of a process that has done the like already.
+"""Carries out cases one after another, each in a fork of a process that has imported what they need.
 
 It works in the current folder and writes one JSON line for each case that it has carried out. A fork takes
-some milliseconds, and a crash, a hang or what the case leaves in memory ends with it. What a process does
-once (imports, patterns, versions of packages) is done before it forks.
+some milliseconds, and a crash, a hang or what the case leaves in memory ends with it. The process
+itself carries nothing out: threads of libraries, which a command starts, would be missing in its forks.
 """
 
 import argparse
@@ -61,9 +61,8 @@ WARM = (
     "gc --keep-all --store store",
     "export best --model out --store store",
     "search --losses table.csv --targets loss",
-    "plan unknown.yaml --store store",
 )
-"""Commands that a nursery carries out itself. A report is none: its V8 has threads, which no fork has."""
+"""Commands whose imports a nursery has."""
 
 
 def main() -> None:
@@ -100,29 +99,31 @@ def _import_everything() -> None:
 
 
 def _warm_up() -> None:
-    """Carry out ``WARM`` in this process, in a copy of the ground, with nothing on its output."""
-    home, streams = Path.cwd(), (os.dup(1), os.dup(2))
-    shutil.copytree(GROUND.folder, "warm", dirs_exist_ok=True)
-    rows = [f"{n / 12},{1 - n / 12},{3 + n * n / 144}" for n in range(13)]
-    Path("warm/table.csv").write_text("\n".join(["a,b,loss", *rows]))
-    os.chdir("warm")
-    sys.stdout.flush()
-    null = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(null, 1)
-        os.dup2(null, 2)
-        codes = [_carried_out(words.split()) for words in WARM]
-    finally:
-        os.chdir(home)
-        for own, kept in zip((1, 2), streams, strict=True):
-            os.dup2(kept, own)
-            os.close(kept)
-        os.close(null)
-    assert codes == [*[0] * (len(WARM) - 1), 2], dict(zip(WARM, codes, strict=True))
+    """Import what ``WARM`` imports: a fork carries it out, as threads that it starts are in no fork."""
+    if not (process := os.fork()):
+        os._exit(_warm())
+    _, status = os.waitpid(process, 0)
+    assert status == 0, Path("warm/output").read_text()
+    for name in Path("warm/modules").read_text().split():
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     shutil.rmtree("warm")
     # Looking for garbage would copy most of this process's memory into each fork.
     gc.collect()
     gc.freeze()
+
+
+def _warm() -> int:
+    """Carry out ``WARM`` in a copy of the ground, and write which modules are there then."""
+    shutil.copytree(GROUND.folder, "warm", dirs_exist_ok=True)
+    rows = [f"{n / 12},{1 - n / 12},{3 + n * n / 144}" for n in range(13)]
+    Path("warm/table.csv").write_text("\n".join(["a,b,loss", *rows]))
+    os.chdir("warm")
+    for stream in (1, 2):
+        os.dup2(os.open("output", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    codes = [_carried_out(words.split()) for words in WARM]
+    Path("modules").write_text("\n".join(sorted(sys.modules.keys() - {"__main__", __name__})))
+    return int(codes != [0] * len(WARM))
 
 
 def _carried_out(words: Iterable[str]) -> int:

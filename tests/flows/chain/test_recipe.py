@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import traceback
 from collections.abc import Iterator
 from importlib import resources
@@ -188,6 +189,28 @@ def test_faults_name_the_path_and_what_is_allowed(override: str, said: list[str]
     message = str(caught.value)
     assert message.startswith("small.yaml cannot be used:")
     assert [text for text in said if text not in message] == []
+
+
+def _numbers(value: Any, place: str = "") -> Iterator[str]:
+    """Paths of all numbers of a recipe."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, below in items:
+            yield from _numbers(below, f"{place}.{key}".lstrip("."))
+    elif type(value) in {int, float}:
+        yield place
+
+
+NUMBERS = [*_numbers(parse_recipe(TREE).model_dump(mode="json")), "train.of", "train.adapter.rank"]
+
+
+@pytest.mark.parametrize("place", NUMBERS)
+@pytest.mark.parametrize("word", ["true", "false"])
+def test_true_and_false_are_no_numbers(place: str, word: str) -> None:
+    tree = parse_recipe(TREE).model_dump(mode="json")
+    apply_override(tree, f"{place}={word}")
+    with pytest.raises(RecipeError, match=re.escape(place.split(".")[-2].split("[")[0])):
+        parse_recipe(tree)
 
 
 def choices(
