@@ -176,16 +176,20 @@ def fingerprint_of(tag: str, data: bytes) -> str:
     return hashlib.sha256(f"mixpool:{tag}\0".encode() + data).hexdigest()
 
 
+class ShortKeyError(ValueError):
+    """The environment's key could be guessed."""
+
+
 def signature(data: bytes) -> str | None:
     """HMAC-SHA256 (64 hex digits) of canonical bytes with the environment's key; None where it has none.
 
     Raises:
-        ValueError: the key is too short.
+        ShortKeyError: the key is too short.
     """
     if not (key := os.environ.get(KEY)):
         return None
     if len(key) < 16:
-        raise ValueError(
+        raise ShortKeyError(
             f"the key in {KEY} is too short: give at least 16 characters that nobody can guess, such "
             "as `openssl rand -hex 32` prints"
         )

@@ -220,7 +220,9 @@ def collect(store: Store, keep: Iterable[str] | None) -> Garbage:
     Raises:
         InUseError, ValueError, CorruptError: see ``find_garbage``; nothing is deleted.
         InUseError: also where another one collects, or the lease ran out on the way.
+        PermissionError: the store is on a disk and cannot be written by this user.
     """
+    store.backend.refuse_unwritable()
     try:
         with store.lease(COLLECTING) as lease:
             garbage = find_garbage(store, keep)

@@ -75,10 +75,11 @@ DONE, FAULT, USAGE = 0, 1, 2
 def faults() -> Iterator[None]:
     """Turn faults of input, data and store into a message on stderr and an exit code."""
     from flows.chain.recipe_file import RecipeError, UsageError
+    from storage.fingerprint import ShortKeyError
 
     try:
         yield
-    except (RecipeError, UsageError) as error:
+    except (RecipeError, UsageError, ShortKeyError) as error:
         raise _ended(error, USAGE) from None
     except KeyboardInterrupt:
         err.print("interrupted: what was done stays, and the same command goes on from there")

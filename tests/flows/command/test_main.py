@@ -124,6 +124,15 @@ def test_wrong_input_is_one_message_and_a_code(
     assert "Traceback" not in message
 
 
+def test_a_key_that_can_be_guessed_is_wrong_input(
+    finished: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY, "short")
+    result = mixpool("show", "--store", finished.store)
+    assert result.exit_code == 2
+    assert f"error: the key in {KEY} is too short" in result.stderr
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -506,6 +515,10 @@ def test_a_store_that_may_only_be_read_shows_its_results(
     assert refused.exit_code == 1
     assert "cannot be written, and a result of 'train' that this run needs is not" in refused.stderr
     assert mixpool("verify", *words).exit_code == 0
+    assert mixpool("gc", "--keep-all", *words).exit_code == 0
+    deleted = mixpool("gc", "--keep-all", "--delete", *words)
+    assert deleted.exit_code == 1
+    assert f"error: the store at {read_only.store} cannot be written: " in deleted.stderr
     assert contents(read_only.store) == before
     nowhere = mixpool("run", read_only.recipe, "--store", f"{read_only.store}/new")
     assert "Read-only file system" in nowhere.stderr
