@@ -117,7 +117,7 @@ class Drawn:
 
     def __getitem__(self, number: int) -> np.ndarray:
         """Token ids of the block that comes ``number``-th, from 0; shape (context + 1)."""
-        return self._files[self._file[number]][int(self._turn[number])]
+        return self._files[int(self._file[number])][int(self._turn[number])]
 
     @property
     def sources(self) -> list[dict[str, float]]:

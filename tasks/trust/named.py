@@ -6,7 +6,7 @@ reads all text of its partitions, as often as the partitions' own trainings did,
 some and leaves some out. What compares is the length: as many steps as the even references of its k.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,7 +68,7 @@ def _row(
     label = mixture.label
     even = [other for other in even if other != label]
     row: dict[str, Any] = {"mixture": label, "k": mixture.size, "evaluation_set": name}
-    row |= {column: float(table.loc[label, name]) for column, table in tables.items()}
+    row |= {column: float(table[name].loc[label]) for column, table in tables.items()}
     row["even"] = len(even)
     for column in ("proxy", "reference"):
         row[f"{column}_rank"] = 1 + int((tables[column].loc[even, name] < row[column]).sum())
@@ -97,7 +97,7 @@ def named_words(table: "pd.DataFrame") -> Iterator[str]:
         )
 
 
-def _standing(row: dict[str, Any]) -> str:
+def _standing(row: Mapping[Any, Any]) -> str:
     if not isinstance(row["best_even"], str):
         return "; no even reference of that k was trained to compare it with"
     among = f"{row['reference_rank']} of {row['even'] + 1} by its reference, {row['proxy_rank']} by its proxy"

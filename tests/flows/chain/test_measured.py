@@ -10,7 +10,7 @@ import torch
 
 from flows.chain.ablation import Outcome, ablate
 from flows.chain.recipe import Recipe
-from flows.chain.validation import validate
+from flows.chain.validation import train_references, validate
 from flows.run.report_data import rank_judged, report_of
 from flows.runners.inline import InlineRunner
 from storage.step import Runtime
@@ -42,7 +42,7 @@ def result(
     recipe = tiny_recipe(tmp_path_factory.mktemp("corpus"), *CHOSEN)
     run = InlineRunner(store, Runtime(device="cpu", threads=1))
     outcome = ablate(run, recipe)
-    trust = validate(run, recipe, outcome, lambda calls: None)
+    trust = validate(run, recipe, outcome, train_references(run, recipe, outcome))
     return outcome, report_of(run, recipe, outcome, rank_judged(store, outcome), trust, None)
 
 

@@ -1,6 +1,5 @@
 """Own blocks drawn to weights and cut to a longer run's repetition: exact counts, and only the seed."""
 
-import itertools
 import math
 import signal
 import subprocess
@@ -126,8 +125,8 @@ def test_ties_of_shares_go_by_file_and_files_are_mixed_over_the_whole_training()
 def test_a_smaller_cut_is_part_of_a_larger_one() -> None:
     tokens = [np.arange(40 * CONTEXT + 1)]
     kept = [
-        {int(b[0]) for b in itertools.islice(Blocks(tokens, CONTEXT, 3, most=m), m)}
-        for m in (5, 17, 40)
+        {int(blocks[number][0]) for number in range(len(blocks))}
+        for blocks in (Blocks(tokens, CONTEXT, 3, most=most) for most in (5, 17, 40))
     ]
     assert list(map(len, kept)) == [5, 17, 40]
     assert kept[0] < kept[1] < kept[2]
