@@ -106,13 +106,13 @@ def _fields(model: type[BaseModel]) -> list[tuple[str, bytes | None]]:
     ]
 
 
-def _canonical_mapping(value: Mapping[Any, object], where: str) -> dict[str, Json]:
+def _canonical_mapping(value: Mapping[Any, Any], where: str) -> dict[str, Json]:
     return {
         key if type(key) is str and key.isascii() else _canonical_key(key, where): item
         if type(item) in _LEAVES or (type(item) is str and item.isascii())
         else canonical(item, f"{where}.{key}")
         for key, item in value.items()
-    }  # type: ignore[misc]
+    }
 
 
 def _canonical_text(value: str, where: str) -> str:
