@@ -53,9 +53,11 @@ def export_model(
         copy_files(store.fetch(tokenizer.output), output)
         length = longest_input(first)
         if length is not None:  # else transformers cuts no text off
-            file = output / "tokenizer_config.json"
-            settings = {**json.loads(file.read_bytes()), "model_max_length": length}
-            file.write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
+            settings_file = output / "tokenizer_config.json"
+            settings = {**json.loads(settings_file.read_bytes()), "model_max_length": length}
+            settings_file.write_text(
+                json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8"
+            )
         form = MODEL._replace(licence=licence, length=length)
         describe_mixture(store, run, mixture, trained, output, form)
 

@@ -81,7 +81,9 @@ class Sampling(NamedTuple):
             run, most = self.repetition.tokens, self.repetition.most
             found.append(f"Epochs: how often a source's documents are seen in {run:,} tokens.")
             if often := [
-                f"{s.name} ({float(s.epochs):.1f})" for s in self.shares if (s.epochs or 0) > most
+                f"{s.name} ({float(s.epochs or 0):.1f})"
+                for s in self.shares
+                if (s.epochs or 0) > most
             ]:
                 found.append(
                     f"Seen more than {most:g} times, in silence with most trainers: {', '.join(often)}. "
@@ -204,7 +206,9 @@ def sampling_of(
             by_document[name],
             by_byte[name],
             row[name],
-            repetition and epochs(exact[name], held[name].trained, repetition.tokens),
+            None
+            if repetition is None
+            else epochs(exact[name], held[name].trained, repetition.tokens),
             placed.get(name, ()),
         )
         for name in members

@@ -85,7 +85,7 @@ def exports_python() -> Path:
     if not installed.exists() or installed.read_text() != REQUIREMENTS.read_text():
         venv.create(folder, with_pip=True, clear=True)
         # All is listed: two of the packages name versions of a third that exclude one another.
-        pip = [
+        pip: list[str | Path] = [
             python,
             "-m",
             "pip",
@@ -106,7 +106,13 @@ def drawn(python: Path, format_name: str, rows: Rows) -> dict[str, float] | str:
         folder = Path(name)
         write(folder, format_name, rows)
         most = {**ROW_LOADERS, **PACKERS}[format_name]
-        command = [python, exports_loaders.__file__, folder, format_name, str(most)]
+        command: list[str | Path] = [
+            python,
+            Path(exports_loaders.__file__),
+            folder,
+            format_name,
+            str(most),
+        ]
         quiet = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache"), "HOME": str(folder)}
         result = subprocess.run(
             command,
