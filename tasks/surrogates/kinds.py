@@ -32,7 +32,6 @@ _ROWS, _TARGETS = (
     1000,
     8,
 )  # held-out predictions of a target, and repeats times targets, that are enough
-_CONTENDS = 0.1  # Spearman behind the best after the first cut, beyond which no further cut is made
 _AVERAGED, _NEAR = 3, 0.03  # how many are averaged at most, and how far behind the best in Spearman
 COLUMNS = [
     *("surrogate", "target", "spearman", "pearson", "rmse", "rows"),
@@ -110,7 +109,7 @@ def cross_validate(
     means: dict[str, float] = {}
     notes: list[str] = []
     for repeat in range(repeats):
-        reach = max(means.values(), default=0) - _CONTENDS
+        reach = max(means.values(), default=0) - _NEAR
         for name in [name for name in SURROGATES if name in names]:
             if repeat and means.get(name, -1) < reach:
                 continue
