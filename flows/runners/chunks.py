@@ -27,7 +27,7 @@ class ResidentSweeper:
                 self._sets(),
                 self._work.config,
                 self.runtime,
-                base and (base.built.digest, self._store.fetch(base.built)),
+                None if base is None else (base.built.digest, self._store.fetch(base.built)),
             )
         return self._sweeper
 

@@ -5,8 +5,8 @@ spread small weights; on them losses that fall with the effective data of domain
 Where weights act evenly (exponential laws, products) they are the better coordinates themselves. The
 cross-validation tells which. Each weight has a length scale of its own, drawn toward a common one, so that
 tens of rows are enough; what is most probable given the rows is taken (maximum a posteriori). It is our
-own code because scikit-learn's process computes a slope for each length scale and pair of rows, which
-costs some ten times as much. The same rows give the same answer every time.
+own code because scikit-learn's process has no prior on length scales, and holds a matrix of slopes for
+each of them. The same rows give the same answer every time.
 """
 
 from collections.abc import Callable
@@ -105,7 +105,8 @@ class GaussianProcess(Surrogate):
 
     def _covariance(self, places: Floats, trend: Floats) -> Floats:
         """With the rows of the fit; shape (n, m)."""
-        return _likeness(places, self._known) + self._steep * trend @ self._known_trend.T
+        found: Floats = _likeness(places, self._known) + self._steep * trend @ self._known_trend.T
+        return found
 
     def _trend(self, weights: Floats) -> Floats:
         """What the trend is linear in; shape (n, p + 2)."""

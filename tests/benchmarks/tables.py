@@ -211,8 +211,8 @@ def judged(
         deviation = model.predict_std(unseen)
         if deviation is not None:
             covered = float((abs(predicted - law(unseen).mean(axis=1)) <= 2 * deviation).mean())
-    pairs = (tuple(pair) for pair in (names, seconds, orders, larger, regrets))
-    return Judged(make.__name__, (rows, size), *pairs, covered)  # type: ignore[arg-type]
+    pairs = [tuple(pair) for pair in (names, seconds, orders, larger, regrets)]
+    return Judged._make([make.__name__, (rows, size), *pairs, covered])
 
 
 # Told ---------------------------------------------------------------------------------------------

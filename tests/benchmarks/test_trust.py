@@ -17,7 +17,7 @@ def test_every_predictor_has_a_row_with_its_figures() -> None:
     ]
     assert len(rows) == macro["predictor"].nunique() == 7
     (row,) = [row for row in rows if row.startswith("| mixture of probabilities |")]
-    figures = macro[macro["predictor"] == "probability"].set_index("k")
+    figures = macro[macro["predictor"] == "probability"].set_index("k")["pearson"].to_dict()
     for k, cell in zip((WITHIN, POOLED), row.split(" | ")[1:3], strict=True):
-        assert cell.startswith(f"{figures.loc[k, 'pearson']:.2f} (")
+        assert cell.startswith(f"{float(figures[k]):.2f} (")
     assert predictors(trust).endswith("The references favour: none beyond doubt.")
