@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from storage.lineage import run_folders
 from storage.store import Store
-from tasks.evaluation.predicted import MERGE
+from tasks.evaluation.predicted import MERGE, is_predictor
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,7 +86,8 @@ def newest_validation(
             and "favoured" in summary
             and {*content["models"].values()} == {*models.values()}
         ):
-            return name, dict(summary["favoured"])
+            told = summary["favoured"].items()
+            return name, {str(s): str(by) for s, by in told if is_predictor(str(by))}
     return None
 
 

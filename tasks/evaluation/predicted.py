@@ -33,6 +33,14 @@ def predictor_name(text: str) -> str:
     return f"{SCALED} {scale:.15g}"
 
 
+def is_predictor(text: str) -> bool:
+    """Whether ``predictor_name`` takes a text."""
+    try:
+        return bool(predictor_name(text))
+    except ValueError:
+        return False
+
+
 def scale_of(name: str) -> float | None:
     """How far ``scaled S`` goes, in distances between base model and merge; None for other predictors."""
     kind, _, number = name.partition(" ")
