@@ -178,6 +178,27 @@ def test_a_budget_pays_for_named_mixtures_and_both_repeats(finished: Place, tmp_
     assert "beside 1 that are named" in poor.stderr
 
 
+def test_the_best_and_the_worst_are_trained_again(finished: Place, tmp_path: Path) -> None:
+    place = finished.copy(tmp_path)
+    rules = ["references=3", "repeats=1", "repeats_of=both", "mixtures=[{birds: 2, law: 1}]"]
+    sets = [word for rule in rules for word in ("--set", f"validation.{rule}")]
+    found = mixpool_json("validate", place.recipe, "--store", place.store, *sets)
+    assert len(found["trained"]) == 3 + 1 + 2
+    store = Store(place.store)
+    trust = read_report(store, find_run(store, None)).validation
+    assert trust is not None
+    assert trust.noise is not None
+    macro = trust.pairs[trust.pairs["evaluation_set"] == MACRO_MEAN].set_index("mixture")
+    noise = trust.noise[trust.noise["evaluation_set"] == MACRO_MEAN].set_index("mixture")
+    assert noise.index.tolist() == [macro["proxy"].idxmin(), macro["proxy"].idxmax()]
+    assert noise["runs"].tolist() == [2, 2]
+    made = records(place)
+    for label, sd in noise["sd"].items():
+        digests = [made[f"reference {label}{seed}"].output.digest for seed in ("", " (seed 1)")]
+        assert digests[0] != digests[1]
+        assert 0 < sd < 0.1
+
+
 # Repetition ----------------------------------------------------------------------------------------
 
 
