@@ -115,6 +115,11 @@ class Recipe(Config):
                 f"evaluation.rank_by is {self.evaluation.rank_by!r}, and evaluation.race evaluates merged "
                 "models: leave one of them out"
             )
+        if self.validation.ladder and self.evaluation.rank_by != MERGE:
+            yield (
+                f"evaluation.rank_by is {self.evaluation.rank_by!r}, and validation.ladder compares merged "
+                "models: leave one of them out"
+            )
         if not self.evaluation.sets and not (
             self.evaluation.heldout and self.corpus.split.heldout_fraction
         ):

@@ -185,3 +185,9 @@ def test_what_is_no_predictor_is_refused(finished: Place, override: str, message
 def test_a_race_goes_by_merges_alone(finished: Place) -> None:
     with pytest.raises(RecipeError, match=r"rank_by is 'singles', and evaluation\.race evaluates"):
         finished.load("evaluation.race={}", "evaluation.rank_by=singles")
+
+
+def test_a_ladder_goes_by_merges_alone(finished: Place) -> None:
+    ladder = "validation.ladder=[{train.learning_rate: 1e-4}]"
+    with pytest.raises(RecipeError, match=r"rank_by is 'singles', and validation\.ladder compares"):
+        finished.load(ladder, "evaluation.rank_by=singles")
