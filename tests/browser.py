@@ -92,7 +92,7 @@ def correct(page: Page, text: str, complaint: str) -> None:
             shown = page.locator("form").get_by_text(complaint)
             shown.wait_for(state="hidden", timeout=1000 * PATIENCE_SECONDS / MOST_TRIES)
             return
-    raise TimeoutError(f"the page goes on to say: {complaint}")
+    raise TimeoutError(f"the page goes on to say: {shown.all_inner_texts()}")
 
 
 def press_submit(page: Page, seconds: float = PATIENCE_SECONDS) -> Response:

@@ -76,7 +76,7 @@ class DocumentWriter:
     def close(self) -> None:
         """Write the Parquet file; memory holds one row group."""
         groups = batches(self.documents(), ROW_GROUP_BYTES, lambda row: len(row.text.encode()))
-        self.folder.mkdir()
+        self.folder.mkdir(exist_ok=True)
         write_rows(self.folder / FILE, _schema(), groups)
         self._spool.unlink(missing_ok=True)
 
