@@ -83,10 +83,11 @@ def list_item(page: Page) -> Locator:
 def correct(page: Page, text: str, complaint: str) -> None:
     """Type into that field until the page no longer complains.
 
-    What the server says of something typed before may come late, and is shown until it is typed anew.
+    What the server says of something typed before may come late, and is shown until it is typed anew: by way
+    of another text that is right as well, or it would come late again.
     """
     for _ in range(MOST_TRIES):
-        list_item(page).fill("")
+        list_item(page).fill(f"{text}0")
         list_item(page).fill(text)
         with contextlib.suppress(TimeoutError):
             shown = page.locator("form").get_by_text(complaint)

@@ -304,7 +304,7 @@ def check_artifacts(page: "Page", serving: Serving, run: str) -> None:
     shown = page.get_by_role("tabpanel", name="Artifacts")
     for key, line in {
         "tiny-plan": "7 trainings of",
-        "tiny-ranking": "Best 21 of 21 mixtures by macro mean.",
+        "tiny-ranking": "Best 21 of 21 mixtures by macro mean (merge).",
         "tiny-cost": "What was spent now",
         "tiny-summary": "Best mixture: ",
         "tiny-report": "The report.",
