@@ -5,7 +5,6 @@ from the store. Each rung judges what the recipe itself has judged in full, so t
 """
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -42,7 +41,7 @@ def rungs_of(recipe: Recipe) -> list[Rung]:
     Raises:
         RecipeError: a field may not differ or cannot be used, or two rungs are the same.
     """
-    rungs = []
+    rungs, names = [], {_trained(recipe): FIRST}
     for number, fields in enumerate(recipe.validation.ladder):
         where = f"validation.ladder[{number}]"
         tree = recipe.model_dump(mode="json")
@@ -57,14 +56,19 @@ def rungs_of(recipe: Recipe) -> list[Rung]:
         changed = parse_recipe(tree, where)
         named = [f"{path}={value}" for path, value in fields.items() if path != REFERENCES]
         count = changed.validation.references if REFERENCES in fields else 0
-        rungs.append(Rung(", ".join(named) or FIRST, changed, count))
-    times = Counter([FIRST, *(rung.name for rung in rungs)])
-    if twice := [name for name, count in times.items() if count > 1]:
-        raise RecipeError(
-            f"validation.ladder has two rungs for {twice[0]!r}: leave one of them out, or change another "
-            "field"
-        )
+        if same := names.get(_trained(changed)):
+            raise RecipeError(
+                f"{where} trains the same as {same}, and would agree with it: leave it out, or change "
+                "another field"
+            )
+        rungs.append(Rung(", ".join(named), changed, count))
+        names[_trained(changed)] = rungs[-1].name
     return rungs
+
+
+def _trained(recipe: Recipe) -> str:
+    """What two rungs that are the same have in common."""
+    return recipe.model_dump_json(exclude={"validation"})
 
 
 def climb(

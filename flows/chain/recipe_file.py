@@ -142,6 +142,16 @@ class RecipeLoader(yaml.SafeLoader):
             mark = node.start_mark if node else self.get_mark()
             raise _UnfitError(problem="it is nested too deeply", problem_mark=mark) from None
 
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """The value of a mapping, in which no name stands twice: the first would be lost without a word."""
+        names: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in names:
+                words = "a name that stands there twice: give it once"
+                raise _UnfitError(problem=words, problem_mark=key.start_mark)
+            names.add(key.value if isinstance(key, yaml.ScalarNode) else "")
+        return super().construct_mapping(node, deep)
+
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         """The value of a node."""
         try:

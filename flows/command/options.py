@@ -134,6 +134,8 @@ def assignments(text: str, option: str) -> dict[str, Any]:
                 f"{option} {text!r}: write it as NAME=VALUE,NAME=VALUE; what has commas has a place in the "
                 "recipe, under validation"
             )
+        if name.strip() in tree:
+            raise UsageError(f"{option} {text!r} has {name.strip()!r} twice: give it once")
         parsed: dict[str, Any] = {}  # names may have dots, which an override would follow
         apply_override(parsed, f"value={value}", option)
         tree[name.strip()] = parsed["value"]

@@ -16,11 +16,13 @@ KINDS = {"parquet": "parquet", "jsonl": "json", "json": "json", "csv": "csv", "a
 """What ``datasets`` calls the files of a suffix."""
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 
+ONCE = "# One pass ends when each source has been seen once: longer trainings go on with {}"
 OPENED = {
     "huggingface": (
         "from datasets import interleave_datasets, load_dataset",
         'sources = [load_dataset(**a, split="train", streaming=True).shuffle(seed=0) for a in arguments]',
         'mixed = interleave_datasets(sources, probabilities, seed=0, stopping_strategy="all_exhausted")',
+        ONCE.format("mixed.set_epoch(n)"),
     ),
     "torchdata": (
         "from datasets import load_dataset",
@@ -28,6 +30,7 @@ OPENED = {
         'sources = [load_dataset(**a, split="train").shuffle(seed=0) for a in arguments]',
         "nodes = {name: IterableWrapper(source) for name, source in zip(names, sources)}",
         "mixed = MultiNodeWeightedSampler(nodes, dict(zip(names, probabilities)), seed=0)",
+        ONCE.format("mixed.reset()"),
     ),
     "grain": (
         "import grain",

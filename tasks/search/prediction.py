@@ -123,10 +123,12 @@ def _beyond(weights: Floats, table: LossTable) -> tuple[list[str], Floats]:
 
 def _outside(row: Floats, rows: Floats) -> float:
     """Half the summed absolute distance from ``row`` to the nearest mixture of ``rows`` (n, p)."""
-    from scipy.optimize import nnls
+    from scipy.optimize import linprog
 
-    firm = 100.0  # how much a sum of shares other than 1 counts beside distances
-    matrix = np.vstack([rows.T, np.full(len(rows), firm)])
-    shares, _ = nnls(matrix, np.append(row, firm))
-    share = float(np.abs(shares @ rows / max(shares.sum(), 1e-9) - row).sum() / 2)
+    # Shares of the rows, then the part of each weight that is short, then the part that is too much.
+    (count, size), one = rows.shape, np.eye(len(row))
+    balance = np.hstack([rows.T, one, -one])
+    whole = np.concatenate([np.ones(count), np.zeros(2 * size)])
+    found = linprog(1 - whole, A_eq=np.vstack([balance, whole]), b_eq=np.append(row, 1))
+    share = float(found.fun) / 2
     return share if share > 1e-6 else 0.0

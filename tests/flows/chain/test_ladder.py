@@ -100,7 +100,7 @@ def check_files(place: Place, folder: Path) -> None:
         ("{base.source: null}", "changes base.source"),
         ("{train.stepz: 3}", "train.stepz: is no field here"),
         ("{train.steps: 0}", "greater than or equal to 1"),
-        ("{validation.references: 3}", "has two rungs for 'the recipe'"),
+        ("{validation.references: 3}", r"validation\.ladder\[0\] trains the same as the recipe"),
     ],
 )
 def test_rungs_that_cannot_be_compared_are_refused(
@@ -116,4 +116,4 @@ def test_the_option_names_rungs(tmp_path: Path, finished: Place) -> None:
         "validate", finished.recipe, "--store", tmp_path / "s", "--ladder", RATE, "--ladder", RATE
     )
     assert refused.exit_code == 2
-    assert "two rungs for 'train.learning_rate=0.003'" in refused.stderr
+    assert "validation.ladder[1] trains the same as train.learning_rate=0.003" in refused.stderr

@@ -394,6 +394,7 @@ def test_files_that_are_no_recipe(tmp_path: Path, content: bytes | None, said: s
         ("a: " + "9" * 5000, "is no int", 1),
         ("\na: &a [*a]", "aliases stand for more than", 2),
         ("a: &a {<<: *a}", "aliases stand for more than", 1),
+        ("a: {b: 0.3,\n  c: 0.4, b: 0.3}", "a name that stands there twice", 2),
     ],
 )
 def test_values_that_yaml_cannot_read_are_named_by_their_place(

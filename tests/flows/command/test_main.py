@@ -101,6 +101,7 @@ def test_help_tells_the_exit_codes() -> None:
         ("export best --store STORE --model FOLDER", 1, ["is not empty"]),
         ("gc --store STORE", 2, ["--keep-all"]),
         ("gc --store STORE --keep x", 1, ["no finished run 'x'"]),
+        ("validate RECIPE --store NEW --mixture a=3,b=4,a=3", 2, ["has 'a' twice"]),
         ("frobnicate", 2, ["No such command"]),
         ("run", 2, ["Missing argument"]),
         ("run RECIPE --bogus", 2, ["No such option"]),
