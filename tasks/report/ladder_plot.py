@@ -11,6 +11,8 @@ PANELS = 4
 """Numbers of partitions that are drawn: those with most mixtures."""
 LINES = 40
 """Mixtures in a panel: the best on the first rung."""
+LONGEST = 28
+"""Characters of a rung's name."""
 
 
 def ladder_plot(losses: "pd.DataFrame", flips: "pd.DataFrame") -> Spec:
@@ -62,5 +64,7 @@ def ladder_plot(losses: "pd.DataFrame", flips: "pd.DataFrame") -> Spec:
                 },
             }
         )
-    room = {"left": 90, "right": 25, "top": 5, "bottom": 5}
-    return {"params": [names_param("rungs", rungs, 28)], "padding": room, "hconcat": panels}
+    # Names are put in when the plot is drawn, too late for its own measure of what they take.
+    below = 5 + min(LONGEST, max(map(len, rungs)))
+    room = {"left": 90, "right": 25, "top": 5, "bottom": below}
+    return {"params": [names_param("rungs", rungs, LONGEST)], "padding": room, "hconcat": panels}
