@@ -88,6 +88,8 @@ def execute(
     Raises:
         ValueError: data or recipe cannot be used; everything committed stays.
     """
+    if with_references:
+        rungs_of(recipe)  # told by the recipe alone: a run that it refuses leaves no folder
     with _folder(run.store, recipe) as folder:
         corpus = scan_corpus(run, recipe)
         for note in corpus.problems:
@@ -96,7 +98,6 @@ def execute(
             announce(corpus)
         if with_references:
             refuse_early(run, recipe, corpus)
-            rungs_of(recipe)
         searched = search(run, recipe, corpus) if with_search else None
         outcome = ablate(run, recipe, corpus) if searched is None else searched.outcome
         trust = ladder = None

@@ -117,3 +117,4 @@ def test_the_option_names_rungs(tmp_path: Path, finished: Place) -> None:
     )
     assert refused.exit_code == 2
     assert "validation.ladder[1] trains the same as train.learning_rate=0.003" in refused.stderr
+    assert not [*(tmp_path / "s").glob("runs/*")]
