@@ -84,14 +84,16 @@ def validate(
         list[str] | None,
         typer.Option(
             help="A rung: judge the same mixtures with other fields of train or base, too, such as "
-            "'train.learning_rate=1e-4'. Several fields stand between commas. May be repeated."
+            "'train.learning_rate=1e-4'. Several fields stand between commas. May be repeated; rungs of the "
+            "recipe are then left out."
         ),
     ] = None,
     mixture: Annotated[
         list[str] | None,
         typer.Option(
             help="A further mixture to train for real: 'doc=0.6,perl=0.4', proportional (to the tokens at "
-            "hand), or best (what the recipe's latest run or search found best). May be repeated."
+            "hand), or best (what the recipe's latest run or search found best). May be repeated; weights "
+            "given here take the place of the recipe's validation.mixtures."
         ),
     ] = None,
     store: StoreUrl = DEFAULT_STORE,
@@ -107,7 +109,7 @@ def validate(
     if budget is not None:
         changes.append(f"validation.budget={json.dumps(budget)}")
     with faults():
-        changes += mixture_overrides(mixture or [], recipe, store)
+        changes += mixture_overrides(mixture or [], recipe, overrides or [], store)
         if ladder:
             rungs = [assignments(rung, "--ladder") for rung in ladder]
             changes.append(f"validation.ladder={json.dumps(rungs)}")

@@ -142,8 +142,11 @@ def assignments(text: str, option: str) -> dict[str, Any]:
     return tree
 
 
-def mixture_overrides(texts: list[str], recipe: str, store: str) -> list[str]:
+def mixture_overrides(texts: list[str], recipe: str, overrides: list[str], store: str) -> list[str]:
     """Overrides that name the mixtures of ``--mixture``, in place of those of the recipe.
+
+    Args:
+        overrides: of the recipe, which may change its name, and so what was best.
 
     Raises:
         UsageError: a text is no mixture.
@@ -157,7 +160,9 @@ def mixture_overrides(texts: list[str], recipe: str, store: str) -> list[str]:
         if text == "proportional":
             continue
         if text == "best":
-            mixtures.append(latest_of(open_store(store), read_recipe(recipe, None).name)["best"])
+            mixtures.append(
+                latest_of(open_store(store), read_recipe(recipe, overrides).name)["best"]
+            )
             continue
         mixtures.append(assignments(text, "--mixture"))
     named = [f"validation.mixtures={json.dumps(mixtures)}"] if mixtures else []

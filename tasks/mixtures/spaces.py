@@ -18,6 +18,14 @@ from tasks.mixtures.units import Catalogue, by_domain, spread
 from tasks.readable import whole
 
 
+def with_members(mixtures: list[dict[str, float]]) -> list[dict[str, float]]:
+    """The mixtures of a config's field; ValueError where one has no weight above zero."""
+    for index, weights in enumerate(mixtures):
+        if not any(weights.values()):
+            raise ValueError(f"mixtures[{index}] is {weights}: give one weight above zero")
+    return mixtures
+
+
 class _Space(Config):
     unit: Unit = "partition"
     """What is put in or left out as a whole: single partitions, or domains with all of theirs."""
@@ -162,13 +170,7 @@ class Explicit(Config):
     """What a name stands for that is both a partition's and a domain's; without it such a name is
     refused."""
 
-    @field_validator("mixtures")
-    @classmethod
-    def _have_members(cls, mixtures: list[dict[str, float]]) -> list[dict[str, float]]:
-        for index, weights in enumerate(mixtures):
-            if not any(weights.values()):
-                raise ValueError(f"mixtures[{index}] is {weights}: give one weight above zero")
-        return mixtures
+    _have_members = field_validator("mixtures")(with_members)
 
     def number(self, _: Catalogue) -> int:
         """How many mixtures are written out."""

@@ -28,10 +28,7 @@ if TYPE_CHECKING:
 FOLDS = 5
 MOST_REPEATS = 5
 """Cuts into folds times targets, or one cut; fewer for many rows. Means of many vary less with the cut."""
-_ROWS, _TARGETS = (
-    1000,
-    8,
-)  # held-out predictions of a target, and repeats times targets, that are enough
+_ROWS = 1000  # held-out predictions of a target that are enough
 _AVERAGED, _NEAR = 3, 0.03  # how many are averaged at most, and how far behind the best in Spearman
 COLUMNS = [
     *("surrogate", "target", "spearman", "pearson", "rmse", "rows"),

@@ -19,6 +19,7 @@ from pydantic import Field, field_validator
 
 from storage.fingerprint import Config
 from tasks.mixtures.mixture import Mixture
+from tasks.mixtures.spaces import with_members
 
 BudgetUnit: TypeAlias = Literal["trainings", "tokens", "joules"]
 Value: TypeAlias = bool | int | float | str | None
@@ -51,13 +52,7 @@ class ValidationConfig(Config):
     seed: int = 0
     """Seed of the sample."""
 
-    @field_validator("mixtures")
-    @classmethod
-    def _have_members(cls, mixtures: list[dict[str, float]]) -> list[dict[str, float]]:
-        for index, weights in enumerate(mixtures):
-            if not any(weights.values()):
-                raise ValueError(f"mixtures[{index}] is {weights}: give one weight above zero")
-        return mixtures
+    _have_members = field_validator("mixtures")(with_members)
 
     @field_validator("budget", mode="before")
     @classmethod
