@@ -149,6 +149,11 @@ def measure(repeats: int) -> "list[object]":
             file.write_text(json.dumps(recipe_of(folder, **parts)))
             if number == 3:
                 fill(file, str(store))
+                if before and not _is_readable(Path(before), file, store):
+                    ratios.append(
+                        "What is known was not compared: the commit before cannot read it."
+                    )
+                    break
             pairs = []
             for _ in range(repeats):
                 sides = [HERE, *([Path(before)] if before else [])]
@@ -169,6 +174,15 @@ def _read(corpus: Path, sets: list[dict[str, Any]]) -> tuple[float, float]:
         if path.is_file():
             path.read_bytes()
     return time.perf_counter() - start, time.process_time() - cpu
+
+
+def _is_readable(root: Path, recipe: Path, store: Path) -> bool:
+    """Whether the code at ``root`` reads what today's has stored: manifests are read by newer code alone."""
+    try:
+        _apart(root, recipe, store)
+    except subprocess.CalledProcessError:
+        return False
+    return True
 
 
 def _apart(root: Path, recipe: Path, store: Path) -> tuple[float, float]:
